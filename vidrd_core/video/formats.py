@@ -1,0 +1,183 @@
+"""What an output path means: its format, whether it can be written now, and the metadata text that goes inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import av.codec
+
+FRAME_NAME = "frame_{:05d}.png"
+FRAME_PATTERN = re.compile(r"frame_(\d{5,})\.png")
+
+# libx264 and libvpx have no common scale: both lines give "visually lossless" at 8 and small files at 3.
+DEFAULT_QUALITY = 8.0
+
+
+class VideoError(ValueError):
+    """A video cannot be written or read; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class VideoFormat:
+    """How one suffix is written."""
+
+    suffix: str
+    container: str | None = None  # libavformat muxer; None is a folder of PNGs
+    codec: str | None = None  # libavcodec encoder
+    container_options: Mapping[str, str] = field(default_factory=dict)
+    bytes_per_pixel: float = 3.0  # a generous bound, for the disk check only
+    max_fps: float = 240.0
+
+
+# bitexact leaves out random ids and dates, so the same frames give the same file.
+FORMATS = {
+    ".mp4": VideoFormat(
+        ".mp4", "mp4", "libx264", {"fflags": "+bitexact", "movflags": "+faststart"}, bytes_per_pixel=0.25
+    ),
+    ".webm": VideoFormat(".webm", "webm", "libvpx-vp9", {"fflags": "+bitexact"}, bytes_per_pixel=0.25),
+    # Browsers slow a GIF down whose frames last less than 2/100 s.
+    ".gif": VideoFormat(".gif", "gif", "gif", {"fflags": "+bitexact"}, bytes_per_pixel=1.0, max_fps=50.0),
+    "": VideoFormat(""),
+}
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The absolute path, so that `.`, a later chdir, or a name such as `concat:x` cannot change what is meant."""
+    return Path(os.path.abspath(path))
+
+
+def format_of(path: Path) -> VideoFormat:
+    """The format that the suffix of `path` names; VideoError for an unknown one."""
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise VideoError(
+            f"{path}: unknown suffix {path.suffix!r}; use .mp4, .webm or .gif, "
+            "or a name without a suffix for a folder of PNGs"
+        )
+    return FORMATS[suffix]
+
+
+def partial_path(path: Path) -> Path:
+    """The neighbour that is written first: `out.partial.mp4` for `out.mp4`. The name is fixed, so a rerun cleans up."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def replaced_path(path: Path) -> Path:
+    """Where an older folder of PNGs waits while the new one takes its name."""
+    return path.with_name(f"{path.name}.replaced")
+
+
+def estimate_bytes(path: str | os.PathLike[str], num_frames: int, height: int, width: int) -> int:
+    """A generous size in bytes of a video of `num_frames` frames of `height` x `width` pixels, for `probe_output`."""
+    return int(num_frames * height * width * format_of(absolute(path)).bytes_per_pixel) + 65536
+
+
+def probe_output(path: str | os.PathLike[str], estimated_bytes: int = 0) -> None:
+    """Find out before long work whether a video can be written to `path`; makes its folder if need be.
+
+    Checks the suffix, the encoder in the installed PyAV, the folder, the right to write into it, what already has that
+    name, and that the disk has `estimated_bytes` left. Raises VideoError with the reason and the remedy.
+    """
+    path = absolute(path)
+    kind = format_of(path)
+    _check_encoder(path, kind)
+    _check_target(path, kind)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VideoError(
+            f"{path}: its folder cannot be made ({error.strerror or error}); choose another output"
+        ) from error
+    _check_writable(path, kind)
+    free = shutil.disk_usage(path.parent).free
+    if free < max(estimated_bytes, 1):
+        raise VideoError(
+            f"{path}: about {_size(estimated_bytes)} are needed but the disk has {_size(free)} left; "
+            "free some space, make fewer or smaller frames, or choose another disk"
+        )
+
+
+def clear_frame_folder(folder: Path) -> None:
+    """Delete a folder of PNGs of ours, if it is there; VideoError rather than deleting anything else."""
+    if folder.exists():
+        check_frame_folder(folder)
+        shutil.rmtree(folder)
+
+
+def check_frame_folder(folder: Path) -> None:
+    """VideoError unless `folder`, where it exists, is a folder that holds nothing but frames an earlier run wrote."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise VideoError(f"{folder}: is a file, a folder of PNGs is to be written; add a suffix such as .mp4 or rename")
+    other = next((entry.name for entry in folder.iterdir() if not FRAME_PATTERN.fullmatch(entry.name)), None)
+    if other is not None:
+        raise VideoError(f"{folder}: holds other files ({other}) and will not be replaced; name a new or empty folder")
+
+
+def metadata_to_text(metadata: Mapping[str, Any]) -> str:
+    """The metadata as one JSON text that every container can hold. Raises VideoError if JSON cannot express it."""
+    try:
+        text = json.dumps(dict(metadata), ensure_ascii=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise VideoError(f"metadata must be plain JSON values (text, numbers, lists, dictionaries): {error}") from error
+    # A shell can hand over bytes that are no UTF-8 (lone surrogates); JSON's own escape for them is what this leaves.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def text_to_metadata(text: str | None) -> dict[str, Any]:
+    """The inverse of `metadata_to_text`; an empty dictionary for a comment that is not ours (no JSON object)."""
+    try:
+        metadata = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _check_encoder(path: Path, kind: VideoFormat) -> None:
+    if kind.codec is None:
+        return
+    try:
+        av.codec.Codec(kind.codec, "w")
+    except ValueError as error:  # av.codec.codec.UnknownCodecError is one
+        raise VideoError(
+            f"{path}: the installed PyAV {av.__version__} has no {kind.codec} encoder; install the wheel "
+            "(pip install --only-binary :all: av) or choose another of .mp4, .webm, .gif and a folder of PNGs"
+        ) from error
+
+
+def _check_target(path: Path, kind: VideoFormat) -> None:
+    if kind.container is None:
+        for folder in (path, partial_path(path), replaced_path(path)):
+            check_frame_folder(folder)
+    elif path.is_dir():
+        raise VideoError(f"{path}: is a folder; add a file name")
+
+
+def _check_writable(path: Path, kind: VideoFormat) -> None:
+    # Access bits say little on Windows and on network disks: only trying tells.
+    trial = path.with_name(f"{partial_path(path).name}.probe")
+    try:
+        trial.touch()
+        trial.unlink()
+        if path.is_file():
+            with path.open("ab"):
+                pass
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,244 @@
+"""Read videos and their metadata: any file that FFmpeg decodes, or a folder of PNGs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+
+from .formats import FRAME_PATTERN, VideoError, absolute, text_to_metadata
+
+# A file that ends this much before its header says is cut off; less is rounding and players' edit lists.
+_MISSING_SECONDS, _MISSING_SHARE = 0.25, 0.05
+
+
+@dataclass(frozen=True)
+class VideoClip:
+    """Frames with their rate."""
+
+    frames: np.ndarray  # uint8 [T, H, W, 3], T >= 1
+    fps: float
+
+
+def read_video(
+    path: str | os.PathLike[str],
+    *,
+    max_frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+) -> VideoClip:
+    """Read a video file or a folder of PNGs.
+
+    max_frames: stop after so many frames (counted after `fps` has been applied).
+    size: (height, width) in pixels: each frame is cropped around its centre to that aspect ratio and resized.
+    fps: give the frames that a player shows at these instants, repeating or dropping frames. None keeps the frames as
+        they are. For a folder of PNGs that does not say its rate, this is taken as its rate.
+    Raises FileNotFoundError, and VideoError naming the file for anything broken, cut off, or without a frame.
+    """
+    path = absolute(path)
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1 or None, got {max_frames}")
+    if size is not None and min(size) < 1:
+        raise ValueError(f"size must be (height, width) of at least 1 pixel, got {size}")
+    if fps is not None and not fps > 0:
+        raise ValueError(f"fps must be above 0 or None, got {fps}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such video")
+    source = _PngSource(path, fps) if path.is_dir() else _FileSource(path)
+    timed = source.frames()
+    images = (frame for _, frame in timed) if fps is None else _at_rate(timed, fps, source.fps)
+    if size is not None:
+        images = (np.asarray(ImageOps.fit(Image.fromarray(image), (size[1], size[0]))) for image in images)
+    frames = list(itertools.islice(images, max_frames))
+    if not frames:
+        raise VideoError(f"{path}: holds no frame that can be decoded; the file is broken or empty")
+    return VideoClip(np.stack(frames), float(source.fps if fps is None else fps))
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata that `VideoWriter` stored in a video file or a folder of PNGs; empty for a video that carries none.
+
+    Raises FileNotFoundError, and VideoError for what is not a video at all.
+    """
+    path = absolute(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such video")
+    if path.is_dir():
+        return text_to_metadata(_png_text(_png_names(path)[0]).get("Comment"))
+    with _open(path) as container:
+        # Matroska writes its tags in capitals.
+        comments = [value for key, value in container.metadata.items() if key.lower() == "comment"]
+        is_gif = container.format.name == "gif"
+    if is_gif:
+        with Image.open(path) as image:
+            comments = [bytes(image.info.get("comment", b"")).decode("utf-8", "replace")]
+    return text_to_metadata(comments[0] if comments else None)
+
+
+class _FileSource:
+    """A file that FFmpeg decodes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _open(path) as container:
+            stream: Any = container.streams.video[0]
+            if container.format.name == "gif":
+                rate = _gif_rate(container, stream)
+            else:
+                rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+        if not rate:
+            raise VideoError(f"{path}: says no frame rate; convert it to MP4 first")
+        self.fps = Fraction(rate)
+
+    def frames(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Yield (seconds since the first frame, uint8 [H, W, 3]), turned upright. VideoError if the file breaks off."""
+        first = last = None
+        with _open(self._path) as container:
+            stream: Any = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            try:
+                for frame in container.decode(stream):
+                    last = (
+                        frame.time if frame.time is not None else (0.0 if last is None else last + 1 / float(self.fps))
+                    )
+                    first = last if first is None else first
+                    if frame.is_corrupt:
+                        raise VideoError(
+                            f"{self._path}: is damaged {last - first:.2f} s in; copy it again or repair it"
+                        )
+                    yield last - first, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+            except av.FFmpegError as error:
+                raise VideoError(
+                    f"{self._path}: breaks off after {(last or 0.0):.2f} s ({error}); copy it again"
+                ) from error
+            promised = _duration(container, stream)
+            is_gif = container.format.name == "gif"
+        if first is None or last is None:
+            return
+        missing = promised - (last - first + 1 / float(self.fps))
+        if missing > max(_MISSING_SECONDS, 2 / float(self.fps), _MISSING_SHARE * promised) or (
+            is_gif and not _gif_is_whole(self._path)
+        ):
+            raise VideoError(f"{self._path}: is cut off: the video ends after {last - first:.2f} s; copy it again")
+
+
+class _PngSource:
+    """A folder of PNGs in the order of their names."""
+
+    def __init__(self, folder: Path, fps: float | None) -> None:
+        self._names = _png_names(folder)
+        text = _png_text(self._names[0]).get("fps")
+        try:
+            rate = Fraction(text) if text else None
+        except (ValueError, ZeroDivisionError):
+            rate = None
+        if rate is None and fps is None:
+            raise VideoError(f"{folder}: these PNGs do not say their frame rate; pass fps")
+        self.fps = rate if rate is not None else Fraction(fps).limit_denominator(1001)  # type: ignore[arg-type]
+
+    def frames(self) -> Iterator[tuple[float, np.ndarray]]:
+        size = None
+        for index, name in enumerate(self._names):
+            try:
+                with Image.open(name) as image:
+                    frame = np.asarray(image.convert("RGB"))
+            except (OSError, SyntaxError) as error:
+                raise VideoError(f"{name}: is not a readable PNG ({error})") from error
+            size = size or frame.shape
+            if frame.shape != size:
+                raise VideoError(f"{name}: is {frame.shape[1]}x{frame.shape[0]}, the frames before {size[1]}x{size[0]}")
+            yield index / float(self.fps), frame
+
+
+def _open(path: Path) -> Any:
+    try:
+        container = av.open(
+            os.fspath(path),
+            metadata_errors="replace",
+            # A playlist must not reach out to other machines.
+            container_options={"protocol_whitelist": "file"},
+        )
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: is not a video that can be read ({error})") from error
+    # "tty" takes any text file for a terminal recording, "concat" is a list of other files.
+    if container.format.name in ("tty", "concat") or not container.streams.video:
+        container.close()
+        raise VideoError(f"{path}: holds no video")
+    return container
+
+
+def _duration(container: Any, stream: Any) -> float:
+    """Seconds of video the header promises; 0 where it says nothing about the video stream itself."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None and len(container.streams) == 1:
+        return container.duration / av.time_base
+    return 0.0
+
+
+def _gif_rate(container: Any, stream: Any) -> Fraction | None:
+    """Frames per second of a GIF, from all its delays.
+
+    They are whole 1/100 s, so 8 fps alternate between 12 and 13 and FFmpeg, which goes by the first, says 8.33. A whole
+    rate that explains the total up to that rounding is taken for the true one.
+    """
+    ticks = [packet.duration for packet in container.demux(stream) if packet.duration]
+    if not ticks:
+        return None
+    seconds = sum(ticks) * Fraction(stream.time_base)
+    rate = len(ticks) / seconds
+    whole = max(1, round(rate))
+    return Fraction(whole) if abs(len(ticks) / Fraction(whole) - seconds) <= Fraction(1, 100) else rate
+
+
+def _gif_is_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, 64), os.SEEK_END)
+        return file.read().rstrip(b"\0").endswith(b";")
+
+
+def _png_names(folder: Path) -> list[Path]:
+    names = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() == ".png")
+    if not names:
+        raise VideoError(f"{folder}: holds no PNG files")
+    numbers = [FRAME_PATTERN.fullmatch(name.name) for name in names]
+    if all(numbers):
+        names.sort(key=lambda name: int(name.stem.removeprefix("frame_")))
+        for expected, name in enumerate(names, int(names[0].stem.removeprefix("frame_"))):
+            if int(name.stem.removeprefix("frame_")) != expected:
+                raise VideoError(f"{folder}: frame {expected} is missing (the next one is {name.name})")
+    return names
+
+
+def _png_text(name: Path) -> dict[str, str]:
+    try:
+        with Image.open(name) as image:
+            image.load()
+            return {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+    except (OSError, SyntaxError) as error:
+        raise VideoError(f"{name}: is not a readable PNG ({error})") from error
+
+
+def _at_rate(
+    timed: Iterable[tuple[float, np.ndarray]], fps: float, source_fps: float | Fraction
+) -> Iterator[np.ndarray]:
+    """Yield the frame on show at 0, 1/fps, 2/fps ... seconds, until the end of the last one."""
+    count, shown, now = 0, None, 0.0
+    # Files round their times, GIF to 1/100 s: an instant this close to a change belongs to the later frame.
+    slack = 0.1 / max(fps, float(source_fps))
+    for now, frame in timed:
+        while shown is not None and count / fps < now - slack:
+            yield shown
+            count += 1
+        shown = frame
+    while shown is not None and count / fps < now + 1 / float(source_fps) - slack:
+        yield shown
+        count += 1
