@@ -261,7 +261,7 @@ class _Yuv420(_Container):
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
-                interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+                interpolation=Interpolation.BICUBIC,
             )
         )
 
