@@ -1,0 +1,1 @@
+"""Training data: what the training scripts read or make."""

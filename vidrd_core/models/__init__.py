@@ -1,0 +1,1 @@
+"""The models: the temporal U-Net and the video autoencoder, with the layers they share."""

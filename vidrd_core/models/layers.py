@@ -1,0 +1,331 @@
+"""Layers shared by the temporal U-Net and the video autoencoder.
+
+Order is the order of dependency: tensor views, attention, transformer, residual blocks, resampling.
+
+Every layer takes and returns a clip ``[B, C, T, H, W]``. The models keep large clips in ``torch.channels_last_3d``
+memory (that is B, T, H, W, C), where a batch of frames ``[B*T, C, H, W]``, a batch of tokens ``[B*T, H*W, C]`` and the clip
+itself are views of one another, so that moving between spatial and temporal layers copies nothing.
+
+Leaf layers come from an ``operations`` namespace (``Linear``, ``Conv2d``, ``Conv3d``, ``GroupNorm``, ``LayerNorm``;
+default ``torch.nn``), so that a host can bring layers that cast, quantise or stream their weights. A namespace may also
+carry ``attention_function(q, k, v, heads)`` on ``[B, N, heads * d]`` tensors to replace scaled-dot-product attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+def fold_frames(x: Tensor) -> Tensor:
+    """``[B, C, T, H, W] -> [B*T, C, H, W]``; a view in channels-last memory."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def unfold_frames(x: Tensor, num_frames: int) -> Tensor:
+    """``[B*T, C, H, W] -> [B, C, T, H, W]``, the inverse of :func:`fold_frames`."""
+    return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
+
+
+def frame_layout(x: Tensor) -> torch.memory_format:
+    """The memory format in which to run on ``[B, C, T, H, W]``: channels-last, unless it is tiny and on the CPU.
+
+    Below 16x16 positions the copies that channels-last saves are cheap, and the plain layout runs the very operations of
+    the released code, so that even ill-conditioned norms (one position, two channels) agree to the last bits.
+    """
+    return torch.contiguous_format if _is_tiny(x) else torch.channels_last
+
+
+def _is_tiny(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.shape[-2] * x.shape[-1] < 256
+
+
+def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a 2-D layer to each frame of a clip ``[B, C, T, H, W]``."""
+    return unfold_frames(layer(fold_frames(x)), x.shape[2])
+
+
+def group_norm(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a GroupNorm layer to ``[B, C, ...]``.
+
+    On the CPU torch's channels-last kernel takes the variance as E[x^2] - E[x]^2, which loses digits where the mean is
+    large (relative error 5e-5 at mean 10). So float32 inference on the CPU takes it about the group's mean here.
+    """
+    if _is_tiny(x):
+        return layer(x.contiguous())
+    exact = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    # A host's layer that casts or streams its weights must be called as it is.
+    if not exact or type(layer).forward is not nn.GroupNorm.forward:
+        return layer(x)
+    groups = (layer.num_groups, -1)
+    rows = x.movedim(1, -1).flatten(1, -2)
+    mean = rows.mean(1).unflatten(1, groups).mean(2, keepdim=True).expand(-1, -1, x.shape[1] // layer.num_groups)
+    rows = rows - mean.flatten(1)[:, None]
+    variance = rows.square().mean(1).unflatten(1, groups).mean(2, keepdim=True)
+    scale = ((variance + layer.eps).rsqrt() * layer.weight.unflatten(0, groups)).flatten(1)
+    rows = torch.addcmul(layer.bias, rows, scale[:, None])
+    return rows.unflatten(1, x.shape[2:]).movedim(-1, 1)
+
+
+def frame_sinusoid(num_frames: int, dim: int, device: torch.device | str | None = None) -> Tensor:
+    """Fixed frame-position code ``[T, dim]``, float32: sines at even and cosines at odd channels, period base 10000."""
+    position = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None]
+    frequency = torch.exp(torch.arange(0, dim, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / dim))
+    angle = position * frequency
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention on ``[B, N, heads * d]`` tensors with torch's own kernels."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Zero a layer's parameters, so that the residual branch it ends starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class Attention(nn.Module):
+    """Multi-head attention, with the names of diffusers: ``to_q``, ``to_k``, ``to_v``, ``to_out.0``."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        context_dim: int | None = None,  # width of keys' and values' source; None: self-attention
+        bias: bool = False,  # bias of q, k, v; the output always has one
+        *,
+        operations: Any = nn,
+        **factory: Any,
+    ):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"attention width {dim} is not divisible by {heads} heads; change attention_head_dim")
+        context_dim = dim if context_dim is None else context_dim
+        self.heads = heads
+        self.attention: AttentionFunction = getattr(
+            operations, "attention_function", scaled_dot_product_attention
+        )
+        self.to_q = operations.Linear(dim, dim, bias=bias, **factory)
+        self.to_k = operations.Linear(context_dim, dim, bias=bias, **factory)
+        self.to_v = operations.Linear(context_dim, dim, bias=bias, **factory)
+        self.to_out = nn.ModuleList([operations.Linear(dim, dim, **factory), nn.Dropout(0.0)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``x``: ``[B, N, dim]``; ``context``: ``[B, M, context_dim]`` or None for ``x`` itself."""
+        context = x if context is None else context
+        return self.to_out[0](self.attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+
+
+class GEGLU(nn.Module):
+    """Gated GELU (arXiv 2002.05202): ``a * gelu(b)``, both halves of one projection."""
+
+    def __init__(self, dim: int, inner_dim: int, *, operations: Any = nn, **factory: Any):
+        super().__init__()
+        self.proj = operations.Linear(dim, inner_dim * 2, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU feed-forward of four times the width."""
+
+    def __init__(self, dim: int, *, operations: Any = nn, **factory: Any):
+        super().__init__()
+        self.net = nn.ModuleList(
+            [
+                GEGLU(dim, dim * 4, operations=operations, **factory),
+                nn.Dropout(0.0),
+                operations.Linear(dim * 4, dim, **factory),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, attention over frames (Temp-Attn), feed-forward; each pre-normed and residual.
+
+    The frame sinusoid is added to the residual stream itself, not only to the attention's input, and also when there is
+    a single frame, for which the attention over frames is skipped: the released weights were trained so.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, context_dim: int, add_temp_embed: bool, *, operations: Any = nn, **factory: Any
+    ):
+        super().__init__()
+        made: dict[str, Any] = {"operations": operations, **factory}
+        self.add_temp_embed = add_temp_embed
+        self.norm1 = operations.LayerNorm(dim, **factory)
+        self.attn1 = Attention(dim, heads, **made)
+        self.norm2 = operations.LayerNorm(dim, **factory)
+        self.attn2 = Attention(dim, heads, context_dim, **made)
+        self.temp_norm = operations.LayerNorm(dim, **factory)
+        self.temp_attn = Attention(dim, heads, **made)
+        zero_init(self.temp_attn.to_out[0])
+        self.norm3 = operations.LayerNorm(dim, **factory)
+        self.ff = FeedForward(dim, **made)
+
+    def forward(self, x: Tensor, context: Tensor, num_frames: int) -> Tensor:
+        """``x``: tokens ``[B*T, H*W, dim]``; ``context``: text ``[B*T, M, context_dim]``."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        if self.add_temp_embed:
+            code = frame_sinusoid(num_frames, x.shape[-1], x.device).to(x.dtype)
+            x = (x.unflatten(0, (-1, num_frames)) + code[:, None]).flatten(0, 1)
+        if num_frames > 1:
+            x = x + self.attend_over_frames(self.temp_norm(x), num_frames)
+        return x + self.ff(self.norm3(x))
+
+    def attend_over_frames(self, x: Tensor, num_frames: int) -> Tensor:
+        """Each position attends to itself in all frames, without a mask: ``[B*T, N, dim]`` in and out."""
+        positions = x.shape[1]
+        x = x.unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(0, 1)
+        x = self.temp_attn(x)
+        return x.unflatten(0, (-1, positions)).transpose(1, 2).flatten(0, 1)
+
+
+class SpatioTemporalTransformer(nn.Module):
+    """A transformer block over the tokens of each frame, between two projections, residual around the whole."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        context_dim: int,
+        groups: int,
+        use_linear_projection: bool,  # SD 2.x projects with Linear, SD 1.x with a 1x1 convolution
+        add_temp_embed: bool,
+        *,
+        operations: Any = nn,
+        **factory: Any,
+    ):
+        super().__init__()
+        self.use_linear_projection = use_linear_projection
+        self.norm = operations.GroupNorm(groups, dim, eps=1e-6, **factory)
+        if use_linear_projection:
+            self.proj_in = operations.Linear(dim, dim, **factory)
+            self.proj_out = operations.Linear(dim, dim, **factory)
+        else:
+            self.proj_in = operations.Conv2d(dim, dim, 1, **factory)
+            self.proj_out = operations.Conv2d(dim, dim, 1, **factory)
+        block = TransformerBlock(dim, heads, context_dim, add_temp_embed, operations=operations, **factory)
+        self.transformer_blocks = nn.ModuleList([block])
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """``x``: ``[B, C, T, H, W]``; ``context``: ``[B*T, M, context_dim]``, each clip's text repeated per frame."""
+        num_frames, height, width = x.shape[2:]
+        # The entry norm takes its statistics per frame, unlike the norms of the residual blocks.
+        h = group_norm(self.norm, fold_frames(x))
+        if self.use_linear_projection:
+            h = self.proj_in(h.permute(0, 2, 3, 1).flatten(1, 2))
+        else:
+            h = self.proj_in(h).permute(0, 2, 3, 1).flatten(1, 2)
+        for block in self.transformer_blocks:
+            h = block(h, context, num_frames)
+        if self.use_linear_projection:
+            h = self.proj_out(h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        else:
+            h = self.proj_out(h.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+        return x + unfold_frames(h, num_frames)
+
+
+class TempConv(nn.Module):
+    """Temp-Conv: (GroupNorm, SiLU, Dropout, convolution over three frames) several times, residual, identity at start.
+
+    Skipped for a single frame. The released U-Net has four convolutions, the released decoder three.
+    """
+
+    def __init__(self, dim: int, num_convs: int, groups: int, dropout: float, *, operations: Any = nn, **factory: Any):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(num_convs):
+            layers += [
+                operations.GroupNorm(groups, dim, **factory),
+                nn.SiLU(),
+                nn.Dropout(dropout),
+                operations.Conv3d(dim, dim, (3, 1, 1), padding=(1, 0, 0), **factory),
+            ]
+        zero_init(layers[-1])
+        self.convs = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] == 1:
+            return x
+        h = x
+        for norm, activation, dropout, convolution in zip(*[iter(self.convs)] * 4):
+            h = convolution(dropout(activation(group_norm(norm, h))))
+        return x + h
+
+
+class ResnetBlock(nn.Module):
+    """Stable Diffusion's residual block on a clip: convolutions per frame, norms over all frames together."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        eps: float,
+        time_dim: int | None = None,  # width of the time embedding; None: the block has none
+        *,
+        operations: Any = nn,
+        **factory: Any,
+    ):
+        super().__init__()
+        self.norm1 = operations.GroupNorm(groups, in_channels, eps=eps, **factory)
+        self.conv1 = operations.Conv2d(in_channels, out_channels, 3, padding=1, **factory)
+        self.time_emb_proj = None if time_dim is None else operations.Linear(time_dim, out_channels, **factory)
+        self.norm2 = operations.GroupNorm(groups, out_channels, eps=eps, **factory)
+        self.conv2 = operations.Conv2d(out_channels, out_channels, 3, padding=1, **factory)
+        changes = in_channels != out_channels
+        self.conv_shortcut = operations.Conv2d(in_channels, out_channels, 1, **factory) if changes else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """``x``: ``[B, C, T, H, W]``; ``time``: ``[B, time_dim]``, already through SiLU."""
+        h = per_frame(self.conv1, F.silu(group_norm(self.norm1, x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(time)[:, :, None, None, None]
+        h = per_frame(self.conv2, F.silu(group_norm(self.norm2, h)))
+        return h + (x if self.conv_shortcut is None else per_frame(self.conv_shortcut, x))
+
+
+class Downsample(nn.Module):
+    """Halve height and width with a strided convolution, padded on all sides or, as in the VAE, only below and right."""
+
+    def __init__(self, dim: int, asymmetric: bool = False, *, operations: Any = nn, **factory: Any):
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = operations.Conv2d(dim, dim, 3, stride=2, padding=0 if asymmetric else 1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = fold_frames(x)
+        if self.asymmetric:
+            frames = F.pad(frames, (0, 1, 0, 1))
+        return unfold_frames(self.conv(frames), x.shape[2])
+
+
+class Upsample(nn.Module):
+    """Double height and width by nearest neighbour, or grow to a given size, then convolve."""
+
+    def __init__(self, dim: int, *, operations: Any = nn, **factory: Any):
+        super().__init__()
+        self.conv = operations.Conv2d(dim, dim, 3, padding=1, **factory)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """``size``: (height, width) of the skip connection to meet; None doubles both."""
+        size = (x.shape[3] * 2, x.shape[4] * 2) if size is None else size
+        return unfold_frames(self.conv(F.interpolate(fold_frames(x), size=size, mode="nearest")), x.shape[2])

@@ -1,0 +1,428 @@
+"""Text to clips to video outside ComfyUI: :class:`VidRDPipeline`, a diffusers pipeline (arXiv 2309.03549).
+
+The work is cut in three: :func:`denoise_clip` runs one clip through the U-Net, :meth:`VidRDPipeline.stream` chains clips
+one at a time, and :meth:`VidRDPipeline.__call__` and :meth:`VidRDPipeline.extend` collect them into a video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from .decoding import WindowDecoder
+from .models.autoencoder import VidRDAutoencoderKL
+from .models.unet import VidRDUNet
+from .reuse import ReuseSettings, Trajectory, TrajectoryRecorder, guide, initial_noise
+from .schedulers import prepare_scheduler
+from .seeds import clip_noise, clip_seed
+from .state import Clip, SamplingSettings, VideoState, fingerprint
+
+NoiseSource = Callable[[int, Sequence[int]], Tensor]
+StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
+OUTPUT_TYPES = ("np", "pt", "latent")
+
+
+@dataclass
+class VidRDPipelineOutput(BaseOutput):
+    """What a call returns.
+
+    Args:
+        frames: the video: "np" ``[B, T, H, W, 3]`` in [0, 1], "pt" ``[B, 3, T, H, W]`` in [-1, 1], "latent" the joined
+            latents ``[B, C, T, h, w]``.
+        clips: the latents of each clip, ``[B, C, N, h, w]``, as the diffusion model makes them: not divided by the
+            VAE's scaling factor, no frames trimmed; on the CPU.
+        state: what :meth:`VidRDPipeline.extend` goes on from.
+    """
+
+    frames: np.ndarray | Tensor
+    clips: list[Tensor]
+    state: VideoState
+
+
+def denoise_clip(
+    unet: VidRDUNet,
+    scheduler: Any,
+    noise: Tensor,
+    text: Tensor,
+    negative: Tensor | None,
+    guidance_scale: float,
+    settings: ReuseSettings,
+    past: Trajectory | None = None,
+    on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
+    context: dict[str, Any] | None = None,
+) -> tuple[Tensor, Trajectory]:
+    """Denoise one clip, steered by the trajectory of the one before.
+
+    Args:
+        scheduler: with its timesteps set.
+        noise: unit-variance noise ``[B, C, N, h, w]`` on the model's device.
+        text, negative: states ``[B, M, D]``; no classifier-free guidance where ``negative`` is None.
+        past: the trajectory of the clip before, or None for a first clip.
+        on_step: called after each step with (step, timestep, latents); may return other latents, or raise to stop.
+
+    Returns:
+        The latents ``[B, C, N, h, w]`` and the trajectory for the next clip.
+    """
+    timesteps = scheduler.timesteps
+    recorder = TrajectoryRecorder(noise, settings, len(timesteps), context)
+    latents = noise * scheduler.init_noise_sigma
+    states = text if negative is None else torch.cat((negative, text))
+    for step, timestep in enumerate(timesteps):
+        # DSG, and what the next clip will be guided by.
+        latents = guide(latents, None if past is None else past.guidance(step, settings))
+        recorder.record(step, latents)
+
+        # Predict the noise; both halves of classifier-free guidance in one batch.
+        model_input = scheduler.scale_model_input(latents, timestep)
+        if negative is not None:
+            model_input = torch.cat((model_input, model_input))
+        predicted = unet(model_input.to(text.dtype), timestep, states).sample
+        if negative is not None:
+            uncond, cond = predicted.chunk(2)
+            predicted = uncond + guidance_scale * (cond - uncond)
+
+        latents = scheduler.step(predicted, timestep, latents).prev_sample
+        if on_step is not None:
+            changed = on_step(step, timestep, latents)
+            latents = latents if changed is None else changed
+    return latents, recorder.finish()
+
+
+class _Interrupted(Exception):
+    """Sampling was stopped by ``pipe.interrupt`` in the middle of a clip."""
+
+
+class VidRDPipeline(DiffusionPipeline):
+    """Text-to-video of any length, clip by clip.
+
+    Saves to and loads from a model folder like every diffusers pipeline. Any deterministic diffusers scheduler that
+    updates its own sample works; others are refused with the reason.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(self, unet: VidRDUNet, vae: VidRDAutoencoderKL, text_encoder: Any, tokenizer: Any, scheduler: Any):
+        super().__init__()
+        self.register_modules(
+            unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+        )
+        self.interrupt = False
+
+    # -- public calls --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | None = "watermark",
+        prompt_embeds: Tensor | Sequence[Tensor] | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        num_clips: int = 4,
+        num_frames: int = 8,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 10.0,
+        reuse: ReuseSettings | None = None,
+        seed: int | Sequence[int] = 0,
+        noise: NoiseSource | None = None,
+        output_type: str = "np",
+        callback_on_step_end: StepCallback | None = None,
+        clip_seeds: Sequence[int | None] | None = None,
+    ) -> VidRDPipelineOutput:
+        """Make a video of ``num_clips`` chained clips.
+
+        Args:
+            prompt: one prompt, or one per clip; the last repeats.
+            negative_prompt: what to steer away from; used where ``guidance_scale`` is above 1.
+            prompt_embeds: text states ``[B, M, D]`` in place of ``prompt``, or one tensor per clip; B videos are made.
+            negative_prompt_embeds: ``[B, M, D]`` or ``[1, M, D]``.
+            num_frames: N, frames per clip, 1 to 32.
+            height, width: pixels, multiples of the VAE's factor (8); None: the size the model was trained on.
+            num_inference_steps: S, denoising steps per clip.
+            guidance_scale: of classifier-free guidance; 1 or less turns it off and halves the work.
+            reuse: how clips reuse one another; None: the released values.
+            seed: from which every clip's own seed is derived; with several videos one each, or the first of a row.
+            noise: ``(clip_index, shape) -> tensor`` of unit variance, in place of seeded noise.
+            output_type: "np", "pt" or "latent", see :class:`VidRDPipelineOutput`.
+            callback_on_step_end: ``(pipe, step, timestep, {"latents", "clip_index"}) -> dict | None``; may return other
+                "latents", and may set ``pipe.interrupt = True`` to stop: finished clips are returned.
+            clip_seeds: a seed per clip that replaces the derived one; None entries and missing ones stay derived.
+
+        Raises:
+            ValueError: an argument does not fit; the message says what came and what was expected.
+        """
+        sampling = SamplingSettings(
+            num_frames=num_frames,
+            height=self._default_size if height is None else height,
+            width=self._default_size if width is None else width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            reuse=ReuseSettings() if reuse is None else reuse,
+            negative_prompt=negative_prompt,
+        )
+        stream = self.stream(
+            prompt,
+            sampling,
+            num_clips,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            seed=seed,
+            clip_seeds=clip_seeds,
+            noise=noise,
+            callback_on_step_end=callback_on_step_end,
+        )
+        return self._collect(stream, sampling, output_type)
+
+    @torch.no_grad()
+    def extend(
+        self,
+        previous: VidRDPipelineOutput | VideoState,
+        prompt: str | Sequence[str] | None = None,
+        num_clips: int = 1,
+        *,
+        prompt_embeds: Tensor | Sequence[Tensor] | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        guidance_scale: float | None = None,
+        reuse: ReuseSettings | None = None,
+        clip_seeds: Sequence[int | None] | None = None,
+        noise: NoiseSource | None = None,
+        output_type: str = "np",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> VidRDPipelineOutput:
+        """Go on from an output or a saved state; returns the *new* clips and their frames.
+
+        The clips are those that one longer call would have made, to the bit. Settings that are None are the previous
+        ones; clip indices go on counting, so that derived seeds and a ``noise`` function go on too.
+
+        Args:
+            previous: what a call returned, or :meth:`VideoState.load`.
+            prompt: None repeats the last one.
+            clip_seeds: as in a call, counted from the first new clip.
+        """
+        state = previous if isinstance(previous, VideoState) else previous.state
+        state.check_model(fingerprint(self.unet))
+        sampling = state.sampling
+        if guidance_scale is not None:
+            sampling = replace(sampling, guidance_scale=guidance_scale)
+        if reuse is not None:
+            sampling = replace(sampling, reuse=reuse)
+        stream = self.stream(
+            prompt,
+            sampling,
+            num_clips,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            state=state,
+            clip_seeds=clip_seeds,
+            noise=noise,
+            callback_on_step_end=callback_on_step_end,
+        )
+        return self._collect(stream, sampling, output_type, state)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompt: str | Sequence[str] | None,
+        sampling: SamplingSettings,
+        num_clips: int,
+        *,
+        prompt_embeds: Tensor | Sequence[Tensor] | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        state: VideoState | None = None,
+        seed: int | Sequence[int] = 0,
+        clip_seeds: Sequence[int | None] | None = None,
+        noise: NoiseSource | None = None,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> Iterator[Clip]:
+        """Yield the clips one at a time, each on the CPU with the state to go on from.
+
+        Args as in :meth:`__call__`; ``state`` makes the clips that follow it.
+        """
+        self._check(sampling, num_clips)
+        self.interrupt = False
+        prompts, texts = self._encode_prompts(prompt, prompt_embeds, num_clips, state)
+        batch = texts[0].shape[0]
+        negative = self._encode_negative(negative_prompt_embeds, sampling, batch)
+        first = 0 if state is None else state.clip_index + 1
+        seeds = _batch_seeds(seed if state is None else state.seeds, batch)
+        shape = self._latent_shape(batch, sampling)
+        past = None if state is None else state.trajectory
+        clips = self.progress_bar(range(num_clips))
+        clips.set_description("clips")
+        for number in clips:
+            index = first + number
+            chosen = clip_seeds[number] if clip_seeds is not None and number < len(clip_seeds) else None
+            drawn = [clip_seed(s, index) if chosen is None else chosen + b for b, s in enumerate(seeds)]
+            fresh = clip_noise(drawn, shape) if noise is None else _checked_noise(noise(index, shape), shape)
+            start = fresh if past is None else initial_noise(past.noise, fresh, sampling.reuse)
+            try:
+                latents, past = self._denoise(start, texts[number], negative, sampling, past, index, callback_on_step_end)
+            except _Interrupted:
+                return
+            clip = Clip(latents.cpu(), index, prompts[number], drawn)
+            clip.state = VideoState.after(clip, past, sampling, seeds, texts[number].cpu(), fingerprint(self.unet), state)
+            state = clip.state
+            yield clip
+
+    def make_decoder(self, sampling: SamplingSettings) -> WindowDecoder:
+        """A streaming decoder of the clips' latents (as :class:`Clip` holds them) to frames on the CPU."""
+
+        def decode(latents: Tensor) -> Tensor:
+            latents = latents.to(self._execution_device, self.vae.dtype) / self.vae.config.scaling_factor
+            return self.vae.decode(latents).sample.float().clamp(-1, 1).cpu()
+
+        return WindowDecoder(decode, sampling.num_frames)
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def _denoise(
+        self,
+        start: Tensor,
+        text: Tensor,
+        negative: Tensor | None,
+        sampling: SamplingSettings,
+        past: Trajectory | None,
+        index: int,
+        callback: StepCallback | None,
+    ) -> tuple[Tensor, Trajectory]:
+        device = self._execution_device
+        scheduler = prepare_scheduler(self.scheduler, sampling, device)
+        with self.progress_bar(total=len(scheduler.timesteps)) as bar:
+            bar.set_description(f"clip {index}")
+
+            def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
+                bar.update()
+                changed = None
+                if callback is not None:
+                    changed = callback(self, step, timestep, {"latents": latents, "clip_index": index})
+                if self.interrupt:
+                    raise _Interrupted
+                return None if changed is None else changed.get("latents")
+
+            start = start.to(device, torch.float32)
+            return denoise_clip(
+                self.unet,
+                scheduler,
+                start,
+                text,
+                negative,
+                sampling.guidance_scale,
+                sampling.reuse,
+                past,
+                on_step,
+            )
+
+    def _collect(
+        self, stream: Iterator[Clip], sampling: SamplingSettings, output_type: str, state: VideoState | None = None
+    ) -> VidRDPipelineOutput:
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
+        clips: list[Tensor] = []
+        pieces: list[Any] = []
+        decoder = self.make_decoder(sampling)
+        skip = 0
+        if state is not None and output_type != "latent":  # run the decoder in on the frames before, and drop those
+            skip = state.tail.shape[2]
+            skip -= sum(piece.shape[2] for piece in decoder.push(state.tail))
+        for clip in stream:
+            clips.append(clip.latents)
+            assert clip.state is not None
+            state = clip.state
+            joined = clip.joined(sampling.reuse)
+            if output_type == "latent":
+                pieces.append(joined)
+                continue
+            for piece in decoder.push(joined):
+                pieces.append(_to_output(piece[:, :, skip:], output_type))
+                skip = max(0, skip - piece.shape[2])
+        if state is None or not clips:
+            raise RuntimeError("interrupted before the first clip was finished: there is nothing to return")
+        if output_type != "latent":
+            for piece in decoder.flush():
+                pieces.append(_to_output(piece[:, :, skip:], output_type))
+        axis = 1 if output_type == "np" else 2
+        frames = np.concatenate(pieces, axis) if output_type == "np" else torch.cat(pieces, axis)
+        return VidRDPipelineOutput(frames=frames, clips=clips, state=state)
+
+    @property
+    def _default_size(self) -> int:
+        return (self.unet.config.sample_size or 32) * self.vae.spatial_factor
+
+    def _latent_shape(self, batch: int, sampling: SamplingSettings) -> tuple[int, ...]:
+        factor = self.vae.spatial_factor
+        size = (sampling.num_frames, sampling.height // factor, sampling.width // factor)
+        return (batch, self.unet.config.in_channels, *size)
+
+    def _check(self, sampling: SamplingSettings, num_clips: int) -> None:
+        factor = self.vae.spatial_factor
+        if sampling.height % factor or sampling.width % factor or min(sampling.height, sampling.width) < factor:
+            raise ValueError(f"size is {sampling.width}x{sampling.height}; expected positive multiples of {factor}")
+        if num_clips < 1:
+            raise ValueError(f"num_clips is {num_clips}; expected at least 1")
+
+    def _encode_prompts(
+        self,
+        prompt: str | Sequence[str] | None,
+        embeds: Tensor | Sequence[Tensor] | None,
+        num_clips: int,
+        state: VideoState | None,
+    ) -> tuple[list[str], list[Tensor]]:
+        """The prompt and the text states of each clip; the last repeat."""
+        if prompt is not None and embeds is not None:
+            raise ValueError("both prompt and prompt_embeds were given; give one of them")
+        if prompt is not None:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            if not prompts:
+                raise ValueError("prompt is an empty list; give at least one prompt")
+            known = {text: self._encode_text(text) for text in dict.fromkeys(prompts)}
+            texts = [known[text] for text in prompts]
+        elif embeds is not None:
+            texts = [embeds] if isinstance(embeds, Tensor) else list(embeds)
+            prompts = [""] * len(texts)
+        elif state is not None:
+            prompts, texts = [state.prompt], [state.text]
+        else:
+            raise ValueError("neither prompt nor prompt_embeds was given; give one of them")
+        last = len(prompts) - 1
+        order = [min(number, last) for number in range(num_clips)]
+        texts = [text.to(self._execution_device, self.unet.dtype) for text in texts]
+        return [prompts[i] for i in order], [texts[i] for i in order]
+
+    def _encode_negative(self, embeds: Tensor | None, sampling: SamplingSettings, batch: int) -> Tensor | None:
+        if sampling.guidance_scale <= 1:
+            return None
+        if embeds is None:
+            embeds = self._encode_text(sampling.negative_prompt or "")
+        return embeds.to(self._execution_device, self.unet.dtype).expand(batch, -1, -1)
+
+    def _encode_text(self, text: str) -> Tensor:
+        tokens = self.tokenizer(
+            text, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
+
+
+def _to_output(piece: Tensor, output_type: str) -> np.ndarray | Tensor:
+    return piece if output_type == "pt" else ((piece + 1) / 2).permute(0, 2, 3, 4, 1).contiguous().numpy()
+
+
+def _batch_seeds(seed: int | Sequence[int], batch: int) -> list[int]:
+    seeds = [seed + b for b in range(batch)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != batch:
+        raise ValueError(f"{len(seeds)} seeds were given for {batch} videos; give one each, or a single number")
+    return seeds
+
+
+def _checked_noise(noise: Tensor, shape: Sequence[int]) -> Tensor:
+    if tuple(noise.shape) != tuple(shape):
+        raise ValueError(f"noise returned {list(noise.shape)}; expected {list(shape)}")
+    return noise

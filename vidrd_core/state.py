@@ -1,0 +1,202 @@
+"""What a video needs to go on later: the state after a clip, and its safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .decoding import last_window_start
+from .reuse import ReuseSettings, Trajectory
+
+FORMAT = "vidrd-state-1"
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How clips are sampled. Everything here is stored in a state; defaults are the released values."""
+
+    num_frames: int = 8
+    height: int = 256  # pixels
+    width: int = 256
+    num_inference_steps: int = 50
+    guidance_scale: float = 10.0
+    reuse: ReuseSettings = ReuseSettings()
+    negative_prompt: str | None = "watermark"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_frames <= 32:
+            raise ValueError(f"num_frames is {self.num_frames}; expected 1 to 32 frames per clip")
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {self.num_inference_steps}; expected at least 1")
+        self.reuse.check(self.num_frames)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SamplingSettings:
+        return cls(**{**values, "reuse": ReuseSettings(**values["reuse"])})
+
+
+@dataclass
+class Clip:
+    """One finished clip, on the CPU.
+
+    Args:
+        latents: ``[B, C, N, h, w]`` as the diffusion model makes them (not divided by the scaling factor).
+        index: of the clip in its video, from 0.
+        prompt: what it shows.
+        seeds: of its fresh noise, one per video of the batch.
+        state: what the next clip goes on from.
+    """
+
+    latents: Tensor
+    index: int
+    prompt: str
+    seeds: list[int]
+    state: VideoState | None = None
+
+    def joined(self, settings: ReuseSettings) -> Tensor:
+        """The latents that go into the video: all of a first clip, without the trimmed frames of the others."""
+        return self.latents if self.index == 0 else self.latents[:, :, settings.trim_frames :]
+
+
+@dataclass
+class VideoState:
+    """Everything needed to make the clip after ``clip_index`` as if the video had never stopped.
+
+    Args:
+        trajectory: of the last clip.
+        tail: the last joined latents, from the start of the decoder's last full window.
+        num_joined: frames of the joined video so far.
+        sampling: settings of the last clip.
+        seeds: the video's seed, one per video of the batch.
+        clip_index: of the last clip, from 0.
+        prompt, text: the last clip's, as words and as states ``[B, M, D]``.
+        model: :func:`fingerprint` of the U-Net.
+    """
+
+    trajectory: Trajectory
+    tail: Tensor
+    num_joined: int
+    sampling: SamplingSettings
+    seeds: list[int]
+    clip_index: int
+    prompt: str
+    text: Tensor
+    model: str
+
+    @classmethod
+    def after(
+        cls,
+        clip: Clip,
+        trajectory: Trajectory,
+        sampling: SamplingSettings,
+        seeds: Sequence[int],
+        text: Tensor,
+        model: str,
+        before: VideoState | None,
+    ) -> VideoState:
+        """The state after ``clip``, which followed ``before``."""
+        tail = clip.joined(sampling.reuse)
+        total = tail.shape[2]
+        if before is not None:
+            tail = torch.cat((before.tail, tail), dim=2)
+            total += before.num_joined
+        tail = tail[:, :, tail.shape[2] - (total - last_window_start(total, sampling.num_frames)) :].clone()
+        return cls(trajectory, tail, total, sampling, list(seeds), clip.index, clip.prompt, text, model)
+
+    def check_model(self, model: str) -> None:
+        """Raise ``ValueError`` where the state is another model's."""
+        if not same_model(model, self.model):
+            raise ValueError(
+                f"the state was made by another U-Net (fingerprint {self.model}, this one is {model}): "
+                "load the model that began the video"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, replacing an old one at once."""
+        path = Path(path)
+        tensors = {"tail": self.tail, "text": self.text, "noise": self.trajectory.noise}
+        tensors |= {f"state.{step}": state for step, state in enumerate(self.trajectory.states)}
+        values = {
+            "sampling": self.sampling.to_json(),
+            "num_joined": self.num_joined,
+            "seeds": self.seeds,
+            "clip_index": self.clip_index,
+            "prompt": self.prompt,
+            "model": self.model,
+            "trajectory": self.trajectory.metadata(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        metadata = {"format": FORMAT, "state": json.dumps(values)}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> VideoState:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is not a state, or is broken.
+            FileNotFoundError: there is no such file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; expected a state file (.safetensors)")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read as safetensors ({error}); it is broken or not a state") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is {metadata.get('format', 'no VidRD state')}; expected {FORMAT}")
+        values = json.loads(metadata["state"])
+        recorded = values["trajectory"]
+        states = [tensors[f"state.{step}"] for step in range(sum(key.startswith("state.") for key in tensors))]
+        trajectory = Trajectory(
+            tensors["noise"],
+            states,
+            ReuseSettings(**recorded["settings"]),
+            recorded["num_steps"],
+            recorded["context"],
+        )
+        return cls(
+            trajectory,
+            tensors["tail"],
+            values["num_joined"],
+            SamplingSettings.from_json(values["sampling"]),
+            values["seeds"],
+            values["clip_index"],
+            values["prompt"],
+            tensors["text"],
+            values["model"],
+        )
+
+
+def fingerprint(unet: torch.nn.Module) -> str:
+    """A short name for a U-Net: a hash of its configuration and a few of its weights, to three digits."""
+    config = {k: v for k, v in sorted(unet.config.items()) if not k.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, default=str).encode()).hexdigest()[:12]
+    weights = unet.conv_in.weight.detach().flatten()[:8].float().tolist()
+    return ":".join((digest, *(f"{weight:.2e}" for weight in weights)))
+
+
+def same_model(first: str, second: str) -> bool:
+    """Whether two fingerprints are of one model, perhaps held in different precisions."""
+    (config, *weights), (other_config, *other_weights) = first.split(":"), second.split(":")
+    pairs = zip(weights, other_weights, strict=True)
+    return config == other_config and all(math.isclose(float(a), float(b), rel_tol=0.1, abs_tol=1e-4) for a, b in pairs)
