@@ -18,14 +18,18 @@ class AutoencoderLoss:
     """Weights of the autoencoder's losses; ours, since the paper names none."""
 
     kl: float = 1e-3  # on the mean Kullback-Leibler divergence per latent
+    contrast: float = 0.0  # more weight for pixels that stand out from their frame's mean colour
     edges: float = 0.5  # L1 of differences between neighbouring pixels, for crisp outlines
     motion: float = 0.0  # L1 of differences between neighbouring frames, against flicker
 
     def __call__(self, output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction loss of pixels ``[B, 3, T, H, W]`` in [-1, 1]."""
-        l1 = F.l1_loss(output, target)
+        weight = 1 + self.contrast * (target - target.mean((3, 4), keepdim=True)).abs().mean(1, keepdim=True)
+        error = output - target
+        l1 = error.abs().mean()
+        pixels = (weight * (error.abs() + error.square())).mean()
         edges = sum(F.l1_loss(output.diff(dim=d), target.diff(dim=d)) for d in (3, 4))
-        loss = l1 + F.mse_loss(output, target) + self.edges * edges
+        loss = pixels + self.edges * edges
         if target.shape[2] > 1:
             loss = loss + self.motion * F.l1_loss(output.diff(dim=2), target.diff(dim=2))
         return loss, {"l1": l1.item()}

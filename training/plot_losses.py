@@ -1,0 +1,43 @@
+"""Draw the loss curves of training runs into one picture.
+
+    python training/plot_losses.py --runs runs/demo_vae runs/demo_image runs/demo_video --output docs/demo_training.png
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import tyro
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    runs: tuple[Path, ...]  # run folders
+    output: Path  # picture to write
+
+
+def main(arguments: Arguments) -> None:
+    figure, axes = plt.subplots(1, len(arguments.runs), figsize=(4.2 * len(arguments.runs), 3.2), squeeze=False)
+    for axis, run in zip(axes[0], arguments.runs, strict=True):
+        text = (run / "statistics.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        for name in ("loss", "image_loss", "video_loss"):
+            points = [(line["samples"], line[name]) for line in lines if name in line]
+            if points and not (name == "loss" and "video_loss" in lines[-1]):
+                axis.plot(*zip(*points), label=name.replace("_", " "), linewidth=1)
+        axis.set(title=run.name, xlabel="samples", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend()
+    figure.tight_layout()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.output, dpi=110)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,30 @@
+"""Render clips of the procedural world and store them as latents of a trained VAE.
+
+    python training/prepare_latents.py --vae runs/demo_vae/model --output runs/demo_latents/train.safetensors
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from vidrd_core.data.latents import encode_world
+from vidrd_core.models.autoencoder import VidRDAutoencoderKL
+
+
+@dataclass(frozen=True)
+class Arguments:
+    vae: Path  # model folder of the VAE
+    output: Path  # safetensors file to write
+    clips: int = 8000
+    frames: int = 10  # per clip
+    seed: int = 0
+    split: str = "train"  # or "test": combinations that training never sees
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Arguments)
+    vae = VidRDAutoencoderKL.from_pretrained(arguments.vae)
+    encode_world(vae, arguments.output, arguments.clips, arguments.frames, arguments.seed, arguments.split)
