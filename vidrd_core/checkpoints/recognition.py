@@ -1,0 +1,216 @@
+"""Recognise what a file or folder is and find the U-Net, the VAE and the text encoder in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .configs import stranger
+from .naming import to_our_names
+from .reading import CheckpointError, MissingFileError, StoredWeights, open_weights, read_json, weight_files
+
+PART_NAMES = ("unet", "vae", "text_encoder")
+CONFIG_KEY = "vidrd_config"  # safetensors metadata of files that this package writes
+PART_OF_CLASS = {"VidRDUNet": "unet", "VidRDAutoencoderKL": "vae", "CLIPTextModel": "text_encoder"}
+
+# One weight that every model of a kind has, and one more that settles the layout.
+ANCHORS = (
+    ("unet", "diffusers", "time_embedding.linear_1.weight", "conv_in.weight"),
+    ("unet", "ldm", "time_embed.0.weight", "input_blocks.0.0.weight"),
+    ("vae", "diffusers", "decoder.conv_norm_out.weight", "encoder.conv_in.weight"),
+    ("vae", "ldm", "decoder.norm_out.weight", "encoder.conv_in.weight"),
+    ("text_encoder", "clip", "embeddings.token_embedding.weight", "final_layer_norm.weight"),
+    ("text_encoder", "openclip", "token_embedding.weight", "transformer.resblocks.0.ln_1.weight"),
+)
+KINDS = {
+    "lightning": "training checkpoint (PyTorch Lightning layout)",
+    "ldm": "Stable Diffusion single-file checkpoint",
+    "weights": "weights file",
+    "component_folder": "folder of one diffusers component",
+    "model_folder": "diffusers model folder",
+    "release_folder": "folder of the released files",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The weights of one model: where they lie and under which names."""
+
+    name: str  # unet, vae or text_encoder
+    layout: str
+    stored: StoredWeights
+    prefix: str = ""
+    config: Mapping[str, Any] | None = None  # where the file or folder brings one
+    config_source: str = "the shapes"
+
+    def select(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This part's tensors by their stored names without the prefix."""
+        return {k.removeprefix(self.prefix): v for k, v in stored.items() if k.startswith(self.prefix)}
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors in the names of our models, mapped afresh."""
+        try:
+            return to_our_names(self.name, self.layout, self.select(self.stored.tensors()))
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.stored.path}: {error}") from error
+
+
+@dataclass
+class Checkpoint:
+    """What a path holds. Parts are opened on first use."""
+
+    path: Path
+    kind: str  # a key of KINDS
+    found: dict[str, Part] = field(default_factory=dict)  # parts of a file
+    homes: dict[str, Path] = field(default_factory=dict)  # folders or files of parts; also tokenizer and scheduler
+    other: list[str] = field(default_factory=list)  # names of weights that belong to no part
+    roots: list[Path] = field(default_factory=list)  # model folders, whose components' configurations may be of use
+
+    @property
+    def names(self) -> list[str]:
+        """The parts there are."""
+        return [n for n in PART_NAMES if n in self.found or n in self.homes]
+
+    @cached_property
+    def _opened(self) -> dict[str, Part]:
+        return {}
+
+    def part(self, name: str) -> Part | None:
+        """The part ``name``, or None.
+
+        Raises:
+            CheckpointError: its files cannot be read or hold something else.
+        """
+        if name in self.found:
+            return self.found[name]
+        if name in self.homes and name not in self._opened:
+            inner = recognise(self.homes[name])
+            part = inner.part(name)
+            if part is None:
+                raise CheckpointError(f"{self.homes[name]} should hold the {name} but holds {_list(inner.names)}")
+            self._opened[name] = part
+        return self._opened.get(name)
+
+
+def recognise(path: str | Path) -> Checkpoint:
+    """Find out what ``path`` is.
+
+    Raises:
+        CheckpointError: it does not exist, cannot be read safely, or holds no part of a model that we know.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"{path} does not exist: check the name")
+    if path.is_file():
+        return _recognise_file(path)
+    released = sorted(path.glob("ModelT2V*.pth"))
+    if released:
+        return _release_folder(path, released[0])
+    if (path / "config.json").is_file():
+        return _component_folder(path)
+    homes = {n: path / n for n in PART_NAMES if (path / n).is_dir() and weight_files(path / n)}
+    extras = {n: path / n for n in ("tokenizer", "scheduler") if (path / n).is_dir()}
+    if homes or (path / "model_index.json").is_file():
+        return Checkpoint(path, "model_folder", homes={**homes, **extras}, roots=[path])
+    if weight_files(path):
+        raise CheckpointError(
+            f"{path} holds weights but no config.json: put the config.json that belongs to them beside them, "
+            "or name the weights file itself, whose sizes are then told from its shapes"
+        )
+    content = _list([p.name for p in path.iterdir()])
+    raise CheckpointError(
+        f"{path} is no model folder (it holds {content}): expected model_index.json, or config.json and weights"
+    )
+
+
+def _release_folder(path: Path, checkpoint: Path) -> Checkpoint:
+    """``ModelT2V.pth``, ``vae_finetuned/`` and a Stable Diffusion folder side by side."""
+    main = recognise(checkpoint)
+    homes: dict[str, Path] = {}
+    roots = sorted(p for p in path.iterdir() if (p / "model_index.json").is_file())
+    for folder in roots:
+        homes.update({n: h for n, h in recognise(folder).homes.items() if n != "unet"})
+    if (path / "vae_finetuned").is_dir():
+        homes["vae"] = path / "vae_finetuned"
+        main.found.pop("vae", None)  # as in the release, where the fine-tuned VAE is given
+    return Checkpoint(path, "release_folder", found=main.found, homes=homes, other=main.other, roots=roots)
+
+
+def _component_folder(path: Path) -> Checkpoint:
+    config = read_json(path / "config.json")
+    stored = open_weights(path)
+    found = _find_parts(stored)
+    if not found:
+        raise _nothing_found(path, stored)
+    parts = {n: Part(n, p.layout, stored, p.prefix, config, str(path / "config.json")) for n, p in found.items()}
+    return Checkpoint(path, "component_folder", found=parts)
+
+
+def _recognise_file(path: Path) -> Checkpoint:
+    stored = open_weights(path)
+    found = _find_parts(stored)
+    if not found:
+        raise _nothing_found(path, stored)
+    if CONFIG_KEY in stored.metadata:
+        config = json.loads(stored.metadata[CONFIG_KEY])
+        name = PART_OF_CLASS.get(config.get("_class_name", ""))
+        if name in found:
+            part = found[name]
+            found[name] = Part(name, part.layout, stored, part.prefix, config, "the file's metadata")
+    prefixes = tuple(p.prefix for p in found.values())
+    other = [k for k in stored.tensors() if not k.startswith(prefixes)]
+    if any(p.layout in ("ldm", "openclip") and p.prefix for p in found.values()):
+        kind = "ldm"
+    else:
+        kind = "weights" if "" in prefixes or path.suffix == ".safetensors" else "lightning"
+    return Checkpoint(path, kind, found=found, other=other)
+
+
+def _find_parts(stored: StoredWeights) -> dict[str, Part]:
+    tensors = stored.tensors()
+    found: dict[str, Part] = {}
+    for name, layout, anchor, witness in ANCHORS:
+        if name in found:
+            continue
+        prefixes = [k.removesuffix(anchor) for k in tensors if k == anchor or k.endswith("." + anchor)]
+        prefixes = [p for p in prefixes if p + witness in tensors]
+        if layout == "clip":
+            prefixes = [p.removesuffix("text_model.") for p in prefixes]
+        prefixes = [p for p in prefixes if not _is_other_copy(p, tensors)]
+        if len(prefixes) > 1:
+            own = [p for p in prefixes if p.endswith(f"{name}.")]
+            prefixes = own if len(own) == 1 else prefixes
+        if len(prefixes) > 1:
+            raise CheckpointError(
+                f"{stored.path} holds several {name} models (under {_list(prefixes)}): save the one you mean to a file"
+            )
+        if prefixes:
+            found[name] = Part(name, layout, stored, prefixes[0])
+    return found
+
+
+def _is_other_copy(prefix: str, tensors: Mapping[str, Tensor]) -> bool:
+    """A moving average beside the weights, or the text half of a whole CLIP that served as a metric."""
+    is_average = "ema" in prefix.replace(".", "_").lower().split("_")
+    return is_average or prefix + "vision_model.embeddings.class_embedding" in tensors
+
+
+def _nothing_found(path: Path, stored: StoredWeights) -> CheckpointError:
+    names = list(stored.tensors())
+    what = stranger(names)
+    guess = f"looks like {what}; it " if what else ""
+    return CheckpointError(
+        f"{path} {guess}holds no U-Net, VAE or CLIP text encoder known here (its weights begin {_list(names[:3])}): "
+        "choose another file"
+    )
+
+
+def _list(names: list[str], most: int = 6) -> str:
+    shown = ", ".join(repr(n) for n in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
