@@ -109,6 +109,26 @@ def initial_noise(past: Tensor, fresh: Tensor, settings: ReuseSettings) -> Tenso
     return torch.cat((reordered[:, :, :overlap], mixed[:, :, overlap:]), dim=2)
 
 
+def progressive_noise(fresh: Tensor, alpha: float) -> Tensor:
+    """Progressive noise prior inside one clip (arXiv 2305.10474, equation 3): each frame's noise grows from the last one's.
+
+    ``e[0] = n[0]``, ``e[j] = a / sqrt(1 + a^2) * e[j-1] + 1 / sqrt(1 + a^2) * n[j]``; the variance stays 1.
+
+    Args:
+        fresh: independent unit-variance noise n ``[B, C, N, H, W]``.
+        alpha: a; 0 leaves the noise as it is, infinity gives all frames the first one's.
+    """
+    if not alpha >= 0:
+        raise ValueError(f"progressive noise alpha is {alpha}; expected 0 (independent frames) or more")
+    if alpha == 0:
+        return fresh
+    angle = math.atan(alpha)
+    frames = [fresh[:, :, 0]]
+    for frame in fresh.unbind(2)[1:]:
+        frames.append(math.sin(angle) * frames[-1] + (math.cos(angle) if math.isfinite(alpha) else 0.0) * frame)
+    return torch.stack(frames, dim=2)
+
+
 def num_guided_frames(settings: ReuseSettings, step: int, num_steps: int) -> int:
     """DSG: how many frames are steered at ``step``; they are the first ones."""
     return sum(step < steps for steps in settings.guided_steps(num_steps))

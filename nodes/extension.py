@@ -1,0 +1,35 @@
+"""Registers the nodes with ComfyUI, in menu order. Nothing heavy is imported before a node runs."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .files import register_folders
+from .frame_nodes import InterpolateFrames, PreviewClip
+from .loader_nodes import EmptyLatent, LoadDecoder, LoadModel, LoadUNet
+from .sampling_nodes import ManyClips, ReuseAndDiffuse, SampleFirstClip
+from .state_nodes import LoadState, SaveState
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadModel,
+    LoadUNet,
+    LoadDecoder,
+    EmptyLatent,
+    SampleFirstClip,
+    ReuseAndDiffuse,
+    ManyClips,
+    SaveState,
+    LoadState,
+    PreviewClip,
+    InterpolateFrames,
+]
+
+
+class VidRDExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> VidRDExtension:
+    register_folders()
+    return VidRDExtension()

@@ -1,0 +1,53 @@
+"""From files to MODEL, CLIP and VAE. Everything heavy is imported here, when a loader node runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..vidrd_core.checkpoints import loading as checkpoints
+from ..vidrd_core.checkpoints.assembly import RELEASED_SCHEDULER
+from ..vidrd_core.checkpoints.recognition import recognise
+from .native.clip import build_clip
+from .native.model import build_model
+from .native.vae import VidRDVAE
+
+
+def load_folder(path: Path, weight_dtype: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a model folder."""
+    unet, unet_config = checkpoints.unet_state_dict(path)
+    vae, vae_config = checkpoints.vae_state_dict(path)
+    text, text_config = checkpoints.text_encoder_state_dict(path)
+    scale = vae_config.get("scaling_factor", 0.18215)
+    model = build_model(unet, unet_config, scheduler_config(path), scale, weight_dtype)
+    clip = build_clip(text, text_config, path / "tokenizer", folder_paths.get_folder_paths("embeddings"))
+    return model, clip, VidRDVAE(vae, vae_config)
+
+
+def load_unet(path: Path, weight_dtype: str) -> tuple[Any, Any]:
+    """MODEL of any checkpoint with a temporal U-Net, and CLIP where it carries a text encoder (else None)."""
+    checkpoint = recognise(path)
+    state, config = checkpoints.unet_state_dict(checkpoint)
+    model = build_model(state, config, scheduler_config(path), 0.18215, weight_dtype)
+    if "text_encoder" not in checkpoint.names:
+        return model, None
+    text, text_config = checkpoints.text_encoder_state_dict(checkpoint)
+    tokenizer = checkpoint.homes.get("tokenizer")
+    return model, build_clip(text, text_config, tokenizer, folder_paths.get_folder_paths("embeddings"))
+
+
+def load_decoder(path: Path) -> Any:
+    """VAE of a file or folder with or without temporal layers."""
+    return VidRDVAE(*checkpoints.vae_state_dict(path))
+
+
+def scheduler_config(path: Path) -> Mapping[str, Any]:
+    """The noise schedule of a model folder, else the released one."""
+    for file in (path / "scheduler" / "scheduler_config.json", path.parent / "scheduler" / "scheduler_config.json"):
+        if path.is_dir() and file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+    return RELEASED_SCHEDULER

@@ -1,0 +1,1 @@
+"""VidRD's models as ComfyUI's own types: MODEL, CLIP and VAE."""

@@ -1,0 +1,120 @@
+"""VAE: the video autoencoder behind ComfyUI's own VAE class, so that the stock encode and decode nodes take it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ...vidrd_core.decoding import decode_windows
+from ...vidrd_core.models.autoencoder import VidRDAutoencoderKL
+
+WINDOW = 8  # frames, the clip length of the release, on which its decoder was trained
+
+# The smallest stock autoencoder: it lets ComfyUI's VAE fill in every attribute that its version wants.
+STAND_IN = {
+    "ddconfig": {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
+    "embed_dim": 4,
+}
+# Bytes at the peak per output pixel and frame, in units of the stored type; ComfyUI's figure for the stock decoder is
+# 2178, and the temporal layers hold one more activation of the widest full-size layer.
+DECODE_BYTES = 2800
+ENCODE_BYTES = 1767
+
+
+class NativeAutoencoder(VidRDAutoencoderKL):
+    """Tensors in and out, as ComfyUI calls it; long videos in windows, so that memory is that of one window."""
+
+    window = WINDOW
+    device: Any = None  # ComfyUI's patcher notes here where the weights are; diffusers' own is a property without setter
+
+    def encode(self, frames: Tensor, **_: Any) -> Tensor:
+        """Pixels ``[B, 3, T, H, W]`` to the mean latents ``[B, C, T, h, w]``; frames are independent of one another."""
+        pieces = [super(NativeAutoencoder, self).encode(p).latent_dist.mode() for p in frames.split(self.window, dim=2)]
+        return torch.cat(pieces, dim=2)
+
+    def decode(self, latents: Tensor, **_: Any) -> Tensor:
+        """Latents ``[B, C, T, h, w]`` to pixels ``[B, 3, T, H, W]``, collected where ComfyUI keeps finished images."""
+        if latents.ndim != 5:
+            raise ValueError(
+                f"LATENT is an image's, {list(latents.shape)}; VidRD's VAE decodes video [B, 4, frames, height, width]"
+            )
+        batch, _channels, num_frames, height, width = latents.shape
+        factor = self.spatial_factor
+        shape = (batch, self.config.out_channels, num_frames, height * factor, width * factor)
+        home = comfy.model_management.intermediate_device()
+        frames = torch.empty(shape, dtype=torch.float32, device=home)
+        start = 0
+        for piece in decode_windows(lambda z: super(NativeAutoencoder, self).decode(z).sample.float(), latents, self.window):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            frames[:, :, start : start + piece.shape[2]] = piece.to(home)
+            start += piece.shape[2]
+        return frames
+
+
+class VidRDVAE(comfy.sd.VAE):
+    """ComfyUI's VAE around :class:`NativeAutoencoder`."""
+
+    def __init__(self, state: Mapping[str, Tensor], config: Mapping[str, Any]):
+        from comfy.ldm.models.autoencoder import AutoencoderKL
+
+        super().__init__(sd=AutoencoderKL(**STAND_IN).state_dict(), config={"params": STAND_IN})
+        known = inspect.signature(VidRDAutoencoderKL.__init__).parameters
+        model = NativeAutoencoder(**{k: v for k, v in config.items() if k in known}, operations=comfy.ops.disable_weight_init)
+        model.load_state_dict(dict(state))
+        self.first_stage_model = model.eval().requires_grad_(False).to(self.vae_dtype)
+        archive = getattr(comfy.model_management, "archive_model_dtypes", None)  # newer versions
+        if archive is not None:
+            archive(self.first_stage_model)
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        self.patcher = patcher_class(
+            self.first_stage_model,
+            load_device=self.device,
+            offload_device=comfy.model_management.vae_offload_device(),
+        )
+        factor = model.spatial_factor
+        self.latent_dim = 3
+        self.latent_channels = model.config.latent_channels
+        self.upscale_ratio = (lambda frames: frames, factor, factor)
+        self.upscale_index_formula = (1, factor, factor)
+        self.downscale_ratio = (lambda frames: frames, factor, factor)
+        self.downscale_index_formula = (1, factor, factor)
+        self.process_output = to_image
+        self.memory_used_decode = self._decode_bytes
+        self.memory_used_encode = self._encode_bytes
+        self.size = None
+        self.scaling_factor = model.config.scaling_factor
+
+    def _window(self, frames: int) -> int:
+        return min(frames, self.first_stage_model.window)
+
+    def _decode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        pixels = math.prod(shape[-2:]) * self.first_stage_model.spatial_factor**2
+        return DECODE_BYTES * pixels * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
+
+    def _encode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        return ENCODE_BYTES * math.prod(shape[-2:]) * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
+
+
+def to_image(pixels: Tensor) -> Tensor:
+    """[-1, 1] to [0, 1], in place: some versions of ComfyUI drop what this returns, others take it."""
+    return pixels.add_(1.0).div_(2.0).clamp_(0.0, 1.0)

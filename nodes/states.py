@@ -1,0 +1,80 @@
+"""A LATENT with its trajectory as one safetensors file, to continue on another day."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..vidrd_core.reuse import ReuseSettings, Trajectory
+from .latents import KEY, Prior, video_samples
+
+FORMAT = "vidrd-latent-1"
+
+
+def save(latent: dict[str, Any], path: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write a LATENT, exactly; an old file is replaced at once or not at all.
+
+    Raises:
+        ValueError: it is no video's LATENT, or its trajectory is missing or belongs to other samples.
+    """
+    samples = video_samples(latent, "LATENT")
+    prior: Prior | None = latent.get(KEY)
+    if prior is None or not prior.fits(samples):
+        raise ValueError(
+            "LATENT has no trajectory that fits its samples, so there is no state to save: connect a LATENT straight from "
+            "Sample First Clip or Reuse and Diffuse; for plain latents use Save Latent"
+        )
+    past = prior.trajectory
+    tensors = {"samples": samples.contiguous(), "noise": past.noise.contiguous()}
+    tensors |= {f"state.{step}": state.contiguous() for step, state in enumerate(past.states)}
+    values = {"trajectory": past.metadata(), "tail_frames": prior.tail_frames, "tail_hash": prior.tail_hash}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    metadata = {"format": FORMAT, "latent": json.dumps(values), "extra": json.dumps(extra or {})}
+    save_file(tensors, partial, metadata)
+    os.replace(partial, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a LATENT that :func:`save` wrote.
+
+    Raises:
+        ValueError: the file is broken or is none.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}): it is broken or no state") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is no state of this node pack; expected a file written by Save VidRD State")
+    values = json.loads(metadata["latent"])
+    recorded = values["trajectory"]
+    states: list[torch.Tensor] = []
+    while f"state.{len(states)}" in tensors:
+        states.append(tensors[f"state.{len(states)}"])
+    trajectory = Trajectory(
+        tensors["noise"],
+        states,
+        ReuseSettings(**recorded["settings"]),
+        recorded["num_steps"],
+        recorded["context"],
+    )
+    prior = Prior(trajectory, values["tail_frames"], values["tail_hash"])
+    return {"samples": tensors["samples"], KEY: prior}
+
+
+def read_extra(path: Path) -> dict[str, Any]:
+    """What was saved beside the LATENT; empty where the file cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("extra", "{}"))
+    except (SafetensorError, OSError, json.JSONDecodeError):
+        return {}

@@ -1,0 +1,90 @@
+"""MODEL, CLIP and VAE are ComfyUI's own types and agree with the models outside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def test_unet_agrees_with_the_one_outside(model: Any, pipe: Any) -> None:
+    x, t, context = torch.randn(2, 4, 5, 8, 8), torch.tensor([500, 20]), torch.randn(2, 32, 128)
+    with torch.no_grad():
+        inside = model.model.diffusion_model(x, t, context=context)
+        outside = pipe.unet(x, t, context).sample
+    torch.testing.assert_close(inside, outside, rtol=1e-4, atol=1e-5)
+
+
+def test_clip_text_encode_equals_the_transformers_text_encoder(loaded: Any, pipe: Any) -> None:
+    import nodes as stock
+
+    for text in ("the red ball rolls", "a", "", "the blue square slides to the left and then it stops there for long"):
+        with torch.inference_mode():
+            (conditioning,) = stock.CLIPTextEncode().encode(loaded[1], text)
+        outside = pipe._encode_text(text)
+        cond, options = conditioning[0]
+        cond = cond[:, : outside.shape[1]] if len(text) > 60 else cond
+        assert cond.shape == outside.shape or len(text) > 60
+        if len(text) <= 60:
+            torch.testing.assert_close(cond, outside, rtol=1e-4, atol=1e-4)
+        assert torch.isfinite(options["pooled_output"]).all()
+
+
+def test_stock_vae_nodes_encode_and_decode_video(loaded: Any, pipe: Any) -> None:
+    import nodes as stock
+
+    vae = loaded[2]
+    images = torch.rand(8, 64, 64, 3)
+    with torch.inference_mode():
+        latent = stock.VAEEncode().encode(vae, images)[0]
+        frames = stock.VAEDecode().decode(vae, latent)[0]
+    assert latent["samples"].shape == (1, 4, 8, 8, 8) and frames.shape == (8, 64, 64, 3)
+    pixels = images.permute(3, 0, 1, 2)[None] * 2 - 1
+    with torch.no_grad():
+        latents = pipe.vae.encode(pixels).latent_dist.mode()
+        decoded = pipe.vae.decode(latents).sample
+    torch.testing.assert_close(latent["samples"], latents, rtol=1e-3, atol=1e-4)
+    expected = ((decoded[0] + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0)
+    torch.testing.assert_close(frames, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_tiled_vae_nodes_take_video_and_keep_the_temporal_layers(loaded: Any) -> None:
+    import nodes as stock
+
+    vae = loaded[2]
+    with torch.inference_mode():
+        latent = stock.VAEEncodeTiled().encode(vae, torch.rand(10, 128, 96, 3), 64, 16, temporal_size=64, temporal_overlap=8)[0]
+        assert latent["samples"].shape == (1, 4, 10, 16, 12)
+        frames = stock.VAEDecodeTiled().decode(vae, latent, 64, 16, 64, 8)[0]
+        moving = stock.VAEDecode().decode(vae, {"samples": latent["samples"]})[0]
+        still = torch.cat([vae.decode(latent["samples"][:, :, t : t + 1])[0] for t in range(10)])
+    assert frames.shape == moving.shape == (10, 128, 96, 3) and torch.isfinite(frames).all()
+    assert not torch.allclose(moving, still, atol=1e-3)
+
+
+def test_long_videos_decode_in_windows_of_a_clip(loaded: Any) -> None:
+    vae = loaded[2]
+    sizes: list[int] = []
+    hook = vae.first_stage_model.decoder.register_forward_pre_hook(lambda m, args: sizes.append(args[1]))
+    try:
+        with torch.inference_mode():
+            frames = vae.decode(torch.randn(2, 4, 37, 8, 8))
+    finally:
+        hook.remove()
+    assert frames.shape == (2, 37, 64, 64, 3)
+    assert max(sizes) == 8 and vae.memory_used_decode((1, 4, 1000, 8, 8), torch.float32) == vae.memory_used_decode(
+        (1, 4, 8, 8, 8), torch.float32
+    )
+
+
+def test_previews_work_on_video_latents(model: Any) -> None:
+    import latent_preview
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    before = args.preview_method
+    try:
+        for method in (LatentPreviewMethod.Latent2RGB, LatentPreviewMethod.TAESD, LatentPreviewMethod.Auto):
+            args.preview_method = method
+            latent_preview.prepare_callback(model, 4)(0, torch.randn(1, 4, 8, 8, 8), torch.randn(1, 4, 8, 8, 8), 4)
+    finally:
+        args.preview_method = before
