@@ -1,12 +1,12 @@
 """Text to clips to video outside ComfyUI: :class:`VidRDPipeline`, a diffusers pipeline (arXiv 2309.03549).
 
-The work is cut in three: :func:`denoise_clip` runs one clip through the U-Net, :meth:`VidRDPipeline.stream` chains clips
-one at a time, and :meth:`VidRDPipeline.__call__` and :meth:`VidRDPipeline.extend` collect them into a video.
+The work is cut in three: :func:`denoise_clip` runs one clip through the U-Net, :meth:`VidRDPipeline.stream` chains
+clips one at a time, and :meth:`VidRDPipeline.__call__` and :meth:`VidRDPipeline.extend` collect them into a video.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from .decoding import WindowDecoder
 from .models.autoencoder import VidRDAutoencoderKL
 from .models.unet import VidRDUNet
 from .reuse import ReuseSettings, Trajectory, TrajectoryRecorder, guide, initial_noise
-from .schedulers import prepare_scheduler
+from .schedulers import check_context, prepare_scheduler, scheduler_context
 from .seeds import clip_noise, clip_seed
 from .state import Clip, SamplingSettings, VideoState, fingerprint
 
@@ -83,7 +83,8 @@ def denoise_clip(
         model_input = scheduler.scale_model_input(latents, timestep)
         if negative is not None:
             model_input = torch.cat((model_input, model_input))
-        predicted = unet(model_input.to(text.dtype), timestep, states).sample
+        # Some schedulers return the prediction's precision; the latents stay in theirs.
+        predicted = unet(model_input.to(text.dtype), timestep, states).sample.to(latents.dtype)
         if negative is not None:
             uncond, cond = predicted.chunk(2)
             predicted = uncond + guidance_scale * (cond - uncond)
@@ -104,16 +105,28 @@ class VidRDPipeline(DiffusionPipeline):
 
     Saves to and loads from a model folder like every diffusers pipeline. Any deterministic diffusers scheduler that
     updates its own sample works; others are refused with the reason.
+
+    Args:
+        defaults: what suits this model where its user says nothing: "fps", "num_frames", "num_inference_steps",
+            "guidance_scale", "negative_prompt", and the names of :class:`ReuseSettings`. Saved in ``model_index.json``.
+            The command line uses them; a call's own defaults are the released values.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = ["latents"]
 
-    def __init__(self, unet: VidRDUNet, vae: VidRDAutoencoderKL, text_encoder: Any, tokenizer: Any, scheduler: Any):
+    def __init__(
+        self,
+        unet: VidRDUNet,
+        vae: VidRDAutoencoderKL,
+        text_encoder: Any,
+        tokenizer: Any,
+        scheduler: Any,
+        defaults: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
-        self.register_modules(
-            unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
-        )
+        self.register_modules(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
+        self.register_to_config(defaults=dict(defaults or {}))
         self.interrupt = False
 
     # -- public calls --------------------------------------------------------------------------------------------------
@@ -256,6 +269,8 @@ class VidRDPipeline(DiffusionPipeline):
         seeds = _batch_seeds(seed if state is None else state.seeds, batch)
         shape = self._latent_shape(batch, sampling)
         past = None if state is None else state.trajectory
+        if past is not None:
+            check_context(past.context, scheduler_context(self.scheduler))
         clips = self.progress_bar(range(num_clips))
         clips.set_description("clips")
         for number in clips:
@@ -265,11 +280,15 @@ class VidRDPipeline(DiffusionPipeline):
             fresh = clip_noise(drawn, shape) if noise is None else _checked_noise(noise(index, shape), shape)
             start = fresh if past is None else initial_noise(past.noise, fresh, sampling.reuse)
             try:
-                latents, past = self._denoise(start, texts[number], negative, sampling, past, index, callback_on_step_end)
+                latents, past = self._denoise(
+                    start, texts[number], negative, sampling, past, index, callback_on_step_end
+                )
             except _Interrupted:
                 return
             clip = Clip(latents.cpu(), index, prompts[number], drawn)
-            clip.state = VideoState.after(clip, past, sampling, seeds, texts[number].cpu(), fingerprint(self.unet), state)
+            clip.state = VideoState.after(
+                clip, past, sampling, seeds, texts[number].cpu(), fingerprint(self.unet), state
+            )
             state = clip.state
             yield clip
 
@@ -319,6 +338,7 @@ class VidRDPipeline(DiffusionPipeline):
                 sampling.reuse,
                 past,
                 on_step,
+                scheduler_context(self.scheduler),
             )
 
     def _collect(

@@ -11,18 +11,51 @@ from .state import SamplingSettings
 
 # Staged guidance replaces the sample before a step. These go on from a copy of their own instead.
 REBUILDING = {"PNDMScheduler", "LCMScheduler", "TCDScheduler", "SASolverScheduler", "IPNDMScheduler"}
-STOCHASTIC = ("Ancestral", "SDE", "DDPM", "LCM", "TCD", "SASolver", "EDMEuler", "VQ", "CM")
+STOCHASTIC = {
+    "CMStochasticIterativeScheduler",
+    "CogVideoXDPMScheduler",
+    "EDMEulerScheduler",
+    "KarrasVeScheduler",
+    "RePaintScheduler",
+    "SCMScheduler",
+    "UnCLIPScheduler",
+    "VQDiffusionScheduler",
+}
+STOCHASTIC_PARTS = ("Ancestral", "SDE", "Sde", "DDPM", "Cosine")
+REMEDY = "use DDIMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler, for example"
 
 
 def check_scheduler(scheduler: Any) -> None:
     """Raise ``ValueError`` for a scheduler that cannot be steered, with the reason and the remedy."""
     name = type(scheduler).__name__
-    algorithm = str(getattr(scheduler.config, "algorithm_type", ""))
-    remedy = "use DDIMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler, for example"
+    if "Inverse" in name or not all(hasattr(scheduler, part) for part in ("scale_model_input", "init_noise_sigma")):
+        raise ValueError(f"{name} does not turn noise into samples of a Stable Diffusion model: {REMEDY}")
     if name in REBUILDING:
-        raise ValueError(f"{name} rebuilds its sample from an earlier one, so guidance would be lost: {remedy}")
-    if algorithm.startswith("sde") or any(part in name for part in STOCHASTIC):
-        raise ValueError(f"{name} {algorithm} adds noise in every step, so a clip could not be made twice: {remedy}")
+        raise ValueError(f"{name} rebuilds its sample from an earlier one, so guidance would be lost: {REMEDY}")
+    algorithm = str(getattr(scheduler.config, "algorithm_type", ""))
+    if algorithm.startswith("sde") or name in STOCHASTIC or any(part in name for part in STOCHASTIC_PARTS):
+        raise ValueError(f"{name} {algorithm} adds noise in every step, so a clip could not be made twice: {REMEDY}")
+
+
+def scheduler_context(scheduler: Any) -> dict[str, str]:
+    """What must stay the same between clips, as text: guidance compares the samplers' own states step by step."""
+    config = {k: str(v) for k, v in sorted(scheduler.config.items()) if not k.startswith("_")}
+    return {"scheduler": type(scheduler).__name__, **config}
+
+
+def check_context(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ``ValueError`` where a clip was sampled in another way than the one that is to follow it."""
+    if not before:  # a trajectory that was not recorded by a pipeline
+        return
+    if before["scheduler"] != now["scheduler"]:
+        raise ValueError(
+            f"the clip before was made with {before['scheduler']}, this one would be with {now['scheduler']}: "
+            "a video needs one scheduler from beginning to end"
+        )
+    differing = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    if differing:
+        changes = ", ".join(f"{k} was {before.get(k)} and is {now.get(k)}" for k in differing)
+        raise ValueError(f"the scheduler's settings have changed since the clip before: {changes}; set them back")
 
 
 def prepare_scheduler(scheduler: Any, sampling: SamplingSettings, device: torch.device | str) -> Any:

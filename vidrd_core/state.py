@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from .decoding import last_window_start
 from .reuse import ReuseSettings, Trajectory
 
 FORMAT = "vidrd-state-1"
+PROBES = 16  # weights in a fingerprint
+UNIMPORTANT = {"dtype", "torch_dtype", "transformers_version"}
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,7 @@ class VideoState:
             "model": self.model,
             "trajectory": self.trajectory.metadata(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        metadata = {"format": FORMAT, "state": json.dumps(values)}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
+        write_tensors(path, tensors, {"format": FORMAT, "state": json.dumps(values)})
 
     @classmethod
     def load(cls, path: str | Path) -> VideoState:
@@ -153,17 +151,9 @@ class VideoState:
             ValueError: the file is not a state, or is broken.
             FileNotFoundError: there is no such file.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; expected a state file (.safetensors)")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read as safetensors ({error}); it is broken or not a state") from error
+        tensors, metadata = read_tensors(path)
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is {metadata.get('format', 'no VidRD state')}; expected {FORMAT}")
+            raise ValueError(f"{path} is no VidRD state (its format is {metadata.get('format')!r}, expected {FORMAT!r})")
         values = json.loads(metadata["state"])
         recorded = values["trajectory"]
         states = [tensors[f"state.{step}"] for step in range(sum(key.startswith("state.") for key in tensors))]
@@ -187,16 +177,57 @@ class VideoState:
         )
 
 
-def fingerprint(unet: torch.nn.Module) -> str:
-    """A short name for a U-Net: a hash of its configuration and a few of its weights, to three digits."""
-    config = {k: v for k, v in sorted(unet.config.items()) if not k.startswith("_")}
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file so that ``path`` holds the old or the whole new content at any moment."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, dict(metadata))
+    sync_and_replace(partial, path)
+
+
+def sync_and_replace(partial: Path, path: Path) -> None:
+    """Give a finished file its final name, its content on the disk first, so that a power cut leaves no empty file."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        ValueError: the file is broken or no safetensors.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a state file (.safetensors)")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}); it is broken or not a state") from error
+    return tensors, metadata
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short name for a model: a hash of its configuration and, to three digits, weights from all over it."""
+    values = model.config if isinstance(model.config, Mapping) else model.config.to_dict()
+    # What says where a model was loaded from and in which precision says nothing about what it is.
+    config = {k: v for k, v in sorted(values.items()) if not k.startswith("_") and k not in UNIMPORTANT}
     digest = hashlib.sha256(json.dumps(config, default=str).encode()).hexdigest()[:12]
-    weights = unet.conv_in.weight.detach().flatten()[:8].float().tolist()
+    parameters = list(model.parameters())
+    spread = [parameters[round(n * (len(parameters) - 1) / (PROBES - 1))].detach().flatten() for n in range(PROBES)]
+    weights = [float(parameter[parameter.numel() // 2]) for parameter in spread]
     return ":".join((digest, *(f"{weight:.2e}" for weight in weights)))
 
 
 def same_model(first: str, second: str) -> bool:
     """Whether two fingerprints are of one model, perhaps held in different precisions."""
     (config, *weights), (other_config, *other_weights) = first.split(":"), second.split(":")
+    if config != other_config or len(weights) != len(other_weights):
+        return False
     pairs = zip(weights, other_weights, strict=True)
-    return config == other_config and all(math.isclose(float(a), float(b), rel_tol=0.1, abs_tol=1e-4) for a, b in pairs)
+    return all(math.isclose(float(a), float(b), rel_tol=0.1, abs_tol=1e-4) for a, b in pairs)
