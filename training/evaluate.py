@@ -37,7 +37,13 @@ def main(arguments: Arguments) -> None:
     pipe = VidRDPipeline.from_pretrained(arguments.model)
     pipe.set_progress_bar_config(disable=True)
     evaluation = WorldEvaluation(
-        pipe, arguments.prompts, arguments.clips, arguments.steps, arguments.guidance_scale, arguments.batch, arguments.seed
+        pipe,
+        arguments.prompts,
+        arguments.clips,
+        arguments.steps,
+        arguments.guidance_scale,
+        arguments.batch,
+        arguments.seed,
     )
     rows = {name: evaluation.run(METHODS[name]) for name in arguments.methods}
     table = markdown_table(rows)

@@ -1,6 +1,6 @@
 """Draw the loss curves of training runs into one picture.
 
-    python training/plot_losses.py --runs runs/demo_vae runs/demo_image runs/demo_video --output docs/demo_training.png
+python training/plot_losses.py --runs runs/demo_vae runs/demo_image runs/demo_video --output docs/demo_training.png
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import matplotlib
 import tyro
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
+from matplotlib import pyplot as plt
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Render clips of the procedural world and store them as latents of a trained VAE.
 
-    python training/prepare_latents.py --vae runs/demo_vae/model --output runs/demo_latents/train.safetensors
+python training/prepare_latents.py --vae runs/demo_vae/model --output runs/demo_latents/train.safetensors
 """
 
 from __future__ import annotations

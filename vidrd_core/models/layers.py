@@ -3,8 +3,8 @@
 Order is the order of dependency: tensor views, attention, transformer, residual blocks, resampling.
 
 Every layer takes and returns a clip ``[B, C, T, H, W]``. The models keep large clips in ``torch.channels_last_3d``
-memory (that is B, T, H, W, C), where a batch of frames ``[B*T, C, H, W]``, a batch of tokens ``[B*T, H*W, C]`` and the clip
-itself are views of one another, so that moving between spatial and temporal layers copies nothing.
+memory (that is B, T, H, W, C), where a batch of frames ``[B*T, C, H, W]``, a batch of tokens ``[B*T, H*W, C]`` and the
+clip itself are views of one another, so that moving between spatial and temporal layers copies nothing.
 
 Leaf layers come from an ``operations`` namespace (``Linear``, ``Conv2d``, ``Conv3d``, ``GroupNorm``, ``LayerNorm``;
 default ``torch.nn``), so that a host can bring layers that cast, quantise or stream their weights. A namespace may also
@@ -37,8 +37,8 @@ def unfold_frames(x: Tensor, num_frames: int) -> Tensor:
 def frame_layout(x: Tensor) -> torch.memory_format:
     """The memory format in which to run on ``[B, C, T, H, W]``: channels-last, unless it is tiny and on the CPU.
 
-    Below 16x16 positions the copies that channels-last saves are cheap, and the plain layout runs the very operations of
-    the released code, so that even ill-conditioned norms (one position, two channels) agree to the last bits.
+    Below 16x16 positions the copies that channels-last saves are cheap, and the plain layout runs the very operations
+    of the released code, so that even ill-conditioned norms (one position, two channels) agree to the last bits.
     """
     return torch.contiguous_format if _is_tiny(x) else torch.channels_last
 
@@ -113,9 +113,7 @@ class Attention(nn.Module):
             raise ValueError(f"attention width {dim} is not divisible by {heads} heads; change attention_head_dim")
         context_dim = dim if context_dim is None else context_dim
         self.heads = heads
-        self.attention: AttentionFunction = getattr(
-            operations, "attention_function", scaled_dot_product_attention
-        )
+        self.attention: AttentionFunction = getattr(operations, "attention_function", scaled_dot_product_attention)
         self.to_q = operations.Linear(dim, dim, bias=bias, **factory)
         self.to_k = operations.Linear(context_dim, dim, bias=bias, **factory)
         self.to_v = operations.Linear(context_dim, dim, bias=bias, **factory)
@@ -304,7 +302,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width with a strided convolution, padded on all sides or, as in the VAE, only below and right."""
+    """Halve height and width with a strided convolution, padded all around or, as in the VAE, only below and right."""
 
     def __init__(self, dim: int, asymmetric: bool = False, *, operations: Any = nn, **factory: Any):
         super().__init__()

@@ -81,7 +81,9 @@ class TemporalDecoderStage:
             latents = self.vae.encode(clips).latent_dist.mode()
             # What the U-Net samples is never quite clean: the decoder learns to even out small errors over time.
             noise = torch.randn(latents.shape, generator=generator)
-            latents = latents + noise * (0.1 * torch.rand(1, generator=generator).item() / self.vae.config.scaling_factor)
+            latents = latents + noise * (
+                0.1 * torch.rand(1, generator=generator).item() / self.vae.config.scaling_factor
+            )
         return self.weights(self.vae.decode(latents).sample, clips)
 
     def export(self, folder: Path) -> None:

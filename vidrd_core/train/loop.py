@@ -108,7 +108,9 @@ def train(stage: Stage, settings: TrainSettings) -> None:
 
     statistics = _Statistics(settings.run / "statistics.jsonl", step * settings.batch_size)
     steps = math.ceil(settings.samples / settings.batch_size)
-    bar = tqdm(total=settings.samples, initial=step * settings.batch_size, unit="sample", mininterval=5, dynamic_ncols=True)
+    bar = tqdm(
+        total=settings.samples, initial=step * settings.batch_size, unit="sample", mininterval=5, dynamic_ncols=True
+    )
     while step < steps:
         # Step.
         samples = step * settings.batch_size

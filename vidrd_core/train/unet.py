@@ -52,7 +52,7 @@ def freeze(model: nn.Module, trained: Sequence[str]) -> None:
 
 
 class UNetStage:
-    """Noise prediction on stored latents; trains whatever parameters of the U-Net and the text encoder need gradients."""
+    """Noise prediction on stored latents; trains those parameters of U-Net and text encoder that need gradients."""
 
     def __init__(
         self,
