@@ -6,7 +6,7 @@ clips one at a time, and :meth:`VidRDPipeline.__call__` and :meth:`VidRDPipeline
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -175,8 +175,8 @@ class VidRDPipeline(DiffusionPipeline):
         """
         sampling = SamplingSettings(
             num_frames=num_frames,
-            height=self._default_size if height is None else height,
-            width=self._default_size if width is None else width,
+            height=self.default_size if height is None else height,
+            width=self.default_size if width is None else width,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             reuse=ReuseSettings() if reuse is None else reuse,
@@ -301,6 +301,36 @@ class VidRDPipeline(DiffusionPipeline):
 
         return WindowDecoder(decode, sampling.num_frames)
 
+    @torch.no_grad()
+    def decode_clips(
+        self, clips: Iterable[Clip], sampling: SamplingSettings, state: VideoState | None = None
+    ) -> Iterator[Tensor]:
+        """Join clips and yield their frames ``[B, 3, t, H, W]`` in [-1, 1] on the CPU, piece by piece, as they come.
+
+        Args:
+            state: that the first of ``clips`` goes on from; its frames are not repeated.
+        """
+        decoder = self.make_decoder(sampling)
+        skip = 0
+        started = False
+
+        def trimmed(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+            nonlocal skip
+            for piece in pieces:
+                dropped = min(skip, piece.shape[2])
+                skip -= dropped
+                if dropped < piece.shape[2]:
+                    yield piece[:, :, dropped:]
+
+        for clip in clips:
+            if state is not None and not started:  # run the decoder in on the frames before
+                skip = state.tail.shape[2]
+                yield from trimmed(decoder.push(state.tail))
+            started = True
+            yield from trimmed(decoder.push(clip.joined(sampling.reuse)))
+        if started:
+            yield from trimmed(decoder.flush())
+
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def _denoise(
@@ -347,34 +377,29 @@ class VidRDPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
         clips: list[Tensor] = []
-        pieces: list[Any] = []
-        decoder = self.make_decoder(sampling)
-        skip = 0
-        if state is not None and output_type != "latent":  # run the decoder in on the frames before, and drop those
-            skip = state.tail.shape[2]
-            skip -= sum(piece.shape[2] for piece in decoder.push(state.tail))
-        for clip in stream:
-            clips.append(clip.latents)
-            assert clip.state is not None
-            state = clip.state
-            joined = clip.joined(sampling.reuse)
-            if output_type == "latent":
-                pieces.append(joined)
-                continue
-            for piece in decoder.push(joined):
-                pieces.append(_to_output(piece[:, :, skip:], output_type))
-                skip = max(0, skip - piece.shape[2])
-        if state is None or not clips:
+        last = state
+
+        def collected() -> Iterator[Clip]:
+            nonlocal last
+            for clip in stream:
+                clips.append(clip.latents)
+                last = clip.state
+                yield clip
+
+        pieces: list[Any]
+        if output_type == "latent":
+            pieces = [clip.joined(sampling.reuse) for clip in collected()]
+        else:
+            pieces = [_to_output(piece, output_type) for piece in self.decode_clips(collected(), sampling, state)]
+        if last is None or not clips:
             raise RuntimeError("interrupted before the first clip was finished: there is nothing to return")
-        if output_type != "latent":
-            for piece in decoder.flush():
-                pieces.append(_to_output(piece[:, :, skip:], output_type))
         axis = 1 if output_type == "np" else 2
         frames = np.concatenate(pieces, axis) if output_type == "np" else torch.cat(pieces, axis)
-        return VidRDPipelineOutput(frames=frames, clips=clips, state=state)
+        return VidRDPipelineOutput(frames=frames, clips=clips, state=last)
 
     @property
-    def _default_size(self) -> int:
+    def default_size(self) -> int:
+        """Height and width in pixels of the frames this model was trained on."""
         return (self.unet.config.sample_size or 32) * self.vae.spatial_factor
 
     def _latent_shape(self, batch: int, sampling: SamplingSettings) -> tuple[int, ...]:

@@ -153,7 +153,7 @@ class VideoState:
         """
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is no VidRD state (its format is {metadata.get('format')!r}, expected {FORMAT!r})")
+            raise ValueError(f"{path} is no VidRD state: its format is {metadata.get('format')!r}, not {FORMAT!r}")
         values = json.loads(metadata["state"])
         recorded = values["trajectory"]
         states = [tensors[f"state.{step}"] for step in range(sum(key.startswith("state.") for key in tensors))]
@@ -178,11 +178,18 @@ class VideoState:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file so that ``path`` holds the old or the whole new content at any moment."""
+    """Write a safetensors file so that ``path`` holds the old or the whole new content at any moment.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, dict(metadata))
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({error}); is the disk full?") from error
     sync_and_replace(partial, path)
 
 
