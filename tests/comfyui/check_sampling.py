@@ -1,0 +1,296 @@
+"""Chains of clips through ComfyUI's own samplers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+KEY = "vidrd_trajectory"
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def ksampler(model: Any, conds: Any, latent: Any, **changes: Any) -> Any:
+    import nodes as stock
+
+    given = {"seed": 1, "steps": 5, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, **changes}
+    with torch.inference_mode():
+        return stock.KSampler().sample(model, positive=conds[0], negative=conds[1], latent_image=latent, **given)[0]
+
+
+def test_first_clip_is_what_the_stock_ksampler_makes(first: Any, model: Any, conds: Any, nodes: Any) -> None:
+    empty = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
+    for sampler in ("euler", "dpmpp_2m"):
+        ours = first(sampler_name=sampler, scheduler="normal")["samples"]
+        torch.testing.assert_close(ours, ksampler(model, conds, empty, sampler_name=sampler)["samples"])
+
+
+def test_samples_through_sampler_custom_advanced(model: Any, conds: Any, nodes: Any) -> None:
+    import comfy.samplers
+    import comfy_extras.nodes_custom_sampler as custom
+
+    latent = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(*conds)
+    guider.set_cfg(3.0)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 3)
+    run = custom.SamplerCustomAdvanced
+    call = getattr(run, "sample", None)
+    with torch.inference_mode():
+        given = (custom.Noise_RandomNoise(1), guider, comfy.samplers.sampler_object("dpmpp_2m"), sigmas, latent)
+        out = call(run(), *given)[0] if call and not hasattr(run, "execute") else run.execute(*given).args[0]
+    assert out["samples"].shape == (1, 4, 8, 8, 8) and torch.isfinite(out["samples"]).all()
+
+
+def test_chain_agrees_with_the_pipeline_outside_comfyui(
+    first: Any, following: Any, pipe: Any, part: Any, conds: Any
+) -> None:
+    """The same noise, DDIM, the same timesteps; only the last step differs.
+
+    The released DDIM ends at the alphas of timestep 0 (``set_alpha_to_one=False``), ComfyUI at sigma 0. So the states before
+    the last step are compared, where both conventions agree.
+    """
+    from vidrd_core.reuse import ReuseSettings
+
+    reuse = ReuseSettings(overlap_frames=3, noise_alpha=2.0, guidance_beta=0.6)
+    one = first(seed=7, steps=10, cfg=3.0)
+    _, two = following(one, seed=8, overlap_frames=3, noise_alpha=2.0, guidance_beta=0.6)
+    seen: dict[tuple[int, int], torch.Tensor] = {}
+
+    def keep(_: Any, step: int, __: Any, values: dict[str, Any]) -> None:
+        seen[values["clip_index"], step] = values["latents"].clone()
+
+    pipe("the red ball rolls", negative_prompt="watermark", num_clips=2, num_frames=8, height=64, width=64,
+         num_inference_steps=10, guidance_scale=3.0, reuse=reuse, seed=7, clip_seeds=[7, 8], output_type="latent",
+         callback_on_step_end=keep)  # fmt: skip
+    for index, latent in enumerate((one, two)):
+        trajectory = latent[KEY].trajectory
+        for step in range(1, 10):
+            sigma = trajectory.context["sigmas"][step]
+            ours = trajectory.states[step] / (1 + sigma**2) ** 0.5
+            theirs = seen[index, step - 1]
+            free = slice(3 if index else 0, None)  # the overlap is compared before guidance there, after it here
+            assert relative(ours[:, :, free], theirs[:, :, free]) < 1e-4, (index, step)
+
+
+def deterministic() -> list[str]:
+    return ["euler", "ddim", "euler_cfg_pp", "heun", "heunpp2", "dpm_2", "lms", "dpmpp_2m", "dpmpp_2m_cfg_pp", "ipndm",
+            "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp", "gradient_estimation"]  # fmt: skip
+
+
+def stochastic() -> list[str]:
+    return ["euler_ancestral", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
+            "dpmpp_2m_sde", "dpmpp_3m_sde", "ddpm", "res_multistep_ancestral", "er_sde", "seeds_2", "seeds_3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", deterministic() + stochastic())
+def test_guided_frames_take_the_priors_states(sampler: str, first: Any, following: Any) -> None:
+    one = first(sampler_name=sampler, steps=6, scheduler="karras")
+    _, two = following(one, overlap_frames=8, guidance_beta=1.0)
+    before, after = one[KEY].trajectory, two[KEY].trajectory
+    for step in range(6):
+        torch.testing.assert_close(after.states[step][:, :, 0], before.states[step][:, :, -1], rtol=0, atol=0)
+    assert torch.isfinite(two["samples"]).all()
+
+
+def carried(sampler: str, model: Any, conds: Any, part: Any) -> tuple[float, float]:
+    """What becomes of a change of x made in place before step 2, by step 4: (length, cosine) relative to the change.
+
+    The denoiser is made to return zeros whatever x is, so that a change can only travel in the sampler's own x.
+    """
+    import comfy.samplers
+
+    steering = part("nodes.steering")
+    blind = model.clone()
+    blind.model_options["sampler_calc_cond_batch_function"] = lambda args: [torch.zeros_like(args["input"])] * len(args["conds"])
+    sigmas = steering.noise_levels(model, 7, sampler, "karras")
+    start = torch.randn((1, 4, 8, 8, 8), generator=torch.Generator().manual_seed(0))
+    runs = []
+    for change in (0.0, 1.0):
+        states: dict[int, torch.Tensor] = {}
+        stock = comfy.samplers.sampler_object(sampler)
+
+        class Changed(steering.SteeredModel):
+            def __call__(self, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+                if self.step_at(float(sigma.flatten()[0])) == 2:
+                    shifts.append(change)
+                    x[:, :, :3] += change * direction if len(shifts) == (2 if sampler in TWICE else 1) else 0
+                return super().__call__(x, sigma, *args, **kwargs)
+
+        shifts: list[float] = []
+        direction = torch.linspace(-3, 3, 3 * 64).reshape(3, 8, 8)
+
+        def run(inner: Any, x: torch.Tensor, sigmas: torch.Tensor, _stock: Any = stock, **kwargs: Any) -> torch.Tensor:
+            return _stock.sampler_function(Changed(inner, sigmas, None, states), x, sigmas, **kwargs)
+
+        with torch.inference_mode():
+            import comfy.sample
+
+            comfy.sample.sample_custom(blind, start, 3.0, comfy.samplers.KSAMPLER(run), sigmas, *conds,
+                                       torch.zeros_like(start), disable_pbar=True, seed=0)  # fmt: skip
+        runs.append(states)
+    change = (direction.expand(1, 4, 3, 8, 8)).flatten()
+    effect = (runs[1][4] - runs[0][4])[:, :, :3].flatten()
+    length = float(effect.norm() / change.norm())
+    return length, float(effect @ change / (effect.norm() * change.norm() + 1e-12))
+
+
+# They call the model at a level first to try it, then to go on from it.
+TWICE = ("heun", "heunpp2", "dpm_2_ancestral", "dpmpp_2s_ancestral")
+
+
+@pytest.mark.parametrize("sampler", deterministic() + stochastic())
+def test_this_sampler_goes_on_from_the_x_that_was_changed_in_place(
+    sampler: str, model: Any, conds: Any, part: Any
+) -> None:
+    length, cosine = carried(sampler, model, conds, part)
+    assert cosine > 0.99 and length > 0.01, (length, cosine)
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "sa_solver"])
+def test_refused_samplers_lose_the_change(sampler: str, model: Any, conds: Any, part: Any) -> None:
+    length, cosine = carried(sampler, model, conds, part)
+    assert length < 0.01 or cosine < 0.99
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "sa_solver", "sa_solver_pece", "uni_pc", "uni_pc_bh2", "dpm_fast", "dpm_adaptive"])
+def test_samplers_that_cannot_be_steered_are_refused(sampler: str, first: Any, nodes: Any) -> None:
+    with pytest.raises(ValueError, match="cannot be steered"):
+        first(sampler_name=sampler)
+    inputs = {i.id: i for i in nodes["VidRDSampleFirstClip"].node.define_schema().inputs}
+    assert sampler not in inputs["sampler_name"].options
+
+
+def test_every_installed_sampler_is_in_the_table(part: Any) -> None:
+    import comfy.samplers
+
+    steering = part("nodes.steering")
+    known = {*steering.STEERABLE, *steering.STOCHASTIC, *steering.REFUSED}
+    assert set(comfy.samplers.SAMPLER_NAMES) <= known
+
+
+def test_video_and_clip_are_joined_and_trimmed(first: Any, following: Any) -> None:
+    one = first()
+    video, clip = following(one, trim_frames=3)
+    assert video["samples"].shape[2] == 8 + 5 and clip["samples"].shape[2] == 8
+    torch.testing.assert_close(video["samples"][:, :, :8], one["samples"])
+    torch.testing.assert_close(video["samples"][:, :, 8:], clip["samples"][:, :, 3:])
+    longer, third = following(video, seed=3)
+    alone, same = following(clip, seed=3)
+    torch.testing.assert_close(third["samples"], same["samples"])
+    assert longer["samples"].shape[2] == 21 and alone["samples"].shape[2] == 16
+
+
+def test_any_overlap_beta_and_order_can_follow_without_sampling_again(first: Any, following: Any) -> None:
+    one = first()
+    kept = copy.deepcopy(one)
+    for overlap, beta, order in ((0, 0.0, "reverse"), (8, 1.0, "forward"), (5, 0.7, "forward"), (8, 1.0, "reverse")):
+        clip = following(one, overlap_frames=overlap, guidance_beta=beta, order=order)[1]
+        assert torch.isfinite(clip["samples"]).all()
+    torch.testing.assert_close(one["samples"], kept["samples"], rtol=0, atol=0)
+    for a, b in zip(one[KEY].trajectory.states, kept[KEY].trajectory.states, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_forward_order_with_full_guidance_repeats_the_tail(first: Any, following: Any) -> None:
+    one = first(steps=8)
+    clip = following(one, overlap_frames=4, guidance_beta=1.0, order="forward")[1]
+    states, past = clip[KEY].trajectory.states, one[KEY].trajectory.states
+    torch.testing.assert_close(states[0][:, :, :4], past[0][:, :, 4:], rtol=0, atol=0)
+
+
+def test_each_video_of_a_batch_is_the_one_of_its_seed(first: Any, following: Any) -> None:
+    both = following(first(batch_size=2, seed=5), seed=9)[1]["samples"]
+    alone = following(first(seed=6), seed=10)[1]["samples"]
+    torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_progressive_noise_makes_frames_alike_and_keeps_the_variance(first: Any) -> None:
+    noise = first(progressive_alpha=3.0)[KEY].trajectory.noise
+    plain = first()[KEY].trajectory.noise
+    torch.testing.assert_close(noise[:, :, 0], plain[:, :, 0])
+    correlation = torch.corrcoef(noise[0].transpose(0, 1).flatten(1))[0, 1]
+    assert correlation > 0.8 and abs(float(noise.std()) - 1) < 0.15
+
+
+def test_partial_denoise_can_be_continued(first: Any, following: Any, model: Any, conds: Any) -> None:
+    start = first()
+    changed = first(latent=start, denoise=0.5, steps=4, scheduler="normal")
+    trajectory = changed[KEY].trajectory
+    assert trajectory.num_steps == 8 and len(trajectory.states) == 8
+    stock = ksampler(model, conds, {"samples": start["samples"]}, denoise=0.5, steps=4)
+    torch.testing.assert_close(changed["samples"], stock["samples"], rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(following(changed)[1]["samples"]).all()
+
+
+def test_a_ksamplers_latent_starts_a_chain(model: Any, conds: Any, nodes: Any, following: Any) -> None:
+    empty = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
+    plain = ksampler(model, conds, empty)
+    assert KEY not in plain
+    for method in ("auto", "invert", "noise"):
+        video, clip = following(plain, steps=4, sampler_name="euler", scheduler="normal", prior_trajectory=method)
+        assert video["samples"].shape[2] == 16 and torch.isfinite(clip["samples"]).all()
+    longer, _ = following(video, seed=3)
+    assert longer["samples"].shape[2] == 24
+
+
+def test_a_changed_latent_is_noticed(first: Any, following: Any, caplog: pytest.LogCaptureFixture) -> None:
+    one = first()
+    one["samples"] = one["samples"] * 1.01
+    with caplog.at_level("WARNING"):
+        following(one, steps=3, sampler_name="euler", scheduler="normal")
+    assert "changed after they were sampled" in caplog.text
+
+
+def test_an_encoded_video_is_continued(loaded: Any, following: Any) -> None:
+    import nodes as stock
+
+    with torch.inference_mode():
+        latent = stock.VAEEncode().encode(loaded[2], torch.rand(13, 64, 64, 3))[0]
+    video, clip = following(latent, steps=4, clip_frames=6, overlap_frames=3)
+    assert video["samples"].shape[2] == 19 and clip["samples"].shape[2] == 6
+
+
+def test_inversion_is_undone_by_sampling(first: Any, model: Any, conds: Any, part: Any) -> None:
+    steering, rebuild = part("nodes.steering"), part("nodes.rebuild")
+    with torch.inference_mode():
+        sigmas = steering.noise_levels(model, 20, "euler", "normal")
+        clip = first(steps=20, sampler_name="euler", scheduler="normal", cfg=1.0)["samples"]
+        noise, states = rebuild.invert(model, *conds, clip, sigmas)
+        again, _ = steering.denoise_clip(model, *conds, noise, torch.zeros_like(noise), sigmas, "euler", 1.0, 0)
+    assert len(states) == 20 and relative(again, clip) < 0.1
+
+
+def test_cancel_stops_between_steps_and_leaves_no_clip(first: Any) -> None:
+    import comfy.model_management as management
+    import comfy.utils
+
+    steps: list[int] = []
+
+    def cancel(value: int, *_: Any, **__: Any) -> None:
+        steps.append(value)
+        if value == 2:
+            management.interrupt_current_processing()
+        management.throw_exception_if_processing_interrupted()
+
+    comfy.utils.set_progress_bar_global_hook(cancel)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            first(steps=6)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        management.interrupt_current_processing(False)
+    assert steps == [1, 2]
+    assert torch.isfinite(first(steps=2)["samples"]).all()
+
+
+def test_everything_between_nodes_is_on_the_cpu(first: Any, following: Any) -> None:
+    _, clip = following(first())
+    trajectory = clip[KEY].trajectory
+    assert {t.device.type for t in (clip["samples"], trajectory.noise, *trajectory.states)} == {"cpu"}
+    assert trajectory.nbytes() == 4 * (5 + 1) * 4 * 8 * 8 * 8
