@@ -238,6 +238,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 47290
         (b"hello, these are no weights", "neither safetensors nor a torch file.*download"),
         (b"\x80\x02\xff\xff\xff\xff", "cut short|Nothing of it was executed"),
         (torch_bytes([1, 2]), "holds a list"),
+        (torch_bytes({"a": torch.eye(3).to_sparse()}), "sparse"),
         (torch_bytes({"epoch": 3}), "holds no weights, only epoch"),
         (torch_bytes({"state_dict": {"layer.lora_A.weight": torch.zeros(2)}}), "looks like a LoRA"),
         (torch_bytes({"fc.weight": torch.zeros(2)}), "no U-Net, VAE or CLIP text encoder.*fc.weight"),
@@ -287,6 +288,27 @@ def test_an_index_cannot_reach_outside_its_folder(tmp_path: Path) -> None:
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(CheckpointError, match="outside its folder"):
         load_unet(folder)
+
+
+@pytest.mark.parametrize("value", ["{", "[1]"])
+def test_a_damaged_configuration_in_the_metadata_is_named(tmp_path: Path, told_unet: VidRDUNet, value: str) -> None:
+    path = tmp_path / "unet.safetensors"
+    save_file(told_unet.state_dict(), path, metadata={"vidrd_config": value})
+    with pytest.raises(CheckpointError, match=r"unet\.safetensors: its metadata vidrd_config is no JSON"):
+        load_unet(path)
+
+
+def test_weights_of_odd_shapes_are_named(tmp_path: Path, told_unet: VidRDUNet) -> None:
+    path = tmp_path / "unet.safetensors"
+    save_file({k: v.flatten() for k, v in told_unet.state_dict().items()}, path)
+    with pytest.raises(CheckpointError, match=r"unet\.safetensors: .*odd shapes"):
+        load_unet(path)
+    names = ("input_blocks.0.0.weight", "time_embed.0.weight", "input_blocks.3.0.op.weight", "input_blocks.1.1.x")
+    save_file({k: torch.zeros(1) for k in names}, path)
+    for read in (load_unet, lambda p: load_unet(p, inflate=True)):
+        with pytest.raises(CheckpointError, match=r"unet\.safetensors"):
+            read(path)
+    assert "cannot be used" in str(inspect(path))
 
 
 # -- another architecture ----------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def _widths(name: str, config: Mapping[str, Any]) -> list[int]:
 
 def _stored_widths(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     if name == "text_encoder":
-        return [shapes["embeddings.token_embedding.weight"][1]]
+        return [shapes["embeddings.token_embedding.weight"][-1]]
     stem = "encoder.down_blocks" if name == "vae" else "down_blocks"
     widths: list[int] = []
     while (key := f"{stem}.{len(widths)}.resnets.0.conv2.weight") in shapes:

@@ -94,8 +94,10 @@ def infer_config(part: str, shapes: Shapes, hyper_parameters: Mapping[str, Any] 
     rules = {"unet": _unet_config, "vae": _vae_config, "text_encoder": _clip_config}
     try:
         return rules[part](shapes, hyper_parameters or {})
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"the {part} lacks {error}, so its sizes cannot be told: pass its config") from error
+    except KeyError as error:
+        raise CheckpointError(f"the {part} lacks {error}, so its sizes cannot be told: choose another file") from error
+    except IndexError as error:
+        raise CheckpointError(f"the {part} has weights of odd shapes: choose another file") from error
 
 
 def _unet_config(shapes: Shapes, hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +143,8 @@ def _vae_config(shapes: Shapes, _: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clip_config(shapes: Shapes, _: Mapping[str, Any]) -> dict[str, Any]:
-    vocabulary, width = shapes["embeddings.token_embedding.weight"]
+    tokens = shapes["embeddings.token_embedding.weight"]
+    vocabulary, width = tokens[0], tokens[1]
     _check_divisible("text encoder", [width], HEAD_WIDTH, 1)
     return {
         "hidden_size": width,

@@ -273,6 +273,8 @@ def stored_dtype(part: Part, state: Mapping[str, Tensor]) -> torch.dtype:
         CheckpointError: torch cannot compute in it.
     """
     dtypes = sorted({v.dtype for v in state.values() if v.is_floating_point()}, key=str)
+    if not dtypes:
+        raise CheckpointError(f"{part.stored.path} holds no floating-point weights: choose another file")
     if any(d.itemsize == 1 for d in dtypes):
         raise CheckpointError(
             f"{part.stored.path} is stored as {dtypes[0]}: pass dtype=torch.float16 or another to load it"

@@ -189,7 +189,12 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str], Mappin
         raise CheckpointError(f"{path} holds a {type(content).__name__}, no named weights: it is another kind of file")
     nested = (content[k] for k in STATE_DICT_KEYS if isinstance(content.get(k), Mapping))
     weights = next(nested, content)
-    tensors = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = {k: v.detach() for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    odd = [k for k, v in tensors.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
+    if odd:
+        raise CheckpointError(
+            f"{path} holds sparse, quantised or empty tensors ({_few(odd, 2)}): save it as plain tensors"
+        )
     if not tensors:
         raise CheckpointError(f"{path} holds no weights, only {_few(map(str, content))}: it is another kind of file")
     hyper_parameters = content.get("hyper_parameters")
@@ -274,9 +279,12 @@ def _read_pickle(path: Path) -> Any:
     try:
         if not stand_ins:
             return _torch_load(path, is_zip)
-        with torch.serialization.safe_globals(stand_ins):
-            return _torch_load(path, is_zip)
-    except MemoryError:
+        try:
+            with torch.serialization.safe_globals(stand_ins):
+                return _torch_load(path, is_zip)
+        except AttributeError as error:  # torch before 2.6 cannot let one object stand in for another
+            raise _code_error(path, strangers) from error
+    except (CheckpointError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise _code_error(path, re.findall(r"GLOBAL ([\w.]+\w)", str(error))[:1]) from error
@@ -308,7 +316,7 @@ def _code_error(path: Path, names: list[str]) -> CheckpointError:
         f"{path} holds Python code or objects{asked}, not only weights. Nothing of it was executed. "
         "If you did not make the file yourself, delete it and get a safetensors version from a source you trust. "
         "If you did, reduce it to its weights in the environment that made it: "
-        f"python -c \"import torch; c = torch.load('{path.name}', map_location='cpu', weights_only=False); "
+        "python -c \"import torch; c = torch.load('FILE', map_location='cpu', weights_only=False); "
         "torch.save({'state_dict': c['state_dict']}, 'weights.pth')\""
     )
 

@@ -59,6 +59,12 @@ class Part:
             return to_our_names(self.name, self.layout, self.select(self.stored.tensors()))
         except CheckpointError as error:
             raise CheckpointError(f"{self.stored.path}: {error}") from error
+        except (
+            KeyError,
+            IndexError,
+            RuntimeError,
+        ) as error:  # of the conversion, on names or shapes it does not expect
+            raise CheckpointError(f"{self.stored.path}: the {self.name} is in no known layout ({error!r})") from error
 
 
 @dataclass
@@ -158,8 +164,8 @@ def _recognise_file(path: Path) -> Checkpoint:
     if not found:
         raise _nothing_found(path, stored)
     if CONFIG_KEY in stored.metadata:
-        config = json.loads(stored.metadata[CONFIG_KEY])
-        name = PART_OF_CLASS.get(config.get("_class_name", ""))
+        config = _metadata_config(stored)
+        name = PART_OF_CLASS.get(str(config.get("_class_name")))
         if name in found:
             part = found[name]
             found[name] = Part(name, part.layout, stored, part.prefix, config, "the file's metadata")
@@ -170,6 +176,18 @@ def _recognise_file(path: Path) -> Checkpoint:
     else:
         kind = "weights" if "" in prefixes or path.suffix == ".safetensors" else "lightning"
     return Checkpoint(path, kind, found=found, other=other)
+
+
+def _metadata_config(stored: StoredWeights) -> dict[str, Any]:
+    try:
+        config = json.loads(stored.metadata[CONFIG_KEY])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{stored.path}: its metadata {CONFIG_KEY} is no JSON ({error}): convert it anew"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{stored.path}: its metadata {CONFIG_KEY} is no JSON object: convert it anew")
+    return config
 
 
 def _find_parts(stored: StoredWeights) -> dict[str, Part]:
