@@ -135,7 +135,7 @@ def classify_motion(centers: Tensor) -> str:
     fits = {"stays still": _residual(centers, torch.stack((zero, zero), 1))}
     for name, (step_x, step_y) in DIRECTIONS.items():
         fits[name] = _residual(centers, torch.stack((times * step_x, times * step_y), 1) * SPEED)
-    phases = torch.arange(32) / 32
+    phases = torch.arange(128) / 128  # finer than a fifth of a pixel along the path
     fits["bounces up and down"] = min(
         _residual(centers, torch.stack((zero, -BOUNCE_HEIGHT * (math.pi * (times / BOUNCE_PERIOD + p)).sin().abs()), 1))
         for p in phases

@@ -64,7 +64,8 @@ def load_checkpoint(
             parameter.copy_(weights[name])
             shadow.copy_(averages[name])
             for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = moments[f"{name}.{key}"]
-                optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+                value = moments.get(f"{name}.{key}")  # none where the parameter has had no gradient yet
+                if value is not None:
+                    optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
     ema.optimization_step = state["ema_step"]
     return state["step"]

@@ -1,0 +1,188 @@
+"""The training loop, its stages and the scripts, at tiny size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidrd_core.data.latents import LatentClips, encode_world
+from vidrd_core.models.autoencoder import VidRDAutoencoderKL
+from vidrd_core.models.unet import VidRDUNet
+from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderStage, TemporalDecoderStage
+from vidrd_core.train.checkpoint import load_checkpoint
+from vidrd_core.train.loop import TrainSettings, train
+from vidrd_core.train.text import encode_text, make_text_encoder, write_tokenizer
+from vidrd_core.train.unet import PAPER_POLICY, UNetObjective, UNetStage, freeze
+
+ROOT = Path(__file__).parent.parent
+TINY_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 2, "sample_size": 64}
+TINY_UNET = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 16,
+    "norm_num_groups": 4,
+}
+
+
+def tiny_vae(**changes):
+    torch.manual_seed(0)
+    return VidRDAutoencoderKL(**{**TINY_VAE, **changes})
+
+
+def settings(run, **changes):
+    known = {"samples": 8, "batch_size": 2, "warmup_samples": 4, "log_samples": 2, "save_samples": 2}
+    return TrainSettings(run=run, **{**known, **changes})
+
+
+class Interrupting(ImageAutoencoderStage):
+    """Stops like a killed run, in the middle of a step."""
+
+    steps_left = 2
+
+    def loss(self, batch_size, generator):
+        if self.steps_left == 0:
+            raise KeyboardInterrupt
+        self.steps_left -= 1
+        return super().loss(batch_size, generator)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    path = tmp_path_factory.mktemp("latents") / "train.safetensors"
+    encode_world(tiny_vae(), path, num_clips=6, num_frames=5, seed=0, split="train")
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory, latents):
+    torch.manual_seed(0)
+    tokenizer = write_tokenizer(tmp_path_factory.mktemp("tokenizer"), LatentClips(latents).captions, max_tokens=32)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return tokenizer, make_text_encoder(tokenizer, **size)
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(tmp_path):
+    train(ImageAutoencoderStage(unbroken := tiny_vae(), AutoencoderLoss()), settings(tmp_path / "unbroken"))
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "broken"))
+    train(ImageAutoencoderStage(resumed := tiny_vae(), AutoencoderLoss()), settings(tmp_path / "broken"))
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(unbroken).items())
+    logs = [(tmp_path / name / "statistics.jsonl").read_text().splitlines() for name in ("unbroken", "broken")]
+    losses = [[(json.loads(line)["samples"], json.loads(line)["loss"]) for line in log] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_the_average_is_what_is_exported(tmp_path):
+    train(ImageAutoencoderStage(vae := tiny_vae(), AutoencoderLoss()), settings(tmp_path, ema_decay=0.9))
+    exported = weights(VidRDAutoencoderKL.from_pretrained(tmp_path / "model"))
+    assert not torch.equal(exported["encoder.conv_in.weight"], weights(vae)["encoder.conv_in.weight"])
+
+
+def test_an_exploding_loss_stops_and_keeps_the_checkpoint(tmp_path):
+    class Exploding(Interrupting):
+        def loss(self, batch_size, generator):
+            loss, figures = ImageAutoencoderStage.loss(self, batch_size, generator)
+            self.steps_left -= 1
+            return loss * (float("nan") if self.steps_left < 0 else 1), figures
+
+    with pytest.raises(FloatingPointError, match="step 2; the last good checkpoint"):
+        train(Exploding(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 2
+
+
+def test_a_kill_between_the_renames_of_a_checkpoint_loses_nothing(tmp_path):
+    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
+    stage = ImageAutoencoderStage(tiny_vae(), AutoencoderLoss())
+    train(stage, settings(tmp_path, samples=10))
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 5
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
+    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
+    with pytest.raises(ValueError, match="another set of trained parameters"):
+        load_checkpoint(tmp_path / "checkpoint", {}, None, None)
+
+
+def test_the_image_stage_learns_and_sets_the_scaling_factor(tmp_path):
+    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path, samples=60, learning_rate=5e-3))
+    lines = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    assert VidRDAutoencoderKL.from_pretrained(tmp_path / "model").config.scaling_factor != 0.18215
+
+
+def test_the_decoder_stage_trains_only_the_temporal_layers(tmp_path):
+    vae = tiny_vae()
+    before = weights(vae)
+    train(TemporalDecoderStage(vae, AutoencoderLoss(motion=1.0), num_frames=3), settings(tmp_path))
+    changed = {name for name, value in weights(vae).items() if not torch.equal(value, before[name])}
+    assert changed and all("temp_convs" in name for name in changed)
+
+
+def test_the_paper_policy_trains_temporal_and_attention_layers_only(tmp_path, latents, text):
+    torch.manual_seed(0)
+    unet = VidRDUNet(**TINY_UNET)
+    freeze(unet, PAPER_POLICY)
+    text[1].requires_grad_(False)
+    before = weights(unet)
+    objective = UNetObjective(num_frames=4, image_share=0.3, images_per_clip=2)
+    train(UNetStage(unet, text[1], text[0], LatentClips(latents), objective), settings(tmp_path, samples=16))
+    changed = {name for name, value in weights(unet).items() if not torch.equal(value, before[name])}
+    assert {part for name in changed for part in ("temp_convs", "temp_attn", "attn1", "attn2") if part in name} == {
+        "temp_convs",
+        "temp_attn",
+        "attn1",
+        "attn2",
+    }
+    assert not any("resnets" in name or ".ff." in name for name in changed)
+
+
+def test_the_text_encoder_learns_only_where_it_may(tmp_path, latents, text):
+    encoder = text[1].requires_grad_(True)
+    before = weights(encoder)
+    stage = UNetStage(VidRDUNet(**TINY_UNET), encoder, text[0], LatentClips(latents), UNetObjective(num_frames=1))
+    train(stage, settings(tmp_path))
+    assert any(not torch.equal(value, before[name]) for name, value in weights(encoder).items())
+
+
+def test_latents_are_scaled_captioned_and_cut_from_random_starts(latents):
+    clips = LatentClips(latents)
+    batch, captions = clips.batch(50, 3, torch.Generator().manual_seed(0))
+    assert batch.shape == (50, 4, 3, 8, 8) and len(captions) == 50
+    assert set(captions) <= set(clips.captions)
+    with pytest.raises(ValueError, match="6 frames were asked for"):
+        clips.batch(1, 6, torch.Generator())
+
+
+def test_every_word_of_the_captions_is_one_token_and_any_other_text_is_spelled(text, latents):
+    tokenizer, encoder = text
+    caption = LatentClips(latents).captions[0]
+    assert len(tokenizer.tokenize(caption)) == len(caption.split())
+    assert tokenizer.decode(tokenizer("Zürich, déjà vu!").input_ids, skip_special_tokens=True).startswith("zürich")
+    states = encode_text(tokenizer, encoder, [caption, "", caption])
+    assert states.shape == (3, 32, 16) and torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("name", ["vae", "image", "video", "decoder"])
+def test_every_configuration_is_understood(name):
+    script = {"vae": "train_vae.py", "decoder": "train_decoder.py"}.get(name, "train_unet.py")
+    command = [sys.executable, f"training/{script}", "--config", f"training/configs/demo_{name}.yaml", "--dry-run"]
+    done = subprocess.run([*command, "--train.samples", "123"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "samples=123" in done.stderr
+
+
+def test_impossible_settings_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        settings(tmp_path, batch_size=0)
+    with pytest.raises(ValueError, match="'fp32' or 'bf16'"):
+        settings(tmp_path, precision="fp8")
