@@ -35,6 +35,7 @@ quality: setup
 train-demo: setup  ## retrain the bundled model from nothing; run again to resume
 	$(FAST_MALLOC) $(BIN)/python training/train_vae.py --config training/configs/demo_vae.yaml
 	test -f runs/demo_latents/train.safetensors || $(FAST_MALLOC) $(BIN)/python training/prepare_latents.py --vae runs/demo_vae/model --output runs/demo_latents/train.safetensors
+	$(FAST_MALLOC) $(BIN)/python training/train_text.py --config training/configs/demo_text.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_image.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_video.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_decoder.py --config training/configs/demo_decoder.yaml

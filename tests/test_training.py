@@ -14,7 +14,7 @@ from vidrd_core.models.unet import VidRDUNet
 from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderStage, TemporalDecoderStage
 from vidrd_core.train.checkpoint import load_checkpoint
 from vidrd_core.train.loop import TrainSettings, train
-from vidrd_core.train.text import encode_text, make_text_encoder, write_tokenizer
+from vidrd_core.train.text import TextStage, encode_text, make_text_encoder, write_tokenizer
 from vidrd_core.train.unet import PAPER_POLICY, UNetObjective, UNetStage, freeze
 
 ROOT = Path(__file__).parent.parent
@@ -172,9 +172,15 @@ def test_every_word_of_the_captions_is_one_token_and_any_other_text_is_spelled(t
     assert states.shape == (3, 32, 16) and torch.equal(states[0], states[2])
 
 
-@pytest.mark.parametrize("name", ["vae", "image", "video", "decoder"])
+def test_the_text_stage_learns_to_tell_captions_apart(tmp_path, text):
+    train(TextStage(text[1].requires_grad_(True), text[0]), settings(tmp_path, samples=1600, batch_size=16))
+    lines = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
+    assert lines[-1]["accuracy"] > lines[0]["accuracy"] + 0.3
+
+
+@pytest.mark.parametrize("name", ["vae", "text", "image", "video", "decoder"])
 def test_every_configuration_is_understood(name):
-    script = {"vae": "train_vae.py", "decoder": "train_decoder.py"}.get(name, "train_unet.py")
+    script = f"train_{name}.py" if name in ("vae", "text", "decoder") else "train_unet.py"
     command = [sys.executable, f"training/{script}", "--config", f"training/configs/demo_{name}.yaml", "--dry-run"]
     done = subprocess.run([*command, "--train.samples", "123"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

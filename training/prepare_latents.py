@@ -18,7 +18,7 @@ from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 class Arguments:
     vae: Path  # model folder of the VAE
     output: Path  # safetensors file to write
-    clips: int = 8000
+    clips: int = 6000
     frames: int = 10  # per clip
     seed: int = 0
     split: str = "train"  # or "test": combinations that training never sees

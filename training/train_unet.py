@@ -18,8 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vidrd_core.data.latents import LatentClips
 from vidrd_core.models.unet import VidRDUNet
 from vidrd_core.train.loop import TrainSettings
-from vidrd_core.train.text import make_text_encoder, write_tokenizer
-from vidrd_core.train.unet import EMPTY_CAPTIONS, PAPER_POLICY, UNetObjective, UNetStage, freeze
+from vidrd_core.train.unet import PAPER_POLICY, UNetObjective, UNetStage, freeze
 
 
 @dataclass(frozen=True)
@@ -28,26 +27,23 @@ class Configuration:
     latents: Path  # file that prepare_latents.py wrote
     objective: UNetObjective = UNetObjective()
     image_model: Path | None = None  # folder of an image stage to inflate; None: from scratch
+    text_model: Path | None = None  # folder of a text stage; None: the image stage's own text encoder
     unet: dict[str, Any] = field(default_factory=dict)  # arguments of VidRDUNet
-    text_encoder: dict[str, Any] = field(default_factory=dict)  # of CLIPTextConfig; only from scratch
-    max_tokens: int = 32  # of a text; only from scratch
     trained: tuple[str, ...] = PAPER_POLICY  # patterns of the parameters that learn; only after inflation
 
 
 def stage(configuration: Configuration) -> UNetStage:
-    clips = LatentClips(configuration.latents)
-    if configuration.image_model is None:
+    image, text = configuration.image_model, configuration.text_model or configuration.image_model
+    if text is None:
+        raise ValueError("neither text_model nor image_model is set: there is no text encoder")
+    if image is None:
         unet = VidRDUNet(**configuration.unet)
-        folder = configuration.train.run / "tokenizer"
-        tokenizer = write_tokenizer(folder, [*clips.captions, *EMPTY_CAPTIONS], configuration.max_tokens)
-        text_encoder = make_text_encoder(tokenizer, **configuration.text_encoder)
     else:
-        image = configuration.image_model
         unet = VidRDUNet.from_image_unet(image / "unet", **configuration.unet)
         freeze(unet, configuration.trained)
-        tokenizer = CLIPTokenizer.from_pretrained(image / "tokenizer")
-        text_encoder = CLIPTextModel.from_pretrained(image / "text_encoder").requires_grad_(False)
-    return UNetStage(unet, text_encoder, tokenizer, clips, configuration.objective)
+    tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(text / "text_encoder").requires_grad_(False)
+    return UNetStage(unet, text_encoder, tokenizer, LatentClips(configuration.latents), configuration.objective)
 
 
 if __name__ == "__main__":

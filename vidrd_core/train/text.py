@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ..data.shapes import BACKGROUNDS, COLORS, KINDS, MOTIONS, SHAPES, draw_scene
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -72,3 +75,43 @@ def encode_text(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, texts: list[st
     )
     states = encoder(tokens.input_ids.to(encoder.device))[0]
     return states[torch.tensor([distinct.index(text) for text in texts])]
+
+
+class TextStage:
+    """A text encoder from scratch: its mean state must tell, through linear heads, what a caption of the world says.
+
+    This stands in for CLIP's pre-training: the U-Net then finds colour, shape, motion and background in the text states
+    without having to learn reading first. The heads are thrown away.
+    """
+
+    def __init__(self, encoder: CLIPTextModel, tokenizer: CLIPTokenizer):
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.attributes: dict[str, Sequence[str]] = {
+            "color": list(COLORS),
+            "shape": SHAPES,
+            "motion": MOTIONS,
+            "background": list(BACKGROUNDS),
+            "kind": KINDS,
+        }
+        width = encoder.config.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(known)) for name, known in self.attributes.items()})
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"text_encoder": self.encoder, "heads": self.heads}
+
+    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        scenes = [draw_scene(generator) for _ in range(batch_size)]
+        states = encode_text(self.tokenizer, self.encoder, [scene.caption for scene in scenes]).mean(1)
+        total = states.new_zeros(())
+        hits = 0.0
+        for name, known in self.attributes.items():
+            target = torch.tensor([known.index(getattr(scene, name)) for scene in scenes])
+            scores = self.heads[name](states)
+            total = total + F.cross_entropy(scores, target)
+            hits += float((scores.argmax(1) == target).float().mean())
+        return total, {"accuracy": hits / len(self.attributes)}
+
+    def export(self, folder: Path) -> None:
+        self.encoder.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
