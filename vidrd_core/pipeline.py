@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -112,8 +112,14 @@ class VidRDPipeline(DiffusionPipeline):
             The command line uses them; a call's own defaults are the released values.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
+    model_cpu_offload_seq = "text_encoder->unet->vae"  # type: ignore[assignment]
     _callback_tensor_inputs = ["latents"]
+    unet: VidRDUNet
+    vae: VidRDAutoencoderKL
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    _execution_device: torch.device
 
     def __init__(
         self,
@@ -296,8 +302,8 @@ class VidRDPipeline(DiffusionPipeline):
         """A streaming decoder of the clips' latents (as :class:`Clip` holds them) to frames on the CPU."""
 
         def decode(latents: Tensor) -> Tensor:
-            latents = latents.to(self._execution_device, self.vae.dtype) / self.vae.config.scaling_factor
-            return self.vae.decode(latents).sample.float().clamp(-1, 1).cpu()
+            latents = latents.to(self._execution_device, self.vae.dtype) / self.vae.config["scaling_factor"]
+            return self.vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1).cpu()
 
         return WindowDecoder(decode, sampling.num_frames)
 
@@ -400,12 +406,12 @@ class VidRDPipeline(DiffusionPipeline):
     @property
     def default_size(self) -> int:
         """Height and width in pixels of the frames this model was trained on."""
-        return (self.unet.config.sample_size or 32) * self.vae.spatial_factor
+        return (self.unet.config["sample_size"] or 32) * self.vae.spatial_factor
 
     def _latent_shape(self, batch: int, sampling: SamplingSettings) -> tuple[int, ...]:
         factor = self.vae.spatial_factor
         size = (sampling.num_frames, sampling.height // factor, sampling.width // factor)
-        return (batch, self.unet.config.in_channels, *size)
+        return (batch, self.unet.config["in_channels"], *size)
 
     def _check(self, sampling: SamplingSettings, num_clips: int) -> None:
         factor = self.vae.spatial_factor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def scheduler_context(scheduler: Any) -> dict[str, str]:
     return {"scheduler": type(scheduler).__name__, **config}
 
 
-def check_context(before: dict[str, Any], now: dict[str, Any]) -> None:
+def check_context(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` where a clip was sampled in another way than the one that is to follow it."""
     if not before:  # a trajectory that was not recorded by a pipeline
         return

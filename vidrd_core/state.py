@@ -221,7 +221,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def fingerprint(model: torch.nn.Module) -> str:
     """A short name for a model: a hash of its configuration and, to three digits, weights from all over it."""
-    values = model.config if isinstance(model.config, Mapping) else model.config.to_dict()
+    config_of: Any = model.config
+    values = config_of if isinstance(config_of, Mapping) else config_of.to_dict()
     # What says where a model was loaded from and in which precision says nothing about what it is.
     config = {k: v for k, v in sorted(values.items()) if not k.startswith("_") and k not in UNIMPORTANT}
     digest = hashlib.sha256(json.dumps(config, default=str).encode()).hexdigest()[:12]

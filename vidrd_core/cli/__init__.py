@@ -1,0 +1,349 @@
+"""The ``vidrd`` command: generate, extend, convert, info.
+
+Everything heavy is imported by the command that needs it, so that ``vidrd --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from .inputs import RELEASED, read_prompts, repeat_last, sampling_settings
+from .models import DEMO, load_pipeline, model_path
+
+if TYPE_CHECKING:
+    from ..jobs import JobFolder, Plan
+    from ..pipeline import VidRDPipeline
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CLIPS = 4
+FAILED, INTERRUPTED = 1, 130  # exit codes; 2 is argparse's, for a wrong command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    # Users' mistakes end in one line. What is not theirs keeps its traceback, which is what a report needs.
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        _say("stopped")
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        if options.verbose:
+            logger.exception("the traceback, because of --verbose")
+        _say(f"error: {error}")
+        return FAILED
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        _say(f"error: {error}\nUse fewer --frames, a smaller --width and --height, or --dtype float16")
+        return FAILED
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Make a video, or go on with one that was stopped."""
+    from ..jobs import JobFolder, Plan, default_folder, open_job
+    from ..video import probe_output
+
+    prompts = read_prompts(options.prompt, options.prompts)
+    prompts = repeat_last(prompts, _number_of_clips(options.clips, prompts))
+    clip_seeds = dict(options.clip_seed)
+    _check_outputs(options)
+    probe_output(options.output)
+    loading = {"model": options.model, "base": options.base, "vae": options.vae, "scheduler": options.scheduler}
+    pipe, defaults = load_pipeline(**loading, dtype=options.dtype, device=options.device)
+    sampling = sampling_settings(options, defaults, pipe)
+    plan = Plan(prompts, sampling, options.seed, clip_seeds)
+    path = Path(options.state) if options.state else default_folder(options.output)
+    if options.restart:
+        JobFolder(path).clear()
+    elif not options.state and not options.redo:
+        _leave_finished_video(path, pipe, plan)
+    folder = open_job(path, pipe, plan, options.redo)
+    folder.write(loading=_absolute(loading), extended_from=None)
+    return _run(pipe, folder, plan, options, _fps(options, defaults))
+
+
+def extend(options: argparse.Namespace) -> int:
+    """Make more clips of a video: of a state folder, or from a single state file."""
+    from ..jobs import JobError, Plan, default_folder, open_job
+    from ..state import VideoState
+    from ..video import probe_output
+
+    source = Path(options.source)
+    if not source.exists():
+        raise JobError(f"{source} does not exist; expected a state folder or a state file (.safetensors)")
+    prompts = read_prompts(options.prompt, options.prompts, required=False)
+    home = _home_of(source)
+    settings = home.read() if home else {}
+    _check_outputs(options)
+    probe_output(options.output)
+    loading = _loading_of(options, source, settings)
+    pipe, defaults = load_pipeline(**loading, dtype=_dtype_of(options, settings), device=options.device)
+    if home is None or not source.is_dir():
+        state = VideoState.load(source)
+        number = options.clips or max(1, len(prompts))
+        plan = Plan(repeat_last(prompts or [state.prompt], number), state.sampling, start=state)
+        folder = open_job(options.state or default_folder(options.output), pipe, plan)
+        folder.write(loading=loading)
+    else:
+        plan = _extended_plan(home, settings, prompts, options.clips)
+        if options.state:
+            raise JobError(f"--state {options.state} does not go with a state folder: {source} itself is extended")
+        folder = open_job(source, pipe, plan)
+    return _run(pipe, folder, plan, options, _fps(options, {**defaults, **_stored_fps(settings)}))
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Write a model folder from checkpoints of any layout."""
+    import torch
+
+    from ..checkpoints import convert as convert_checkpoint
+
+    dtype = None if options.dtype == "keep" else getattr(torch, options.dtype)
+    sources = options.source if len(options.source) > 1 else options.source[0]
+    folder = convert_checkpoint(
+        sources, options.output, base=options.base, vae=options.vae, tokenizer=options.tokenizer, dtype=dtype
+    )
+    _say(f"wrote the model folder {folder}")
+    return 0
+
+
+def info(options: argparse.Namespace) -> int:
+    """Say what files and folders are."""
+    from .describe import describe
+
+    for path in options.path:
+        sys.stdout.write(describe(model_path(path)) + "\n")
+    return 0
+
+
+# -- running a job -----------------------------------------------------------------------------------------------------
+
+
+def _run(pipe: VidRDPipeline, folder: JobFolder, plan: Plan, options: argparse.Namespace, fps: float) -> int:
+    from ..jobs import check_space, run_job
+    from ..video import estimate_bytes, probe_output
+
+    sampling = plan.sampling
+    frames = sampling.reuse.num_joined_frames(len(plan.prompts), sampling.num_frames)
+    probe_output(options.output, estimate_bytes(options.output, frames, sampling.height, sampling.width))
+    check_space(folder.path, pipe, plan)
+    folder.write(fps=fps, planned=list(plan.prompts))
+    finished = min(folder.num_finished(), len(plan.prompts))
+    if finished:
+        _say(f"{finished} of {len(plan.prompts)} clips are finished in {folder.path}")
+    # One's own bars for loading and denoising, none in a log file.
+    pipe.set_progress_bar_config(disable=True if options.quiet else None, leave=False)
+    metadata = video_metadata(pipe, plan, fps, options)
+    with_sheet = options.contact_sheet is not None
+    with stop_on_signal() as should_stop:
+        result = run_job(
+            pipe, folder, plan, options.output, fps, metadata=metadata, with_sheet=with_sheet, should_stop=should_stop
+        )
+    if result.sheet is not None:
+        _save_image(result.sheet, Path(options.contact_sheet))
+    if result.clips:
+        _say(f"wrote {options.output}: {result.clips} clips, {result.frames} frames, {result.frames / fps:.1f} s")
+    if result.is_complete:
+        return 0
+    kept = "what is finished was kept" if result.clips else "no clip was finished"
+    _say(f"stopped after {result.clips} of {result.planned} clips; {kept}. Run the same command again to go on")
+    return INTERRUPTED
+
+
+def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argparse.Namespace) -> dict[str, Any]:
+    """What the video file says about how it was made; the same job always gives the same text."""
+    import diffusers
+    import torch
+
+    from ..state import fingerprint
+
+    return {
+        "software": f"vidrd {__version__}",
+        "versions": {"vidrd": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+        "model": {"name": Path(str(options.model)).name if options.model else None, "unet": fingerprint(pipe.unet)},
+        "scheduler": type(pipe.scheduler).__name__,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "seed": plan.base_seed,
+        "clips": [
+            {"prompt": prompt, "seed": plan.seed_of(plan.first + number)} for number, prompt in enumerate(plan.prompts)
+        ],
+        "settings": plan.sampling.to_json(),
+        "fps": fps,
+    }
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C (and a polite kill) asks to stop after the current step; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop.is_set
+        return
+
+    def on_signal(number: int, _: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        _say("stopping after this step, finished clips are kept; press Ctrl-C again to stop at once")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_finished_video(path: Path, pipe: VidRDPipeline, plan: Plan) -> None:
+    """Clear the default state folder of an older video that is complete and about to be replaced by another one."""
+    from ..jobs import JobError, JobFolder, open_job
+
+    folder = JobFolder(path)
+    if not folder.read().get("complete"):
+        return
+    try:
+        open_job(path, pipe, plan)
+    except JobError as error:
+        logger.info("beginning anew: %s", error)
+        folder.clear()
+
+
+def _extended_plan(folder: JobFolder, settings: dict[str, Any], prompts: list[str], clips: int | None) -> Plan:
+    """The plan of a state folder with more clips; an extension that was interrupted is taken up, not made twice."""
+    from ..jobs import JobError, Plan
+    from ..state import SamplingSettings, VideoState
+
+    number = clips or max(1, len(prompts))
+    finished = folder.num_finished()
+    if not finished:
+        raise JobError(f"{folder.path} has no finished clip to go on from; generate a video first")
+    first = settings["first"]
+    done = [folder.load(first + n) for n in range(finished)]
+    base = finished
+    if not settings.get("complete"):
+        begun, planned = settings.get("extended_from"), settings.get("planned", [])
+        if begun is None or planned[begun:] != repeat_last(prompts or [planned[begun - 1]], number):
+            raise JobError(
+                f"{folder.path} has an unfinished job ({finished} of {len(planned)} clips): finish it with the command "
+                f"that began it, or go on from the state file {folder.state_path(first + finished - 1)}"
+            )
+        base = begun
+    made = settings["made"]
+    kept = [clip.prompt for clip in done[:base]]
+    added = repeat_last(prompts or [kept[-1]], number)
+    start = VideoState.load(folder.start_path) if folder.start_path.is_file() else None
+    chosen = Plan(kept, SamplingSettings.from_json(made["sampling"]), made["seed"], start=start)
+    # Seeds that a user chose are in the clips; a folder does not list them a second time.
+    clip_seeds = {c.index: c.seeds[0] for c in done if c.seeds[0] != chosen.seed_of(c.index)}
+    folder.write(extended_from=base)
+    return Plan([*kept, *added], chosen.sampling, chosen.seed, clip_seeds, start)
+
+
+def _loading_of(options: argparse.Namespace, source: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Which model, scheduler and so on: those that made the video, unless the command names others."""
+    loading = dict(settings.get("loading") or {})
+    if options.model is not None:
+        loading.update(model=options.model, base=options.base, vae=options.vae)
+    if options.scheduler is not None:
+        loading["scheduler"] = options.scheduler
+    if not loading.get("model"):
+        raise ValueError(f"{source} does not say which model made it; name it with --model")
+    options.model = loading["model"]
+    return _absolute(loading)
+
+
+def _dtype_of(options: argparse.Namespace, settings: dict[str, Any]) -> str:
+    return settings["made"]["dtype"] if options.dtype == "auto" and "made" in settings else options.dtype
+
+
+def _home_of(source: Path) -> JobFolder | None:
+    """The state folder that ``source`` is, or lies in."""
+    from ..jobs import JobError, JobFolder
+
+    if source.is_dir():
+        folder = JobFolder(source)
+        if not folder.read():
+            raise JobError(f"{source} is no state folder: settings.json is missing")
+        return folder
+    try:
+        folder = JobFolder(source.parent)
+        return folder if folder.read() else None
+    except JobError:  # a state file may lie anywhere
+        return None
+
+
+def _stored_fps(settings: dict[str, Any]) -> dict[str, float]:
+    return {"fps": settings["fps"]} if "fps" in settings else {}
+
+
+def _absolute(loading: dict[str, Any]) -> dict[str, Any]:
+    """Paths that still hold when the command is called from another folder."""
+    kept = {k: v for k, v in loading.items() if v is not None}
+    return {k: v if k == "scheduler" or v == DEMO else os.path.abspath(v) for k, v in kept.items()}
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def _number_of_clips(clips: int | None, prompts: Sequence[str]) -> int:
+    return clips or (len(prompts) if len(prompts) > 1 else DEFAULT_CLIPS)
+
+
+def _fps(options: argparse.Namespace, defaults: dict[str, Any]) -> float:
+    return float(options.fps if options.fps is not None else {**RELEASED, **defaults}["fps"])
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Find out before the long work whether the contact sheet can be written."""
+    if options.contact_sheet is None:
+        return
+    path = Path(options.contact_sheet)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--contact-sheet {path}: expected a name that ends in .png, .jpg or .webp")
+    if path.is_dir():
+        raise ValueError(f"--contact-sheet {path} is a folder; add a file name")
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    trial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    trial.touch()
+    trial.unlink()
+
+
+def _save_image(image: Any, path: Path) -> None:
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    image.save(partial)
+    os.replace(partial, path)
+    _say(f"wrote {path}")
+
+
+def _say(text: str) -> None:
+    """Tell the user; standard output is for results only."""
+    sys.stderr.write(f"vidrd: {text}\n")
+    sys.stderr.flush()
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    from .parser import build
+
+    return build(generate=generate, extend=extend, convert=convert, info=info)
+

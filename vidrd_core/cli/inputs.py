@@ -1,0 +1,82 @@
+"""Prompts and sampling settings as they come from a command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..pipeline import VidRDPipeline
+    from ..state import SamplingSettings
+
+# Where neither the command line nor the model folder says anything: the released values.
+RELEASED: dict[str, Any] = {
+    "fps": 4.0,
+    "num_frames": 8,
+    "num_inference_steps": 50,
+    "guidance_scale": 10.0,
+    "negative_prompt": "watermark",
+    "overlap_frames": 4,
+    "noise_alpha": 4.0,
+    "guidance_beta": 0.4,
+    "order": "reverse",
+    "trim_frames": 0,
+}
+
+
+def read_prompts(given: Sequence[str] | None, file: str | None, required: bool = True) -> list[str]:
+    """Prompts of ``--prompt`` and ``--prompts``.
+
+    A file holds one prompt per line; one with blank lines between text holds one per paragraph. Lines that begin with
+    ``#`` are left out. "-" is the standard input.
+    """
+    if given and file:
+        raise ValueError("both --prompt and --prompts were given; use one of them")
+    prompts = [text.strip() for text in given or ()]
+    if file:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+        lines = [line.strip() for line in text.splitlines() if not line.lstrip().startswith("#")]
+        paragraphs = [p for p in "\n".join(lines).strip().split("\n\n") if p.strip()]
+        prompts = [" ".join(p.split()) for p in paragraphs] if len(paragraphs) > 1 else [ln for ln in lines if ln]
+        if not prompts:
+            raise ValueError(f"{file} holds no prompt; write one per line")
+    if required and not prompts:
+        raise ValueError("no prompt was given; use --prompt TEXT or --prompts FILE")
+    return prompts
+
+
+def repeat_last(prompts: Sequence[str], number: int) -> list[str]:
+    """One prompt per clip; the last repeats."""
+    if len(prompts) > number:
+        raise ValueError(f"{len(prompts)} prompts were given for {number} clips; raise --clips or drop prompts")
+    return [prompts[min(n, len(prompts) - 1)] for n in range(number)]
+
+
+def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pipe: VidRDPipeline) -> SamplingSettings:
+    from ..reuse import ReuseSettings
+    from ..state import SamplingSettings
+
+    def chosen(name: str) -> Any:
+        given = getattr(options, name)
+        return {**RELEASED, **defaults}[name] if given is None else given
+
+    num_frames = chosen("num_frames")
+    if options.overlap_frames is None:  # a default, unlike a choice, gives way to short clips
+        overlap = min(chosen("overlap_frames"), num_frames)
+    else:
+        overlap = options.overlap_frames
+    reuse = ReuseSettings(
+        overlap, chosen("noise_alpha"), chosen("guidance_beta"), chosen("order"), chosen("trim_frames")
+    )
+    return SamplingSettings(
+        num_frames=num_frames,
+        height=options.height or pipe.default_size,
+        width=options.width or pipe.default_size,
+        num_inference_steps=chosen("num_inference_steps"),
+        guidance_scale=chosen("guidance_scale"),
+        reuse=reuse,
+        negative_prompt=chosen("negative_prompt"),
+    )

@@ -1,0 +1,84 @@
+"""Which model a command means, and loading it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .inputs import RELEASED
+
+if TYPE_CHECKING:
+    from ..pipeline import VidRDPipeline
+
+DEMO = "demo"  # the name of the bundled model
+DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpmpp-2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+}
+DEMO_FPS = 8.0
+
+
+def load_pipeline(
+    model: str,
+    base: str | None = None,
+    vae: str | None = None,
+    scheduler: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> tuple[VidRDPipeline, dict[str, Any]]:
+    """A pipeline from a model folder, a checkpoint or the bundled model, and the defaults its folder names."""
+    import diffusers
+    import torch
+
+    from ..checkpoints import load_pipeline_parts
+    from ..pipeline import VidRDPipeline
+
+    chosen = _device() if device == "auto" else device
+    if dtype == "auto":
+        dtype = "float16" if chosen.startswith("cuda") else "float32"
+    path = model_path(model)
+    try:
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {chosen} cannot be used here ({error}); use --device cpu or auto") from error
+    parts = load_pipeline_parts(path, base, vae=vae, dtype=getattr(torch, dtype), device=chosen)
+    if scheduler is not None:
+        parts["scheduler"] = getattr(diffusers, SCHEDULERS[scheduler]).from_config(parts["scheduler"].config)
+    defaults = read_defaults(path)
+    if model == DEMO:
+        defaults.setdefault("fps", DEMO_FPS)
+    return VidRDPipeline(**parts, defaults=defaults), defaults
+
+
+def read_defaults(path: Path) -> dict[str, Any]:
+    """What a model folder's ``model_index.json`` names under "defaults"."""
+    index = path / "model_index.json"
+    if not index.is_file():
+        return {}
+    defaults = json.loads(index.read_text(encoding="utf-8")).get("defaults") or {}
+    unknown = sorted(set(defaults) - set(RELEASED))
+    if unknown:
+        raise ValueError(f"{index}: unknown defaults {', '.join(unknown)}; known are {', '.join(RELEASED)}")
+    return dict(defaults)
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def model_path(name: str) -> Path:
+    if name != DEMO:
+        return Path(name)
+    if not (DEMO_FOLDER / "model_index.json").is_file():
+        raise FileNotFoundError(f"the bundled model is not installed ({DEMO_FOLDER} is missing): name a model folder")
+    return DEMO_FOLDER

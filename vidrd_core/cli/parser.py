@@ -1,0 +1,172 @@
+"""The options of the ``vidrd`` command and their help texts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from .. import __version__
+
+Command = Callable[[argparse.Namespace], int]
+
+EPILOG = """\
+examples:
+  vidrd generate --model demo --prompt "a red circle moves left over a dark blue background" --clips 4 --output out.mp4
+  vidrd extend out.state --prompt "a red circle moves up over a dark blue background" --clips 2 --output longer.mp4
+  vidrd convert ModelT2V.pth models/vidrd --base stable-diffusion-2-1-base --vae vae_finetuned
+  vidrd info models/vidrd
+"""
+GENERATE = """\
+Make a video of several chained clips. Finished clips are kept in a state folder: stopped or killed at any moment and
+called again, the same command goes on after the last finished clip. Settings that are not given are the model
+folder's own ("defaults" in model_index.json) or else the released ones, which are named below.
+"""
+EXTEND = """\
+Make more clips of a video. STATE is a state folder (the new video has all clips, old and new) or a state file in one
+(state_00003.safetensors; the new video has the new clips only). Settings are those of the video.
+"""
+
+
+def build(**commands: Command) -> argparse.ArgumentParser:
+    """The parser; each command's function is the namespace's ``run``."""
+    parser = argparse.ArgumentParser(
+        prog="vidrd",
+        description="VidRD, Reuse and Diffuse: text-to-video of any length, clip by clip.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vidrd {__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    texts = {
+        "generate": ("make a video from prompts", GENERATE, _add_generate),
+        "extend": ("make more clips of a video", EXTEND, _add_extend),
+        "convert": ("write a model folder from checkpoints", "Write a model folder, safetensors only.", _add_convert),
+        "info": ("say what a file or folder is", "Say what models, states and videos are made of.", _add_info),
+    }
+    for name, (summary, description, add) in texts.items():
+        command = subparsers.add_parser(name, help=summary, description=description)
+        command.set_defaults(run=commands[name])
+        command.add_argument("--verbose", action="store_true", help="say more, and show tracebacks of errors")
+        add(command)
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    _add_prompts(parser)
+    group = parser.add_argument_group("video")
+    group.add_argument("--clips", type=_positive, metavar="N", help="clips to chain (as many as prompts; 4 for one)")
+    group.add_argument("--frames", dest="num_frames", type=int, metavar="N", help="frames per clip, 1 to 32 (8)")
+    group.add_argument("--height", type=int, metavar="PIXELS", help="(what the model was trained on)")
+    group.add_argument("--width", type=int, metavar="PIXELS", help="(what the model was trained on)")
+    _add_output(group)
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--steps", dest="num_inference_steps", type=int, metavar="N", help="denoising steps per clip (50)"
+    )
+    group.add_argument("--guidance-scale", type=float, metavar="X", help="weight of the prompt, 1 is off (10)")
+    group.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from (watermark)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the video; each clip's derives from it (0)")
+    group.add_argument(
+        "--clip-seed",
+        type=_clip_seed,
+        action="append",
+        default=[],
+        metavar="CLIP=SEED",
+        help="give one clip, counted from 0, a seed of its own; may be repeated",
+    )
+    group = parser.add_argument_group("how a clip reuses the one before")
+    group.add_argument("--overlap-frames", type=int, metavar="M", help="first frames steered by the clip before (4)")
+    group.add_argument("--noise-alpha", type=float, metavar="A", help="noise kept: 0 is none, inf all of it (4)")
+    group.add_argument("--guidance-beta", type=float, metavar="B", help="share of steps that are steered, 0 to 1 (0.4)")
+    group.add_argument("--order", choices=("reverse", "forward"), help="reverse as in the paper, or forward")
+    group.add_argument("--trim-frames", type=int, metavar="N", help="frames cut from the start of later clips (0)")
+    _add_model(parser, required=True)
+    _add_job(parser)
+    parser.add_argument("--redo", action="store_true", help="make the clips again whose prompt or seed has changed")
+    parser.add_argument("--restart", action="store_true", help="forget the finished clips and begin anew")
+
+
+def _add_extend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="STATE", help="a state folder or a state file")
+    _add_prompts(parser)
+    group = parser.add_argument_group("video")
+    group.add_argument("--clips", type=_positive, metavar="N", help="clips to add (as many as prompts)")
+    _add_output(group)
+    _add_model(parser, required=False)
+    _add_job(parser)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="a checkpoint, its folder, or several")
+    parser.add_argument("output", metavar="OUTPUT", help="the model folder to write, new or empty")
+    parser.add_argument("--base", metavar="PATH", help="a Stable Diffusion 2.1 folder or file for what is missing")
+    parser.add_argument("--vae", metavar="PATH", help="a VAE in place of the checkpoint's")
+    parser.add_argument("--tokenizer", metavar="PATH", help="a tokenizer folder, where no source has one")
+    parser.add_argument("--dtype", choices=("keep", "float32", "float16", "bfloat16"), default="keep", help="(keep)")
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", nargs="+", metavar="PATH", help="a model, checkpoint, state, state folder or video")
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompts")
+    group.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="may be repeated: one per clip, the last serves the others"
+    )
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a UTF-8 file with one prompt per line, or with blank lines in it one per paragraph; # begins a comment",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output", required=True, metavar="PATH", help=".mp4, .webm or .gif, or a folder for PNGs without a suffix"
+    )
+    group.add_argument("--fps", type=float, metavar="X", help="frames per second (4; 8 for the demo model)")
+    group.add_argument("--contact-sheet", metavar="FILE", help="also a picture with one row of frames per clip (.png)")
+
+
+def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
+    group = parser.add_argument_group("model")
+    remark = "" if required else " (the one that made the video)"
+    group.add_argument(
+        "--model", required=required, metavar="PATH", help=f'a model folder, a checkpoint, or "demo"{remark}'
+    )
+    group.add_argument("--base", metavar="PATH", help="a Stable Diffusion 2.1 folder for what a checkpoint lacks")
+    group.add_argument("--vae", metavar="PATH", help="a VAE in place of the model's")
+    group.add_argument(
+        "--scheduler",
+        choices=("ddim", "euler", "dpmpp-2m", "unipc", "heun", "deis"),
+        help="the sampler (the model's own; ddim for the released weights)",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="precision of the models (auto: float16 on CUDA, else float32)",
+    )
+    group.add_argument("--device", default="auto", metavar="NAME", help="cuda, mps or cpu (auto)")
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state", metavar="FOLDER", help="where finished clips are kept (beside the output: out.state for out.mp4)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def _clip_seed(text: str) -> tuple[int, int]:
+    clip, equals, seed = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not CLIP=SEED, for example 2=1234")
+    return int(clip), int(seed)
