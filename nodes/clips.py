@@ -111,7 +111,18 @@ def next_clip(
     if not torch.count_nonzero(video):
         raise ValueError("prior is empty: sample a first clip before it can be continued")
     past = past_trajectory(
-        model, positive, negative, latent, video, seed, settings, steps, sampler, scheduler, prior_trajectory, clip_frames
+        model,
+        positive,
+        negative,
+        latent,
+        video,
+        seed,
+        settings,
+        steps,
+        sampler,
+        scheduler,
+        prior_trajectory,
+        clip_frames,
     )
     schedule = Schedule(past.context["steps"], past.context["sampler"], past.context["scheduler"])
     sigmas = torch.tensor(past.context["sigmas"])
@@ -156,7 +167,11 @@ def past_trajectory(
     """
     prior = prior_of(latent) if prior_trajectory == AUTO else None
     if prior is None:
-        known = {k: v for k, v in {"steps": steps, "sampler": sampler, "scheduler": scheduler}.items() if v not in (0, FROM_PRIOR)}
+        known = {
+            k: v
+            for k, v in {"steps": steps, "sampler": sampler, "scheduler": scheduler}.items()
+            if v not in (0, FROM_PRIOR)
+        }
         schedule = Schedule(**{**RELEASED_SCHEDULE.__dict__, **known})
         check_sampler(schedule.sampler)
         clip = video[:, :, -(clip_frames or CLIP_FRAMES) :]
@@ -189,6 +204,6 @@ def check_same(name: str, wanted: Any, prior: Any, unset: Any) -> None:
     """Raise ``ValueError`` where a setting is overridden by something that the prior's trajectory does not fit."""
     if wanted not in (unset, prior):
         raise ValueError(
-            f"the prior was made with {name} {prior}, this node asks for {wanted}: set {name} to {unset} to go on as before, "
-            "or set prior_trajectory to invert or noise to change it from here on"
+            f"the prior was made with {name} {prior}, this node asks for {wanted}: set {name} to {unset} to go on as "
+            "before, or set prior_trajectory to invert or noise to change it from here on"
         )

@@ -46,7 +46,9 @@ def model_folder(name: str) -> Path:
         if (folder / "model_index.json").is_file():
             return folder
     where = str(BUNDLED_FOLDER) if name == BUNDLED else f"{name} in {' or '.join(roots)}"
-    raise FileNotFoundError(f"there is no model folder with a model_index.json at {where}: put it there, or choose another")
+    raise FileNotFoundError(
+        f"there is no model folder with a model_index.json at {where}: put it there, or choose another"
+    )
 
 
 def weights(kind: str) -> list[str]:
@@ -88,7 +90,9 @@ def output_path(name: str, suffix: str = "") -> Path:
     cleaned = name.strip().replace("\\", "/").removesuffix(suffix)
     parts = [p for p in cleaned.split("/") if p]
     if not parts or any(p in (".", "..") or re.search(r'[<>:"|?*\x00-\x1f]', p) or p != p.strip(" .") for p in parts):
-        raise ValueError(f"the name {name!r} cannot be used: expected letters, digits, - and _, with / for a sub-folder")
+        raise ValueError(
+            f"the name {name!r} cannot be used: expected letters, digits, - and _, with / for a sub-folder"
+        )
     path = Path(folder_paths.get_output_directory(), STATES, *parts)
     return path.with_name(path.name + suffix)
 

@@ -18,15 +18,26 @@ class PreviewClip(io.ComfyNode):
             category=CATEGORY,
             description="Play a clip inside the node without saving it.",
             inputs=[
-                io.Latent.Input("samples", optional=True, tooltip="Latents to decode and play; of a batch the first video."),
+                io.Latent.Input(
+                    "samples", optional=True, tooltip="Latents to decode and play; of a batch the first video."
+                ),
                 io.Vae.Input("vae", optional=True, tooltip="Decodes samples; not needed for images."),
                 io.Image.Input("images", optional=True, tooltip="Frames to play, instead of samples."),
-                io.Float.Input("fps", default=4.0, min=0.5, max=120.0, step=0.5, tooltip="Frames per second, 0.5 to 120. The "
-                               "released model was trained on 4; after Interpolate Frames by 4 use 16."),
+                io.Float.Input(
+                    "fps",
+                    default=4.0,
+                    min=0.5,
+                    max=120.0,
+                    step=0.5,
+                    tooltip=(
+                        "Frames per second, 0.5 to 120. The released model was trained on 4; after "
+                        "Interpolate Frames by 4 use 16."
+                    ),
+                ),
             ],
             outputs=[],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, fps: float, samples: Any = None, vae: Any = None, images: Any = None) -> io.NodeOutput:
@@ -42,14 +53,22 @@ class InterpolateFrames(io.ComfyNode):
             node_id="VidRDInterpolateFrames",
             display_name="Interpolate Frames",
             category=CATEGORY,
-            description="Put frames between frames along the optical flow; no weights to download.",
+            description=("Put frames between frames along the optical flow; no weights to download."),
             inputs=[
                 io.Image.Input("images", tooltip="The frames of one video, in order."),
-                io.Int.Input("factor", default=4, min=1, max=16, tooltip="How many steps one step becomes, 1 to 16. Frames out "
-                             "= (frames in - 1) * factor + 1; play them at factor times the rate."),
+                io.Int.Input(
+                    "factor",
+                    default=4,
+                    min=1,
+                    max=16,
+                    tooltip=(
+                        "How many steps one step becomes, 1 to 16. Frames out = (frames in - 1) * factor + 1;"
+                        " play them at factor times the rate."
+                    ),
+                ),
             ],
             outputs=[io.Image.Output("images_out", display_name="IMAGE", tooltip="The frames with those between.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, images: Any, factor: int) -> io.NodeOutput:

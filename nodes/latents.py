@@ -1,7 +1,7 @@
 """The one wire of a chain: a LATENT with one more entry, the trajectory that the next clip reuses.
 
-``{"samples": [B, 4, T, h, w], "vidrd_trajectory": Prior}``. The samples are the video so far or a single clip, unscaled as on
-every LATENT wire. The trajectory is in the sampler's own space (scaled, variance-exploding) and on the CPU.
+``{"samples": [B, 4, T, h, w], "vidrd_trajectory": Prior}``. The samples are the video so far or a single clip,
+unscaled as on every LATENT wire. The trajectory is in the sampler's own space (scaled, variance-exploding) and on the CPU.
 """
 
 from __future__ import annotations
@@ -92,17 +92,18 @@ def video_samples(latent: dict[str, Any], name: str) -> Tensor:
     if getattr(samples, "is_nested", False) or samples.ndim != 5:
         shape = "nested" if getattr(samples, "is_nested", False) else list(samples.shape)
         raise ValueError(
-            f"{name} holds an image's latents, {shape}; expected a video's, [batch, {CHANNELS}, frames, height, width]: use "
-            "Empty VidRD Latent, or encode frames with VidRD's VAE"
+            f"{name} holds an image's latents, {shape}; expected a video's, [batch, {CHANNELS}, frames, height, width]: "
+            "use Empty VidRD Latent, or encode frames with VidRD's VAE"
         )
     if samples.shape[1] != CHANNELS:
         raise ValueError(
-            f"{name} has {samples.shape[1]} channels, {list(samples.shape)}; VidRD's latents have {CHANNELS}: it comes from "
-            "another model family, encode the frames with VidRD's VAE"
+            f"{name} has {samples.shape[1]} channels, {list(samples.shape)}; VidRD's latents have {CHANNELS}: it comes "
+            "from another model family, encode the frames with VidRD's VAE"
         )
     if latent.get("noise_mask") is not None:
         raise ValueError(
-            f"{name} carries a noise mask, which would undo the guidance of the overlap frames: remove Set Latent Noise Mask"
+            f"{name} carries a noise mask, which would undo the guidance of the overlap frames: remove "
+            "Set Latent Noise Mask"
         )
     return samples.detach().float().cpu()
 

@@ -10,8 +10,8 @@ from . import files
 from .words import CATEGORY
 
 DTYPE_TIP = (
-    "How the U-Net's weights are held. default: as ComfyUI chooses for your device. bf16 and fp16 halve the memory of "
-    "fp32; fp8 halves it again and costs some quality."
+    "How the U-Net's weights are held. default: as ComfyUI chooses for your device. bf16 "
+    "and fp16 halve the memory of fp32; fp8 halves it again and costs some quality."
 )
 WEIGHT_DTYPES = ["default", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2"]
 
@@ -23,21 +23,25 @@ class LoadModel(io.ComfyNode):
             node_id="VidRDLoadModel",
             display_name="Load VidRD Model",
             category=CATEGORY,
-            description="Load a whole VidRD model folder: temporal U-Net, text encoder and video decoder.",
+            description=("Load a whole VidRD model folder: temporal U-Net, text encoder and video decoder."),
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=files.model_folders(),
                     default=files.BUNDLED,
-                    tooltip="A model folder (diffusers layout with model_index.json) under ComfyUI/models/vidrd, or the "
-                    "small bundled model, which runs on a CPU at 64x64 with 8 frames.",
+                    tooltip=(
+                        "A model folder (diffusers layout with model_index.json) under ComfyUI/models/vidrd, "
+                        "or the small bundled model, which runs on a CPU at 64x64 with 8 frames."
+                    ),
                 ),
                 io.Combo.Input("weight_dtype", options=WEIGHT_DTYPES, default="default", tooltip=DTYPE_TIP),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="MODEL", tooltip="The temporal U-Net, for any sampler node."),
                 io.Clip.Output("clip_out", display_name="CLIP", tooltip="The text encoder, for CLIP Text Encode."),
-                io.Vae.Output("vae_out", display_name="VAE", tooltip="The video decoder, for VAE Decode and VAE Encode."),
+                io.Vae.Output(
+                    "vae_out", display_name="VAE", tooltip="The video decoder, for VAE Decode and VAE Encode."
+                ),
             ],
         )
 
@@ -59,13 +63,17 @@ class LoadUNet(io.ComfyNode):
             node_id="VidRDLoadUNet",
             display_name="Load VidRD Temporal U-Net",
             category=CATEGORY,
-            description="Load a VidRD temporal U-Net; where the checkpoint carries its own text encoder, that comes too.",
+            description=(
+                "Load a VidRD temporal U-Net; where the checkpoint carries its own text encoder, that comes too."
+            ),
             inputs=[
                 io.Combo.Input(
                     "unet_name",
                     options=files.weights("diffusion_models"),
-                    tooltip="A file or folder in ComfyUI/models/diffusion_models: the released ModelT2V.pth, a safetensors "
-                    "file, or a diffusers U-Net folder.",
+                    tooltip=(
+                        "A file or folder in ComfyUI/models/diffusion_models: the released ModelT2V.pth, a "
+                        "safetensors file, or a diffusers U-Net folder."
+                    ),
                 ),
                 io.Combo.Input("weight_dtype", options=WEIGHT_DTYPES, default="default", tooltip=DTYPE_TIP),
             ],
@@ -74,8 +82,10 @@ class LoadUNet(io.ComfyNode):
                 io.Clip.Output(
                     "clip_out",
                     display_name="CLIP",
-                    tooltip="The checkpoint's own text encoder. Empty where it has none: then use Load CLIP with Stable "
-                    "Diffusion 2.1's text encoder.",
+                    tooltip=(
+                        "The checkpoint's own text encoder. Empty where it has none: then use Load CLIP with "
+                        "Stable Diffusion 2.1's text encoder."
+                    ),
                 ),
             ],
         )
@@ -98,22 +108,28 @@ class LoadDecoder(io.ComfyNode):
             node_id="VidRDLoadVideoDecoder",
             display_name="Load VidRD Video Decoder",
             category=CATEGORY,
-            description="Load the VAE whose decoder has temporal layers. A plain Stable Diffusion VAE works too, frame by "
-            "frame.",
+            description=(
+                "Load the VAE whose decoder has temporal layers. A plain Stable Diffusion VAE works "
+                "too, frame by frame."
+            ),
             inputs=[
                 io.Combo.Input(
                     "vae_name",
                     options=files.weights("vae"),
-                    tooltip="A file or folder in ComfyUI/models/vae: the released vae_finetuned folder, a safetensors file, "
-                    "or any Stable Diffusion 1.x or 2.x VAE.",
+                    tooltip=(
+                        "A file or folder in ComfyUI/models/vae: the released vae_finetuned folder, a "
+                        "safetensors file, or any Stable Diffusion 1.x or 2.x VAE."
+                    ),
                 )
             ],
             outputs=[
                 io.Vae.Output(
                     "vae_out",
                     display_name="VAE",
-                    tooltip="For VAE Decode and VAE Encode, also tiled. Long videos are decoded in crossfaded windows of a "
-                    "clip's length, so memory does not grow with them.",
+                    tooltip=(
+                        "For VAE Decode and VAE Encode, also tiled. Long videos are decoded in crossfaded "
+                        "windows of a clip's length, so memory does not grow with them."
+                    ),
                 )
             ],
         )
@@ -136,19 +152,58 @@ class EmptyLatent(io.ComfyNode):
             node_id="VidRDEmptyLatent",
             display_name="Empty VidRD Latent",
             category=CATEGORY,
-            description="Empty video latents that say how large and how long each clip is.",
+            description=("Empty video latents that say how large and how long each clip is."),
             inputs=[
-                io.Int.Input("width", default=256, min=16, max=4096, step=8, tooltip="Pixels, a multiple of 8. 256 is what "
-                             "the released model was trained on; the bundled one wants 64."),
-                io.Int.Input("height", default=256, min=16, max=4096, step=8, tooltip="Pixels, a multiple of 8. 256 is what "
-                             "the released model was trained on; the bundled one wants 64."),
-                io.Int.Input("frames", default=8, min=1, max=32, tooltip="Frames per clip, 1 to 32. Both the released and "
-                             "the bundled model were trained on 8; more is possible, but the motion suffers."),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many videos are made side by side, each "
-                             "from a seed of its own (seed, seed + 1, ...). Memory and time grow with it."),
+                io.Int.Input(
+                    "width",
+                    default=256,
+                    min=16,
+                    max=4096,
+                    step=8,
+                    tooltip=(
+                        "Pixels, a multiple of 8. 256 is what the released model was trained on; the bundled "
+                        "one wants 64."
+                    ),
+                ),
+                io.Int.Input(
+                    "height",
+                    default=256,
+                    min=16,
+                    max=4096,
+                    step=8,
+                    tooltip=(
+                        "Pixels, a multiple of 8. 256 is what the released model was trained on; the bundled "
+                        "one wants 64."
+                    ),
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=8,
+                    min=1,
+                    max=32,
+                    tooltip=(
+                        "Frames per clip, 1 to 32. Both the released and the bundled model were trained on 8;"
+                        " more is possible, but the motion suffers."
+                    ),
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip=(
+                        "How many videos are made side by side, each from a seed of its own (seed, seed + 1, "
+                        "...). Memory and time grow with it."
+                    ),
+                ),
             ],
-            outputs=[io.Latent.Output("latent_out", display_name="LATENT", tooltip="Zeros [batch, 4, frames, height / 8, "
-                                      "width / 8], for Sample First Clip or KSampler.")],
+            outputs=[
+                io.Latent.Output(
+                    "latent_out",
+                    display_name="LATENT",
+                    tooltip=("Zeros [batch, 4, frames, height / 8, width / 8], for Sample First Clip or KSampler."),
+                )
+            ],
         )
 
     @classmethod

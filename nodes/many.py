@@ -69,7 +69,9 @@ def per_clip_seeds(seed: int, listed: str, num_clips: int, first_index: int) -> 
         if word == "-":
             continue
         if not word.isdecimal() or int(word) > MAX_SEED:
-            raise ValueError(f"clip_seeds holds {word!r}; expected whole numbers from 0 to {MAX_SEED}, or - for a derived one")
+            raise ValueError(
+                f"clip_seeds holds {word!r}; expected whole numbers from 0 to {MAX_SEED}, or - for a derived one"
+            )
         seeds[number] = int(word)
     return seeds
 
@@ -125,8 +127,8 @@ def make_clips(
             clip = store.find(number, None if kept else signature)
         if kept and clip is None:
             raise ValueError(
-                f"regenerate_from is {plan.regenerate_from}, but clip {number + 1} of this run was never saved: choose at most "
-                f"{number + 1}, or 0"
+                f"regenerate_from is {plan.regenerate_from}, but clip {number + 1} of this run was never saved: choose at "
+                f"most {number + 1}, or 0"
             )
         if clip is None:
             remade = True
@@ -204,7 +206,9 @@ def encode(clip: Any, prompts: Sequence[str], positive: Any = None) -> list[tupl
     if positive is not None:
         return [("", positive)] * len(prompts)
     if clip is None:
-        raise ValueError("CLIP is empty: this checkpoint has no text encoder; connect Load CLIP with Stable Diffusion 2.1's")
+        raise ValueError(
+            "CLIP is empty: this checkpoint has no text encoder; connect Load CLIP with Stable Diffusion 2.1's"
+        )
     known = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in dict.fromkeys(prompts)}
     return [(text, known[text]) for text in prompts]
 

@@ -26,8 +26,8 @@ def rebuild(
 
     Args:
         clip: unscaled latents ``[B, C, N, h, w]``.
-        method: "invert": DDIM inversion, one U-Net pass per step without classifier-free guidance. "noise": the clip plus
-            known noise at every level; free.
+        method: "invert": DDIM inversion, one U-Net pass per step without classifier-free guidance. "noise": the clip
+            plus known noise at every level; free.
 
     Returns:
         Unit-variance noise ``[B, C, N, h, w]`` and one state per step, in the sampler's space.

@@ -17,16 +17,26 @@ class SaveState(io.ComfyNode):
             node_id="VidRDSaveState",
             display_name="Save VidRD State",
             category=CATEGORY,
-            description="Save a video's latents with the trajectory of its last clip. Continuing from the file gives the very "
-            "frames that continuing now would give.",
+            description=(
+                "Save a video's latents with the trajectory of its last clip. Continuing from the "
+                "file gives the very frames that continuing now would give."
+            ),
             inputs=[
                 io.Latent.Input("latent", tooltip="LATENT of Sample First Clip or Reuse and Diffuse."),
-                io.String.Input("name", default="my_video", tooltip="File name under ComfyUI/output/vidrd, without ending; / "
-                                "makes sub-folders. An older file of that name is replaced."),
+                io.String.Input(
+                    "name",
+                    default="my_video",
+                    tooltip=(
+                        "File name under ComfyUI/output/vidrd, without ending; / makes sub-folders. An older "
+                        "file of that name is replaced."
+                    ),
+                ),
             ],
-            outputs=[io.Latent.Output("latent_out", display_name="LATENT", tooltip="The same LATENT, to go on at once.")],
+            outputs=[
+                io.Latent.Output("latent_out", display_name="LATENT", tooltip="The same LATENT, to go on at once.")
+            ],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, latent: Any, name: str) -> io.NodeOutput:
@@ -43,13 +53,19 @@ class LoadState(io.ComfyNode):
             node_id="VidRDLoadState",
             display_name="Load VidRD State",
             category=CATEGORY,
-            description="Load what Save VidRD State saved, to continue the video with the same model.",
+            description=("Load what Save VidRD State saved, to continue the video with the same model."),
             inputs=[
-                io.Combo.Input("name", options=files.saved_states(), tooltip="A state in ComfyUI/output/vidrd, or one copied "
-                               "into ComfyUI/input. Press R to refresh the list."),
+                io.Combo.Input(
+                    "name",
+                    options=files.saved_states(),
+                    tooltip="A state in ComfyUI/output/vidrd, or one copied "
+                    "into ComfyUI/input. Press R to refresh the list.",
+                ),
             ],
-            outputs=[io.Latent.Output("latent_out", display_name="LATENT", tooltip="For Reuse and Diffuse and VAE Decode.")],
-        )  # fmt: skip
+            outputs=[
+                io.Latent.Output("latent_out", display_name="LATENT", tooltip="For Reuse and Diffuse and VAE Decode.")
+            ],
+        )
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> str:

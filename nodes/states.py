@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..vidrd_core.reuse import ReuseSettings, Trajectory
+from ..vidrd_core.state import read_tensors, write_tensors
 from .latents import KEY, Prior, video_samples
 
 FORMAT = "vidrd-latent-1"
@@ -27,18 +26,14 @@ def save(latent: dict[str, Any], path: Path, extra: dict[str, Any] | None = None
     prior: Prior | None = latent.get(KEY)
     if prior is None or not prior.fits(samples):
         raise ValueError(
-            "LATENT has no trajectory that fits its samples, so there is no state to save: connect a LATENT straight from "
-            "Sample First Clip or Reuse and Diffuse; for plain latents use Save Latent"
+            "LATENT has no trajectory that fits its samples, so there is no state to save: connect a LATENT straight "
+            "from Sample First Clip or Reuse and Diffuse; for plain latents use Save Latent"
         )
     past = prior.trajectory
-    tensors = {"samples": samples.contiguous(), "noise": past.noise.contiguous()}
-    tensors |= {f"state.{step}": state.contiguous() for step, state in enumerate(past.states)}
+    tensors = {"samples": samples, "noise": past.noise}
+    tensors |= {f"state.{step}": state for step, state in enumerate(past.states)}
     values = {"trajectory": past.metadata(), "tail_frames": prior.tail_frames, "tail_hash": prior.tail_hash}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    metadata = {"format": FORMAT, "latent": json.dumps(values), "extra": json.dumps(extra or {})}
-    save_file(tensors, partial, metadata)
-    os.replace(partial, path)
+    write_tensors(path, tensors, {"format": FORMAT, "latent": json.dumps(values), "extra": json.dumps(extra or {})})
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -47,12 +42,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is broken or is none.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}): it is broken or no state") from error
+    tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no state of this node pack; expected a file written by Save VidRD State")
     values = json.loads(metadata["latent"])

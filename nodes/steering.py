@@ -1,9 +1,10 @@
 """Steer any stock sampler: overwrite its own x with the prior clip's states, and record the x it goes on from.
 
-A sampler calls its model with the tensor that it updates afterwards. Before each such call at one of the schedule's noise
-levels, the guided frames are overwritten *in place*, so that the sampler carries on from the replaced state; what it then
-holds is recorded for the next clip. States are found by their noise level, since some samplers call the model several times
-per step: of several calls at one level the last is the step's own, the others are the step before trying its end point.
+A sampler calls its model with the tensor that it updates afterwards. Before each such call at one of the schedule's
+noise levels, the guided frames are overwritten *in place*, so that the sampler carries on from the replaced state; what
+it then holds is recorded for the next clip. States are found by their noise level, since some samplers call the model
+several times per step: of several calls at one level the last is the step's own, the others are the step before trying
+its end point.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ Guidance = Callable[[int], "Tensor | None"]
 
 # Deterministic samplers whose update starts from the x that the model was called with.
 STEERABLE = (
-    "euler", "ddim", "euler_cfg_pp", "heun", "heunpp2", "dpm_2", "lms", "dpmpp_2m", "dpmpp_2m_cfg_pp", "ipndm", "ipndm_v",
-    "deis", "res_multistep", "res_multistep_cfg_pp", "gradient_estimation", "gradient_estimation_cfg_pp",
+    "euler", "ddim", "euler_cfg_pp", "heun", "heunpp2", "dpm_2", "lms", "dpmpp_2m", "dpmpp_2m_cfg_pp", "ipndm",
+    "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp", "gradient_estimation", "gradient_estimation_cfg_pp",
 )  # fmt: skip
 # The same, but they add noise in every step, so that the overlap keeps less of the prior clip.
 STOCHASTIC = (
@@ -160,8 +161,8 @@ def denoise_clip(
     missing = [s for s in range(num_steps) if s not in states]
     if missing:
         raise ValueError(
-            f"the sampler {sampler} left out the noise levels of steps {missing}, so no clip could follow: use euler or "
-            "dpmpp_2m, for example"
+            f"the sampler {sampler} left out the noise levels of steps {missing}, so no clip could follow: use euler "
+            "or dpmpp_2m, for example"
         )
     return samples.detach().float().cpu(), [states[s] for s in range(num_steps)]
 

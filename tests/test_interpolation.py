@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vidrd_core.interpolation import interpolate
+
 pytest.importorskip("cv2")
-from vidrd_core.interpolation import interpolate  # noqa: E402
 
 
 def disc(x: float, y: float, size: int = 64, radius: float = 9.0) -> torch.Tensor:

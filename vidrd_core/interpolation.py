@@ -1,8 +1,8 @@
 """Put frames between frames along the optical flow, without any weights.
 
-Flow comes from OpenCV's DIS (arXiv 1603.03590), in both directions. Both frames are splatted forward to the wanted time;
-where several pixels land on one, those whose colour the flow keeps weigh most (softmax splatting, arXiv 2003.05534), so
-that moving things cover what is behind them; what neither frame reaches is blended in place.
+Flow comes from OpenCV's DIS (arXiv 1603.03590), in both directions. Both frames are splatted forward to the wanted
+time; where several pixels land on one, those whose colour the flow keeps weigh most (softmax splatting,
+arXiv 2003.05534), so that moving things cover what is behind them; what neither frame reaches is blended in place.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def keeps_colour(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
 
 
 def splat(frame: Tensor, flow: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Move every pixel along the flow: the weighted sums of colours ``[3, H, W]`` and of weights ``[H, W]`` that arrive."""
+    """Move every pixel along the flow: the weighted sums that arrive, of colours ``[3, H, W]`` and weights ``[H, W]``."""
     channels, height, width = frame.shape
     x = torch.arange(width, dtype=torch.float32) + flow[0]
     y = torch.arange(height, dtype=torch.float32)[:, None] + flow[1]

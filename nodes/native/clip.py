@@ -63,7 +63,9 @@ def build_clip(
             super().__init__(embedding_directory, tokenizer_data or {}, clip_name="h", tokenizer=Tokenizer)
 
     class Encoder(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] | None = None, **_: Any):
+        def __init__(
+            self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] | None = None, **_: Any
+        ):
             super().__init__(
                 device=device,
                 max_length=length,
@@ -77,7 +79,9 @@ def build_clip(
             )
 
     class Encoders(comfy.sd1_clip.SD1ClipModel):
-        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] | None = None, **_: Any):
+        def __init__(
+            self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] | None = None, **_: Any
+        ):
             super().__init__(device, dtype, model_options or {}, clip_name="h", clip_model=Encoder)
 
     parameters = comfy.utils.calculate_parameters(state)
@@ -96,7 +100,8 @@ def load(clip: comfy.sd.CLIP, state: Mapping[str, Tensor], width: int) -> None:
     missing, unexpected = clip.load_sd(named)
     if missing or unexpected:
         raise ValueError(
-            f"the text encoder does not fit its configuration: missing {list(missing)[:5]}, unexpected {list(unexpected)[:5]}"
+            f"the text encoder does not fit its configuration: missing {list(missing)[:5]}, "
+            f"unexpected {list(unexpected)[:5]}"
         )
 
 

@@ -18,8 +18,8 @@ MARK = "vidrd_models"  # on ComfyUI's function, once it has been extended
 def accept_diffusers_lora(model_class: type) -> None:
     """Let ComfyUI's LoRA loaders know the further spellings, for models of ``model_class`` only.
 
-    ComfyUI has no hook for a model to name its LoRA keys, so its function is wrapped once; other models get exactly what
-    they got before.
+    ComfyUI has no hook for a model to name its LoRA keys, so its function is wrapped once; other models get exactly
+    what they got before.
     """
     original = comfy.lora.model_lora_keys_unet
     if hasattr(original, MARK):

@@ -1,10 +1,11 @@
-"""MODEL: the temporal U-Net as a true ComfyUI model, so that every stock sampler, scheduler and LoRA loader takes it."""
+"""MODEL: the temporal U-Net as a true ComfyUI model, for every stock sampler, scheduler and LoRA loader."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.latent_formats
@@ -58,6 +59,10 @@ class NativeUNet(VidRDUNet):
     def dtype(self) -> torch.dtype:
         """Of the stored weights; ComfyUI casts the inputs to it unless it casts the weights itself."""
         return self.storage_dtype or torch.float32
+
+    def to(self, *args: Any, **kwargs: Any) -> NativeUNet:
+        """Plain torch's; diffusers' own warns of types that ComfyUI chooses on purpose."""
+        return torch.nn.Module.to(self, *args, **kwargs)
 
     def forward(
         self,
@@ -175,6 +180,9 @@ def build_model(
     model_config.set_inference_dtype(chosen, management.unet_manual_cast(chosen, load_device, DTYPES))
     model = model_config.get_model(state)
     model.eval()
+    # Of the weights as they are stored: fp8 would blur it.
+    weights = [state[name] for name, _ in model.diffusion_model.named_parameters()]
+    model.fingerprint = fingerprint(SimpleNamespace(config=model.diffusion_model.config, parameters=lambda: weights))
 
     # Newer versions may hold weights in a patcher that streams them; they want it made before the weights are loaded.
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
@@ -187,7 +195,6 @@ def build_model(
         if not management.is_device_cpu(offload_device):
             model.to(offload_device)
         model.load_model_weights(state, "", assign=is_dynamic())
-    model.fingerprint = fingerprint(model.diffusion_model)
     return patcher
 
 

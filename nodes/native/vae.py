@@ -45,7 +45,13 @@ class NativeAutoencoder(VidRDAutoencoderKL):
     """Tensors in and out, as ComfyUI calls it; long videos in windows, so that memory is that of one window."""
 
     window = WINDOW
-    device: Any = None  # ComfyUI's patcher notes here where the weights are; diffusers' own is a property without setter
+    device: Any = (
+        None  # ComfyUI's patcher notes here where the weights are; diffusers' own is a property without setter
+    )
+
+    def to(self, *args: Any, **kwargs: Any) -> NativeAutoencoder:
+        """Plain torch's; diffusers' own warns of types that ComfyUI chooses on purpose."""
+        return torch.nn.Module.to(self, *args, **kwargs)
 
     def encode(self, frames: Tensor, **_: Any) -> Tensor:
         """Pixels ``[B, 3, T, H, W]`` to the mean latents ``[B, C, T, h, w]``; frames are independent of one another."""
@@ -64,7 +70,9 @@ class NativeAutoencoder(VidRDAutoencoderKL):
         home = comfy.model_management.intermediate_device()
         frames = torch.empty(shape, dtype=torch.float32, device=home)
         start = 0
-        for piece in decode_windows(lambda z: super(NativeAutoencoder, self).decode(z).sample.float(), latents, self.window):
+        for piece in decode_windows(
+            lambda z: super(NativeAutoencoder, self).decode(z).sample.float(), latents, self.window
+        ):
             comfy.model_management.throw_exception_if_processing_interrupted()
             frames[:, :, start : start + piece.shape[2]] = piece.to(home)
             start += piece.shape[2]
@@ -79,7 +87,9 @@ class VidRDVAE(comfy.sd.VAE):
 
         super().__init__(sd=AutoencoderKL(**STAND_IN).state_dict(), config={"params": STAND_IN})
         known = inspect.signature(VidRDAutoencoderKL.__init__).parameters
-        model = NativeAutoencoder(**{k: v for k, v in config.items() if k in known}, operations=comfy.ops.disable_weight_init)
+        model = NativeAutoencoder(
+            **{k: v for k, v in config.items() if k in known}, operations=comfy.ops.disable_weight_init
+        )
         model.load_state_dict(dict(state))
         self.first_stage_model = model.eval().requires_grad_(False).to(self.vae_dtype)
         archive = getattr(comfy.model_management, "archive_model_dtypes", None)  # newer versions

@@ -53,7 +53,9 @@ def test_tiled_vae_nodes_take_video_and_keep_the_temporal_layers(loaded: Any) ->
 
     vae = loaded[2]
     with torch.inference_mode():
-        latent = stock.VAEEncodeTiled().encode(vae, torch.rand(10, 128, 96, 3), 64, 16, temporal_size=64, temporal_overlap=8)[0]
+        latent = stock.VAEEncodeTiled().encode(
+            vae, torch.rand(10, 128, 96, 3), 64, 16, temporal_size=64, temporal_overlap=8
+        )[0]
         assert latent["samples"].shape == (1, 4, 10, 16, 12)
         frames = stock.VAEDecodeTiled().decode(vae, latent, 64, 16, 64, 8)[0]
         moving = stock.VAEDecode().decode(vae, {"samples": latent["samples"]})[0]

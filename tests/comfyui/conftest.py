@@ -25,11 +25,12 @@ if INSIDE:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import comfy.cli_args  # noqa: F401
+    import comfy.cli_args
 
     sys.argv = _arguments
-    import nodes as _stock  # noqa: F401  (ComfyUI's own, before the pack's folder of that name can be seen)
     import torch
+
+    import nodes as _stock  # noqa: F401  (ComfyUI's own, before the pack's folder of that name can be seen)
 
     torch.set_num_threads(1)
     sys.path.append(str(PACK))  # the core as a library of its own, to compare with
@@ -141,6 +142,11 @@ def make_model_folder(folder: Path, seed: int = 0, **unet: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_model() -> Any:
+    return make_model_folder
+
+
+@pytest.fixture(scope="session")
 def folder(base: Path) -> Path:
     return make_model_folder(base / "models" / "vidrd" / "tiny")
 
@@ -181,7 +187,15 @@ def first(nodes: dict[str, Any], model: Any, conds: tuple[Any, Any]) -> Any:
 
     def sample(**changes: Any) -> dict[str, Any]:
         latent = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=changes.pop("batch_size", 1))[0]
-        given = {"model": model, "positive": conds[0], "negative": conds[1], "latent": latent, "seed": 1, "steps": 5, "cfg": 3.0}
+        given = {
+            "model": model,
+            "positive": conds[0],
+            "negative": conds[1],
+            "latent": latent,
+            "seed": 1,
+            "steps": 5,
+            "cfg": 3.0,
+        }
         return nodes["VidRDSampleFirstClip"](**{**given, **changes})[0]
 
     return sample

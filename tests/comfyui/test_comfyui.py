@@ -39,7 +39,15 @@ def comfyui() -> Path:
 @pytest.mark.parametrize("check", CHECKS)
 def test_inside_comfyui(check: str, comfyui: Path) -> None:
     command = [interpreter(), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_files=check_*.py"]
-    command += ["--rootdir", str(HERE), f"--confcutdir={HERE}", "-c", os.devnull, "--import-mode=importlib", str(HERE / check)]
+    command += [
+        "--rootdir",
+        str(HERE),
+        f"--confcutdir={HERE}",
+        "-c",
+        os.devnull,
+        "--import-mode=importlib",
+        str(HERE / check),
+    ]
     environment = {**os.environ, "VIDRD_INSIDE_COMFYUI": str(comfyui), "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE, env=environment)
     assert ran.returncode == 0, f"{ran.stdout[-6000:]}\n{ran.stderr[-3000:]}"

@@ -1,0 +1,305 @@
+"""The nodes as a user meets them: schemas, errors, LoRA, weight types, memory, states, many clips, previews."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+KEY = "vidrd_trajectory"
+
+
+def test_schemas_are_complete(nodes: dict[str, Any]) -> None:
+    for identity, call in nodes.items():
+        schema = call.node.GET_SCHEMA()
+        assert identity.startswith("VidRD") and schema.category == "VidRD" and schema.description
+        for item in (*schema.inputs, *schema.outputs):
+            assert item.tooltip and item.tooltip.endswith("."), (identity, item.id)
+        assert call.node.INPUT_TYPES()
+        assert schema.display_name
+    assert len(nodes) == 11
+
+
+def test_model_folders_and_files_are_listed(nodes: dict[str, Any], folder: Path, base: Path) -> None:
+    inputs = {i.id: i for i in nodes["VidRDLoadModel"].node.define_schema().inputs}
+    assert inputs["model_name"].options == ["bundled demo model", "tiny"]
+
+
+def test_temporal_unet_and_decoder_load_from_comfyuis_own_folders(
+    nodes: dict[str, Any], folder: Path, base: Path, pipe: Any, model: Any
+) -> None:
+    import folder_paths
+    from safetensors.torch import save_file
+
+    state = {f"unet.{k}": v.contiguous() for k, v in pipe.unet.state_dict().items()}
+    state |= {f"text_encoder.{k}": v.contiguous() for k, v in pipe.text_encoder.state_dict().items()}
+    torch.save({"state_dict": state}, base / "models/diffusion_models/ModelT2V.pth")
+    target = base / "models/vae/vae_finetuned"
+    pipe.vae.save_pretrained(str(target))
+    folder_paths.filename_list_cache.clear()
+    schemas = {
+        n: {i.id: i for i in nodes[n].node.define_schema().inputs} for n in ("VidRDLoadUNet", "VidRDLoadVideoDecoder")
+    }
+    assert "ModelT2V.pth" in schemas["VidRDLoadUNet"]["unet_name"].options
+    assert "vae_finetuned/" in schemas["VidRDLoadVideoDecoder"]["vae_name"].options
+    (vae,) = nodes["VidRDLoadVideoDecoder"](vae_name="vae_finetuned/")
+    assert vae.first_stage_model.config.add_temp_conv
+    save_file(
+        {k: v.contiguous() for k, v in pipe.unet.state_dict().items()},
+        base / "models/diffusion_models/unet.safetensors",
+    )
+
+
+def test_missing_files_name_the_folder_they_belong_in(nodes: dict[str, Any], base: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="model_index.json at gone in .*vidrd"):
+        nodes["VidRDLoadModel"](model_name="gone")
+    with pytest.raises(FileNotFoundError, match="gone.pth is not in .*diffusion_models"):
+        nodes["VidRDLoadUNet"](unet_name="gone.pth")
+    with pytest.raises(FileNotFoundError, match="no state gone"):
+        nodes["VidRDLoadState"](name="gone")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2", "default"])
+def test_weight_dtypes_sample(
+    dtype: str, nodes: dict[str, Any], folder: Path, first: Any, following: Any, model: Any
+) -> None:
+    light = nodes["VidRDLoadModel"](model_name="tiny", weight_dtype=dtype)[0]
+    latent = first(model=light, steps=2)
+    video, _ = following(latent, model=light)
+    assert torch.isfinite(video["samples"]).all()
+    if dtype != "default":
+        stored = {p.dtype for p in light.model.diffusion_model.parameters()}
+        assert len(stored) == 1 and stored != {torch.float32}
+    following(first(steps=2), model=light)  # the same model in another precision may go on
+
+
+def lora(model: Any, spelling: str) -> dict[str, torch.Tensor]:
+    """The same LoRA of four layers in one of the spellings in use."""
+    generator = torch.Generator().manual_seed(0)
+    layers = ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+              "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0",
+              "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj",
+              "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"]  # fmt: skip
+    original = {layers[0]: "input_blocks_1_1_transformer_blocks_0_attn1_to_q",
+                layers[1]: "middle_block_1_transformer_blocks_0_attn2_to_out_0",
+                layers[2]: "input_blocks_3_1_transformer_blocks_0_ff_net_0_proj",
+                layers[3]: "output_blocks_2_1_transformer_blocks_0_attn2_to_k"}  # fmt: skip
+    weights = dict(model.model.diffusion_model.named_parameters())
+    out = {}
+    for name in layers:
+        rows, columns = weights[f"{name}.weight"].shape
+        down, up = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
+        flat = name.replace(".", "_")
+        processor = name.replace(".to_", ".processor.to_").removesuffix(".0")
+        old = f"unet.{processor}_lora" if ".to_" in name else None
+        keys = {
+            "kohya": (f"lora_unet_{flat}.lora_down.weight", f"lora_unet_{flat}.lora_up.weight"),
+            "kohya, original names": (f"lora_unet_{original[name]}.lora_down.weight", f"lora_unet_{original[name]}.lora_up.weight"),
+            "peft": (f"base_model.model.{name}.lora_A.weight", f"base_model.model.{name}.lora_B.weight"),
+            "diffusers": (f"unet.{name}.lora_A.weight", f"unet.{name}.lora_B.weight"),
+            "diffusers, transitional": (f"unet.{name}.lora.down.weight", f"unet.{name}.lora.up.weight"),
+            "diffusers, old": (f"{old}.down.weight", f"{old}.up.weight") if old else (f"unet.{name}.lora.down.weight", f"unet.{name}.lora.up.weight"),
+            "generic": (f"diffusion_model.{name}.lora_A.weight", f"diffusion_model.{name}.lora_B.weight"),
+        }[spelling]  # fmt: skip
+        out |= dict(zip(keys, (down, up)))
+    return out
+
+
+def test_loras_of_every_spelling_do_the_same(model: Any, base: Path, first: Any) -> None:
+    from safetensors.torch import save_file
+
+    import nodes as stock
+
+    plain = first(steps=2)["samples"]
+    results = {}
+    for spelling in (
+        "kohya",
+        "kohya, original names",
+        "peft",
+        "diffusers",
+        "diffusers, transitional",
+        "diffusers, old",
+        "generic",
+    ):
+        name = f"{spelling.replace(', ', '_').replace(' ', '_')}.safetensors"
+        save_file(lora(model, spelling), base / "models/loras" / name)
+        with torch.inference_mode():
+            patched = stock.LoraLoaderModelOnly().load_lora_model_only(model, name, 0.2)[0]
+        assert len(patched.patches) == 4, spelling
+        results[spelling] = first(model=patched, steps=2)["samples"]
+    for spelling, result in results.items():
+        torch.testing.assert_close(result, results["kohya"], msg=spelling)
+        assert not torch.allclose(result, plain, atol=1e-3)
+    torch.testing.assert_close(first(steps=2)["samples"], plain)
+
+
+def test_a_lora_is_no_other_model(model: Any, base: Path, first: Any, following: Any) -> None:
+    from safetensors.torch import save_file
+
+    import nodes as stock
+
+    save_file(lora(model, "kohya"), base / "models/loras/again.safetensors")
+    with torch.inference_mode():
+        patched = stock.LoraLoaderModelOnly().load_lora_model_only(model, "again.safetensors", 0.2)[0]
+    assert torch.isfinite(following(first(steps=2), model=patched)[1]["samples"]).all()
+
+
+def test_partly_loaded_weights_sample_alike(nodes: dict[str, Any], folder: Path, first: Any) -> None:
+    """As --lowvram does: most weights stay away and are cast layer by layer."""
+    import comfy.model_management as management
+
+    low = nodes["VidRDLoadModel"](model_name="tiny", weight_dtype="fp32")[0]
+    plain = first(model=low, steps=2)["samples"]
+    management.unload_all_models()
+    if hasattr(low, "partially_load") and not getattr(low, "is_dynamic", lambda: False)():
+        low.patch_model(load_weights=False)
+        low.load(low.load_device, lowvram_model_memory=1000)
+        layers = [m for m in low.model.diffusion_model.modules() if getattr(m, "comfy_cast_weights", False)]
+        assert len(layers) > 50
+        context = torch.randn(1, 32, 128)
+        with torch.inference_mode():
+            out = low.model.diffusion_model(torch.randn(1, 4, 8, 8, 8), torch.tensor([5]), context=context)
+        assert torch.isfinite(out).all()
+        low.unpatch_model()
+    torch.testing.assert_close(first(model=low, steps=2)["samples"], plain)
+
+
+def test_models_are_unloaded_and_loaded_again(first: Any) -> None:
+    import comfy.model_management as management
+
+    before = first(steps=2)["samples"]
+    management.unload_all_models()
+    torch.testing.assert_close(first(steps=2)["samples"], before)
+
+
+def test_a_saved_state_goes_on_to_the_bit(nodes: dict[str, Any], first: Any, following: Any, base: Path) -> None:
+    video, _ = following(first())
+    (same,) = nodes["VidRDSaveState"](latent=video, name="trips/one")
+    assert same is video and (base / "output/vidrd/trips/one.safetensors").is_file()
+    inputs = nodes["VidRDLoadState"].node.define_schema().inputs
+    assert "trips/one.safetensors" in inputs[0].options
+    (loaded,) = nodes["VidRDLoadState"](name="trips/one.safetensors")
+    torch.testing.assert_close(loaded["samples"], video["samples"], rtol=0, atol=0)
+    for a, b in zip(following(video, seed=9), following(loaded, seed=9), strict=True):
+        torch.testing.assert_close(a["samples"], b["samples"], rtol=0, atol=0)
+
+
+def test_names_cannot_leave_the_output_folder(nodes: dict[str, Any], first: Any) -> None:
+    for name in ("../x", "", "a/../../b", "what?", "C:/x"):
+        with pytest.raises(ValueError, match="cannot be used"):
+            nodes["VidRDSaveState"](latent=first(steps=1), name=name)
+
+
+@pytest.fixture
+def many(nodes: dict[str, Any], loaded: Any, conds: Any) -> Any:
+    empty = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
+
+    def run(**changes: Any) -> tuple[Any, Any, str]:
+        given = {"model": loaded[0], "clip": loaded[1], "negative": conds[1], "prior": empty, "prompts": "the red ball rolls",
+                 "num_clips": 3, "seed": 4, "cfg": 3.0, "steps": 3, "sampler_name": "euler", "scheduler": "normal"}  # fmt: skip
+        return nodes["VidRDManyClips"](**{**given, **changes})
+
+    return run
+
+
+def test_many_clips_are_the_chain_of_single_nodes(many: Any, first: Any, following: Any, part: Any) -> None:
+    seeds = part("nodes.many").per_clip_seeds(4, "", 3, 0)
+    one = first(seed=seeds[0], steps=3, sampler_name="euler", scheduler="normal")
+    two, _ = following(one, seed=seeds[1])
+    three, last = following(two, seed=seeds[2])
+    video, clip, report = many()
+    torch.testing.assert_close(video["samples"], three["samples"])
+    torch.testing.assert_close(clip["samples"], last["samples"])
+    assert report.splitlines()[-1] == "3 made, 0 reused; 24 frames in all"
+
+
+def test_a_run_is_resumed_and_only_what_changed_is_made(many: Any) -> None:
+    video, _, _ = many(run_name="tale")
+    again, _, report = many(run_name="tale")
+    assert "0 made, 3 reused" in report
+    torch.testing.assert_close(again["samples"], video["samples"], rtol=0, atol=0)
+    longer, _, report = many(run_name="tale", num_clips=4)
+    assert "1 made, 3 reused" in report
+    torch.testing.assert_close(longer["samples"][:, :, :24], video["samples"], rtol=0, atol=0)
+    changed, _, report = many(run_name="tale", prompts="the red ball rolls\nthe blue square\nthe red ball rolls")
+    assert "2 made, 1 reused" in report
+    torch.testing.assert_close(changed["samples"][:, :, :8], video["samples"][:, :, :8], rtol=0, atol=0)
+    reseeded, _, report = many(
+        run_name="tale", prompts="the red ball rolls\nthe blue square\nthe red ball rolls", clip_seeds="-, -, 77"
+    )
+    assert "1 made, 2 reused" in report and "seed 77" in report
+    kept, _, report = many(run_name="tale", seed=99, regenerate_from=3)
+    assert "1 made, 2 reused" in report
+    torch.testing.assert_close(kept["samples"][:, :, :16], reseeded["samples"][:, :, :16], rtol=0, atol=0)
+
+
+def test_many_clips_continue_a_prior_and_say_what_is_wrong(many: Any, first: Any, loaded: Any) -> None:
+    prior = first(steps=2)
+    video, _, _ = many(prior=prior, num_clips=2, steps=0, sampler_name="from prior", scheduler="from prior")
+    assert video["samples"].shape[2] == 24
+    with pytest.raises(ValueError, match="clip_seeds holds 'x'"):
+        many(clip_seeds="1 x")
+    with pytest.raises(ValueError, match="was never saved"):
+        many(run_name="new", regenerate_from=2)
+    with pytest.raises(ValueError, match="CLIP is empty"):
+        many(clip=None)
+
+
+def test_wrong_input_is_told_in_one_sentence(
+    nodes: dict[str, Any], first: Any, following: Any, base: Path, make_model: Any
+) -> None:
+    prior = first(steps=2)
+    with pytest.raises(ValueError, match="an image's latents"):
+        following({"samples": torch.zeros(1, 4, 8, 8)})
+    with pytest.raises(ValueError, match="an image's latents"):
+        first(latent={"samples": torch.zeros(1, 4, 8, 8)})
+    with pytest.raises(ValueError, match="16 channels"):
+        following({"samples": torch.randn(1, 16, 8, 8, 8)})
+    with pytest.raises(ValueError, match="overlap_frames is 9 but the clip has 8 frames"):
+        following(prior, overlap_frames=9)
+    with pytest.raises(ValueError, match="trim_frames is 8"):
+        following(prior, trim_frames=8)
+    with pytest.raises(ValueError, match="noise mask"):
+        following({**prior, "noise_mask": torch.ones(8, 8)})
+    with pytest.raises(ValueError, match="made with sampler ddim, this node asks for heun"):
+        following(prior, sampler_name="heun")
+    with pytest.raises(ValueError, match="made with steps 2, this node asks for 9"):
+        following(prior, steps=9)
+    with pytest.raises(ValueError, match="prior is empty"):
+        following({"samples": torch.zeros(1, 4, 8, 8, 8)})
+    with pytest.raises(ValueError, match="not a VidRD model"):
+        following(prior, model=object())
+    with pytest.raises(ValueError, match="no trajectory that fits"):
+        nodes["VidRDSaveState"](latent={"samples": prior["samples"]}, name="x")
+    with pytest.raises(ValueError, match="denoise is 0.5 but LATENT is empty"):
+        first(denoise=0.5)
+    make_model(base / "models/vidrd/other", seed=5)
+    other = nodes["VidRDLoadModel"](model_name="other", weight_dtype="fp32")[0]
+    with pytest.raises(ValueError, match="another model"):
+        following(prior, model=other)
+    following(prior, model=other, prior_trajectory="noise", steps=2)
+
+
+def test_preview_writes_a_video_that_plays(nodes: dict[str, Any], first: Any, loaded: Any, base: Path) -> None:
+    import av
+
+    call = nodes["VidRDPreviewClip"]
+    with torch.inference_mode():
+        for given in ({"samples": first(steps=1), "vae": loaded[2]}, {"images": torch.rand(8, 65, 64, 3)}):
+            shown = call.node.execute(fps=4.0, **given).ui.as_dict()
+            (entry,) = shown["images"]
+            assert entry["type"] == "temp" and shown["animated"] == (True,)
+            with av.open(str(base / "temp" / entry["filename"])) as video:
+                assert sum(1 for _ in video.decode(video=0)) == 8
+        with pytest.raises(ValueError, match="nothing to show"):
+            call.node.execute(fps=4.0)
+
+
+def test_interpolated_frames(nodes: dict[str, Any]) -> None:
+    pytest.importorskip("cv2")
+    images = torch.rand(3, 64, 64, 3)
+    (out,) = nodes["VidRDInterpolateFrames"](images=images, factor=4)
+    assert out.shape == (9, 64, 64, 3)
+    torch.testing.assert_close(out[::4], images)
