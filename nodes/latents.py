@@ -1,7 +1,8 @@
 """The one wire of a chain: a LATENT with one more entry, the trajectory that the next clip reuses.
 
 ``{"samples": [B, 4, T, h, w], "vidrd_trajectory": Prior}``. The samples are the video so far or a single clip,
-unscaled as on every LATENT wire. The trajectory is in the sampler's own space (scaled, variance-exploding) and on the CPU.
+unscaled as on every LATENT wire. The trajectory is in the sampler's own space (scaled, variance-exploding), on
+the CPU.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def video_samples(latent: dict[str, Any], name: str) -> Tensor:
     if getattr(samples, "is_nested", False) or samples.ndim != 5:
         shape = "nested" if getattr(samples, "is_nested", False) else list(samples.shape)
         raise ValueError(
-            f"{name} holds an image's latents, {shape}; expected a video's, [batch, {CHANNELS}, frames, height, width]: "
-            "use Empty VidRD Latent, or encode frames with VidRD's VAE"
+            f"{name} holds an image's latents, {shape}; expected a video's, "
+            f"[batch, {CHANNELS}, frames, height, width]: use Empty VidRD Latent, or encode frames with VidRD's VAE"
         )
     if samples.shape[1] != CHANNELS:
         raise ValueError(

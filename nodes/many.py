@@ -127,8 +127,8 @@ def make_clips(
             clip = store.find(number, None if kept else signature)
         if kept and clip is None:
             raise ValueError(
-                f"regenerate_from is {plan.regenerate_from}, but clip {number + 1} of this run was never saved: choose at "
-                f"most {number + 1}, or 0"
+                f"regenerate_from is {plan.regenerate_from}, but clip {number + 1} of this run was never saved: "
+                f"choose at most {number + 1}, or 0"
             )
         if clip is None:
             remade = True

@@ -383,7 +383,8 @@ class ManyClips(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, negative: Any, prior: Any, prompts: str, num_clips: int, seed: int, clip_seeds: str,
         cfg: float, overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str, trim_frames: int,
-        steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int, run_name: str, regenerate_from: int,
+        steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int, run_name: str,
+        regenerate_from: int,
         positive: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..vidrd_core.reuse import ReuseSettings

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOAD = """
 import importlib.util, sys
 root = r"{root}"
-spec = importlib.util.spec_from_file_location("custom_nodes.VidRD", root + "/__init__.py", submodule_search_locations=[root])
+options = dict(submodule_search_locations=[root])
+spec = importlib.util.spec_from_file_location("custom_nodes.VidRD", root + "/__init__.py", **options)
 module = importlib.util.module_from_spec(spec)
 sys.modules["custom_nodes.VidRD"] = module
 spec.loader.exec_module(module)

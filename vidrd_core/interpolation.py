@@ -83,7 +83,7 @@ def keeps_colour(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
 
 
 def splat(frame: Tensor, flow: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Move every pixel along the flow: the weighted sums that arrive, of colours ``[3, H, W]`` and weights ``[H, W]``."""
+    """Move all pixels along the flow: the weighted sums of colours ``[3, H, W]`` and weights ``[H, W]`` that arrive."""
     channels, height, width = frame.shape
     x = torch.arange(width, dtype=torch.float32) + flow[0]
     y = torch.arange(height, dtype=torch.float32)[:, None] + flow[1]

@@ -180,9 +180,7 @@ def build_model(
     model_config.set_inference_dtype(chosen, management.unet_manual_cast(chosen, load_device, DTYPES))
     model = model_config.get_model(state)
     model.eval()
-    # Of the weights as they are stored: fp8 would blur it.
-    weights = [state[name] for name, _ in model.diffusion_model.named_parameters()]
-    model.fingerprint = fingerprint(SimpleNamespace(config=model.diffusion_model.config, parameters=lambda: weights))
+    model.fingerprint = stored_fingerprint(model.diffusion_model, state)
 
     # Newer versions may hold weights in a patcher that streams them; they want it made before the weights are loaded.
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
@@ -196,6 +194,12 @@ def build_model(
             model.to(offload_device)
         model.load_model_weights(state, "", assign=is_dynamic())
     return patcher
+
+
+def stored_fingerprint(unet: NativeUNet, state: Mapping[str, Tensor]) -> str:
+    """:func:`fingerprint` of the weights as they are stored; in fp8 they would be blurred."""
+    weights = [state[name] for name, _ in unet.named_parameters()]
+    return fingerprint(SimpleNamespace(config=unet.config, parameters=lambda: weights))
 
 
 def vidrd_model(model: Any) -> VidRDModel:

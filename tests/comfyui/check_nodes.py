@@ -93,14 +93,17 @@ def lora(model: Any, spelling: str) -> dict[str, torch.Tensor]:
         down, up = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
         flat = name.replace(".", "_")
         processor = name.replace(".to_", ".processor.to_").removesuffix(".0")
-        old = f"unet.{processor}_lora" if ".to_" in name else None
+        old = f"unet.{processor}_lora" if ".to_" in name else f"unet.{name}.lora"  # only attention had processors
         keys = {
             "kohya": (f"lora_unet_{flat}.lora_down.weight", f"lora_unet_{flat}.lora_up.weight"),
-            "kohya, original names": (f"lora_unet_{original[name]}.lora_down.weight", f"lora_unet_{original[name]}.lora_up.weight"),
+            "kohya, original names": (
+                f"lora_unet_{original[name]}.lora_down.weight",
+                f"lora_unet_{original[name]}.lora_up.weight",
+            ),
             "peft": (f"base_model.model.{name}.lora_A.weight", f"base_model.model.{name}.lora_B.weight"),
             "diffusers": (f"unet.{name}.lora_A.weight", f"unet.{name}.lora_B.weight"),
             "diffusers, transitional": (f"unet.{name}.lora.down.weight", f"unet.{name}.lora.up.weight"),
-            "diffusers, old": (f"{old}.down.weight", f"{old}.up.weight") if old else (f"unet.{name}.lora.down.weight", f"unet.{name}.lora.up.weight"),
+            "diffusers, old": (f"{old}.down.weight", f"{old}.up.weight"),
             "generic": (f"diffusion_model.{name}.lora_A.weight", f"diffusion_model.{name}.lora_B.weight"),
         }[spelling]  # fmt: skip
         out |= dict(zip(keys, (down, up)))
@@ -197,8 +200,9 @@ def many(nodes: dict[str, Any], loaded: Any, conds: Any) -> Any:
     empty = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
 
     def run(**changes: Any) -> tuple[Any, Any, str]:
-        given = {"model": loaded[0], "clip": loaded[1], "negative": conds[1], "prior": empty, "prompts": "the red ball rolls",
-                 "num_clips": 3, "seed": 4, "cfg": 3.0, "steps": 3, "sampler_name": "euler", "scheduler": "normal"}  # fmt: skip
+        given = {"model": loaded[0], "clip": loaded[1], "negative": conds[1], "prior": empty,
+                 "prompts": "the red ball rolls", "num_clips": 3, "seed": 4, "cfg": 3.0, "steps": 3,
+                 "sampler_name": "euler", "scheduler": "normal"}  # fmt: skip
         return nodes["VidRDManyClips"](**{**given, **changes})
 
     return run

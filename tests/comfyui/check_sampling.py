@@ -60,8 +60,8 @@ def test_chain_agrees_with_the_pipeline_outside_comfyui(
 ) -> None:
     """The same noise, DDIM, the same timesteps; only the last step differs.
 
-    The released DDIM ends at the alphas of timestep 0 (``set_alpha_to_one=False``), ComfyUI at sigma 0. So the states before
-    the last step are compared, where both conventions agree.
+    The released DDIM ends at the alphas of timestep 0 (``set_alpha_to_one=False``), ComfyUI at sigma 0. So the states
+    before the last step are compared, where both conventions agree.
     """
     from vidrd_core.reuse import ReuseSettings
 
@@ -93,7 +93,8 @@ def deterministic() -> list[str]:
 
 def stochastic() -> list[str]:
     return ["euler_ancestral", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
-            "dpmpp_2m_sde", "dpmpp_3m_sde", "ddpm", "res_multistep_ancestral", "er_sde", "seeds_2", "seeds_3"]  # fmt: skip
+            "dpmpp_2m_sde", "dpmpp_3m_sde", "ddpm", "res_multistep_ancestral", "er_sde",
+            "seeds_2", "seeds_3"]  # fmt: skip
 
 
 @pytest.mark.parametrize("sampler", deterministic() + stochastic())
@@ -111,41 +112,47 @@ def carried(sampler: str, model: Any, conds: Any, part: Any) -> tuple[float, flo
 
     The denoiser is made to return zeros whatever x is, so that a change can only travel in the sampler's own x.
     """
+    import comfy.sample
     import comfy.samplers
 
     steering = part("nodes.steering")
     blind = model.clone()
-    blind.model_options["sampler_calc_cond_batch_function"] = lambda args: (
-        [torch.zeros_like(args["input"])] * len(args["conds"])
-    )
+    blind.model_options["sampler_calc_cond_batch_function"] = lambda a: [torch.zeros_like(a["input"])] * len(a["conds"])
     sigmas = steering.noise_levels(model, 7, sampler, "karras")
     start = torch.randn((1, 4, 8, 8, 8), generator=torch.Generator().manual_seed(0))
-    runs = []
-    for change in (0.0, 1.0):
+    direction = torch.linspace(-3, 3, 3 * 64).reshape(3, 8, 8)
+    stock = comfy.samplers.sampler_object(sampler)
+
+    class Changed(steering.SteeredModel):
+        """Adds to x, in place, in the call from which step 2 goes on."""
+
+        calls = 0
+        change = 0.0
+
+        def __call__(self, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if self.step_at(float(sigma.flatten()[0])) == 2:
+                self.calls += 1
+                if self.calls == MAIN_CALL.get(sampler, 1):
+                    x[:, :, :3] += self.change * direction
+            return super().__call__(x, sigma, *args, **kwargs)
+
+    def states_with(change: float) -> dict[int, torch.Tensor]:
         states: dict[int, torch.Tensor] = {}
-        stock = comfy.samplers.sampler_object(sampler)
 
-        class Changed(steering.SteeredModel):
-            def __call__(self, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-                if self.step_at(float(sigma.flatten()[0])) == 2:
-                    shifts.append(change)
-                    x[:, :, :3] += change * direction if len(shifts) == MAIN_CALL.get(sampler, 1) else 0
-                return super().__call__(x, sigma, *args, **kwargs)
+        def run(inner: Any, x: torch.Tensor, sigmas: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            changed = Changed(inner, sigmas, None, states)
+            changed.change = change
+            return stock.sampler_function(changed, x, sigmas, **kwargs)
 
-        shifts: list[float] = []
-        direction = torch.linspace(-3, 3, 3 * 64).reshape(3, 8, 8)
-
-        def run(inner: Any, x: torch.Tensor, sigmas: torch.Tensor, _stock: Any = stock, **kwargs: Any) -> torch.Tensor:
-            return _stock.sampler_function(Changed(inner, sigmas, None, states), x, sigmas, **kwargs)
-
+        zeros = torch.zeros_like(start)
         with torch.inference_mode():
-            import comfy.sample
+            comfy.sample.sample_custom(
+                blind, start, 3.0, comfy.samplers.KSAMPLER(run), sigmas, *conds, zeros, disable_pbar=True, seed=0
+            )
+        return states
 
-            comfy.sample.sample_custom(blind, start, 3.0, comfy.samplers.KSAMPLER(run), sigmas, *conds,
-                                       torch.zeros_like(start), disable_pbar=True, seed=0)  # fmt: skip
-        runs.append(states)
-    change = (direction.expand(1, 4, 3, 8, 8)).flatten()
-    effect = (runs[1][4] - runs[0][4])[:, :, :3].flatten()
+    change = direction.expand(1, 4, 3, 8, 8).flatten()
+    effect = (states_with(1.0)[4] - states_with(0.0)[4])[:, :, :3].flatten()
     length = float(effect.norm() / change.norm())
     return length, float(effect @ change / (effect.norm() * change.norm() + 1e-12))
 
@@ -179,6 +186,7 @@ def test_samplers_that_cannot_be_steered_are_refused(sampler: str, first: Any, n
 
 
 def test_every_installed_sampler_is_in_the_table(part: Any) -> None:
+    import comfy.sample
     import comfy.samplers
 
     steering = part("nodes.steering")

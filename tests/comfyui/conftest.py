@@ -129,8 +129,8 @@ def make_model_folder(folder: Path, seed: int = 0, **unet: Any) -> Path:
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(vocab), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=32, hidden_act="quick_gelu", bos_token_id=len(vocab) - 2, eos_token_id=len(vocab) - 1,
-            pad_token_id=len(vocab) - 1,
+            max_position_embeddings=32, hidden_act="quick_gelu", bos_token_id=len(vocab) - 2,
+            eos_token_id=len(vocab) - 1, pad_token_id=len(vocab) - 1,
         )
     ).eval()  # fmt: skip
     for parameter in text.parameters():  # random norms too, so that a missing one would show

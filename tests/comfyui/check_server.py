@@ -1,0 +1,130 @@
+"""A real server on the CPU, driven over HTTP as the browser drives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+TREE = Path(os.environ.get("VIDRD_INSIDE_COMFYUI", "."))
+
+
+class Server:
+    def __init__(self, base: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.log = base / "server.log"
+        command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2]]
+        command += ["--disable-auto-launch", "--base-directory", str(base), "--database-url", f"sqlite:///{base}/x.db"]
+        self.process = subprocess.Popen(command, cwd=TREE, stdout=self.log.open("w"), stderr=subprocess.STDOUT)
+        for _ in range(300):
+            try:
+                self.get("/system_stats")
+                return
+            except urllib.error.URLError:
+                assert self.process.poll() is None, self.log.read_text(encoding="utf-8")[-3000:]
+                time.sleep(0.5)
+        raise AssertionError("the server did not answer")
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """Queue a prompt and wait for its end."""
+        request = urllib.request.Request(
+            self.url + "/prompt", json.dumps({"prompt": prompt}).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            identity = json.load(answer)["prompt_id"]
+        for _ in range(1200):
+            history = self.get(f"/history/{identity}")
+            if identity in history:
+                return history[identity]
+            time.sleep(0.25)
+        raise AssertionError("the prompt did not end")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, make_model: Any) -> Iterator[Server]:
+    base = tmp_path_factory.mktemp("server")
+    for kind in ("custom_nodes", "input", "output", "temp", "models/vidrd"):
+        (base / kind).mkdir(parents=True)
+    (base / "custom_nodes" / "VidRD").symlink_to(PACK, target_is_directory=True)
+    make_model(base / "models" / "vidrd" / "tiny")
+    server = Server(base)
+    yield server
+    server.process.terminate()
+    server.process.wait(30)
+
+
+def chain() -> dict[str, Any]:
+    """Two clips with the one-wire chain, decoded and saved."""
+    sampling = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "cfg": 3.0}
+    reuse = {"overlap_frames": 4, "noise_alpha": 4.0, "guidance_beta": 0.4, "order": "reverse", "trim_frames": 0,
+             "steps": 0, "sampler_name": "from prior", "scheduler": "from prior", "prior_trajectory": "auto",
+             "clip_frames": 0}  # fmt: skip
+    return {
+        "1": {"class_type": "VidRDLoadModel", "inputs": {"model_name": "tiny", "weight_dtype": "default"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "the red ball", "clip": ["1", 1]}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "watermark", "clip": ["1", 1]}},
+        "4": {"class_type": "VidRDEmptyLatent", "inputs": {"width": 64, "height": 64, "frames": 8, "batch_size": 1}},
+        "5": {"class_type": "VidRDSampleFirstClip", "inputs": {
+            **sampling, "latent": ["4", 0], "seed": 1, "steps": 3, "sampler_name": "ddim", "scheduler": "ddim_uniform",
+            "denoise": 1.0, "progressive_alpha": 0.0}},
+        "6": {"class_type": "VidRDReuseAndDiffuse", "inputs": {**sampling, **reuse, "prior": ["5", 0], "seed": 2}},
+        "7": {"class_type": "VidRDReuseAndDiffuse", "inputs": {**sampling, **reuse, "prior": ["6", 0], "seed": 3}},
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "chain"}},
+        "10": {"class_type": "VidRDPreviewClip", "inputs": {"samples": ["7", 1], "vae": ["1", 2], "fps": 4.0}},
+    }  # fmt: skip
+
+
+def cached(history: dict[str, Any]) -> set[str]:
+    messages = dict((name, value) for name, value in history["status"]["messages"])
+    return set(messages["execution_cached"]["nodes"])
+
+
+def test_the_pack_registers_all_nodes_without_delay(server: Server) -> None:
+    known = server.get("/object_info")
+    ours = {name for name in known if name.startswith("VidRD")}
+    assert len(ours) == 11
+    assert all(known[name]["category"] == "VidRD" for name in ours)
+    log = server.log.read_text(encoding="utf-8")
+    (line,) = [text for text in log.splitlines() if "seconds" in text and "VidRD" in text]
+    assert "IMPORT FAILED" not in line
+
+
+def test_a_chain_runs_and_only_what_changed_runs_again(server: Server) -> None:
+    prompt = chain()
+    done = server.run(prompt)
+    assert done["status"]["status_str"] == "success", done["status"]
+    assert len(done["outputs"]["9"]["images"]) == 24
+    assert done["outputs"]["10"]["images"][0]["filename"].endswith(".mp4")
+    prompt["7"]["inputs"]["seed"] = 4
+    again = server.run(prompt)
+    assert again["status"]["status_str"] == "success"
+    assert {"1", "2", "3", "4", "5", "6"} <= cached(again) and "7" not in cached(again)
+    prompt["6"]["inputs"]["guidance_beta"] = 0.8
+    assert {"5"} <= cached(server.run(prompt))
+
+
+def test_an_error_reaches_the_node_as_one_sentence(server: Server) -> None:
+    prompt = chain()
+    prompt["6"]["inputs"]["overlap_frames"] = 9
+    failed = server.run(prompt)
+    messages = dict((name, value) for name, value in failed["status"]["messages"])
+    assert messages["execution_error"]["node_id"] == "6"
+    assert "overlap_frames is 9 but the clip has 8 frames" in messages["execution_error"]["exception_message"]
