@@ -185,6 +185,7 @@ def test_every_configuration_is_understood(name):
     done = subprocess.run([*command, "--train.samples", "123"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "samples=123" in done.stderr
+    assert "='runs/" not in done.stderr  # every path is a Path
 
 
 def test_impossible_settings_are_refused(tmp_path):

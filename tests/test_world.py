@@ -41,7 +41,7 @@ def test_a_clip_continues_where_the_one_before_ended():
 def test_frames_are_pixels_in_minus_one_to_one():
     frames = render([scene(), scene(shape="cross")], 4)
     assert frames.shape == (2, 3, 4, SIZE, SIZE)
-    assert -1 <= float(frames.min()) and float(frames.max()) <= 1
+    assert float(frames.min()) >= -1 and float(frames.max()) <= 1
 
 
 def test_training_and_test_never_share_a_combination():

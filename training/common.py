@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,9 +32,6 @@ def parse(kind: type[Configuration], arguments: list[str]) -> tuple[Configuratio
 
 def build(kind: type[Any], values: dict[str, Any]) -> Any:
     """A configuration dataclass from nested mappings; unknown names are errors that list the known ones."""
-    import dataclasses
-    import typing
-
     hints = typing.get_type_hints(kind)
     unknown = set(values) - set(hints)
     if unknown:
@@ -42,8 +41,8 @@ def build(kind: type[Any], values: dict[str, Any]) -> Any:
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             made[name] = build(hint, value)
-        elif hint is Path:
-            made[name] = Path(value)
+        elif Path in (hint, *typing.get_args(hint)):
+            made[name] = None if value is None else Path(value)
         elif hint is float:
             made[name] = float(value)
         else:
