@@ -40,7 +40,9 @@ class WindowDecoder:
     def __init__(self, decode: Decode, window: int, overlap: int | None = None):
         overlap = default_overlap(window) if overlap is None else overlap
         if window < 1 or not 0 <= overlap < window:
-            raise ValueError(f"window is {window} and overlap {overlap}; expected window >= 1 and 0 <= overlap < window")
+            raise ValueError(
+                f"window is {window} and overlap {overlap}; expected window >= 1 and 0 <= overlap < window"
+            )
         self.decode = decode
         self.window = window
         self.overlap = overlap

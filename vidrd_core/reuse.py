@@ -3,7 +3,8 @@
 Frame-level noise reversion (FNR), past-dependent noise sampling (PNS) and denoising with staged guidance (DSG) as pure
 functions on latents ``[B, C, T, H, W]``, the settings they share, and the trajectory that a clip hands on.
 
-Notation: N frames per clip, M overlap frames, S denoising steps, ``z[s]`` the latents before step s, s = 0 the noisiest.
+Notation: N frames per clip, M overlap frames, S denoising steps, ``z[s]`` the latents before step s; s = 0 is the
+noisiest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class ReuseSettings:
 
     Args:
         overlap_frames: M, the frames at the start of a clip that repeat the predecessor's; 0 to N.
-        noise_alpha: a, how much of the predecessor's noise the other frames keep; 0 is fresh noise, infinity pure reuse.
+        noise_alpha: a, how much of the predecessor's noise the other frames keep; 0: fresh noise, infinity: pure reuse.
         guidance_beta: b, the share of steps through which the overlap is steered; 0 to 1.
         order: "reverse", as in the paper: frame j follows the predecessor's frame N-1-j, so that a clip starts at the
             predecessor's last frame and its overlap runs back through the predecessor's tail. "forward": frame j
@@ -79,8 +80,8 @@ class ReuseSettings:
 def source_frames(settings: ReuseSettings, num_frames: int) -> Tensor:
     """FNR: for each frame of the next clip the frame of the last one that it reuses, ``[N]``.
 
-    "reverse": j takes N-1-j. "forward": j takes N-M+j, and the frames beyond the end go on backwards from there, so that
-    every new frame has a noise of its own and none of the overlap's is used twice.
+    "reverse": j takes N-1-j. "forward": j takes N-M+j, and the frames beyond the end go on backwards from there, so
+    that every new frame has a noise of its own and none of the overlap's is used twice.
     """
     settings.check(num_frames)
     frames = torch.arange(num_frames)
@@ -93,8 +94,8 @@ def source_frames(settings: ReuseSettings, num_frames: int) -> Tensor:
 def initial_noise(past: Tensor, fresh: Tensor, settings: ReuseSettings) -> Tensor:
     """FNR and PNS: the noise ``z'[0]`` a clip starts from, ``[B, C, N, H, W]`` of unit variance.
 
-    Overlap frames are the past's, reordered. The others mix ``a / sqrt(1 + a^2)`` of the past with ``1 / sqrt(1 + a^2)``
-    of ``fresh``, which keeps the variance at 1 for every a.
+    Overlap frames are the past's, reordered. The others mix ``a / sqrt(1 + a^2)`` of the past with
+    ``1 / sqrt(1 + a^2)`` of ``fresh``, which keeps the variance at 1 for every a.
 
     Args:
         past: the noise ``z[0]`` of the last clip.
@@ -110,7 +111,7 @@ def initial_noise(past: Tensor, fresh: Tensor, settings: ReuseSettings) -> Tenso
 
 
 def progressive_noise(fresh: Tensor, alpha: float) -> Tensor:
-    """Progressive noise prior inside one clip (arXiv 2305.10474, equation 3): each frame's noise grows from the last one's.
+    """Progressive noise prior in one clip (arXiv 2305.10474, equation 3): each frame's noise grows from the last one's.
 
     ``e[0] = n[0]``, ``e[j] = a / sqrt(1 + a^2) * e[j-1] + 1 / sqrt(1 + a^2) * n[j]``; the variance stays 1.
 
@@ -179,7 +180,7 @@ class Trajectory:
         index = wanted - (self.num_frames - kept)  # states hold the clip's last frames
         if int(index.min()) < 0:
             raise ValueError(
-                f"step {step} needs frames {wanted.tolist()} of the last clip, of which only the last {kept} were kept: "
+                f"step {step} needs frames {wanted.tolist()} of the last clip; only the last {kept} were kept: "
                 f"its trajectory was recorded for overlap {self.settings.overlap_frames}, guidance beta "
                 f"{self.settings.guidance_beta}, order {self.settings.order}; use at most those, or make the clip again"
             )

@@ -20,6 +20,6 @@ def clip_seed(seed: int, clip_index: int) -> int:
 
 
 def clip_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Unit-variance noise ``[B, C, T, h, w]``, float32 on the CPU; each video of the batch is drawn from its own seed."""
+    """Unit-variance noise ``[B, C, T, h, w]``, float32 on the CPU; each video of a batch has a seed of its own."""
     generators = [torch.Generator().manual_seed(seed & MAX_SEED) for seed in seeds]
     return torch.stack([torch.randn(tuple(shape[1:]), generator=generator) for generator in generators])

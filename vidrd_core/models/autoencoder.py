@@ -16,7 +16,17 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from .inflate import inflate
-from .layers import Attention, Downsample, ResnetBlock, TempConv, Upsample, fold_frames, frame_layout, group_norm, unfold_frames
+from .layers import (
+    Attention,
+    Downsample,
+    ResnetBlock,
+    TempConv,
+    Upsample,
+    fold_frames,
+    frame_layout,
+    group_norm,
+    unfold_frames,
+)
 
 EPS = 1e-6  # of every GroupNorm in Stable Diffusion's VAE
 TEMP_CONV_DROPOUT = 0.1  # of the release
@@ -307,8 +317,6 @@ def rename_old_attention(name: str) -> str:
     return f"{head}{dot}{OLD_ATTENTION_NAMES[layer]}.{leaf}" if layer in OLD_ATTENTION_NAMES else name
 
 
-def _accept_old_attention_names(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
-) -> None:
+def _accept_old_attention_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     for old in [k for k in state_dict if k.startswith(prefix) and rename_old_attention(k) != k]:
         state_dict[rename_old_attention(old)] = state_dict.pop(old)

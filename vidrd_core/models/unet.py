@@ -166,7 +166,9 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         levels = len(widths)
         heads = (attention_head_dim,) * levels if isinstance(attention_head_dim, int) else tuple(attention_head_dim)
         if len(heads) != levels:
-            raise ValueError(f"attention_head_dim has {len(heads)} entries for {levels} block_out_channels: give one each")
+            raise ValueError(
+                f"attention_head_dim has {len(heads)} entries for {levels} block_out_channels: give one each"
+            )
         attends = _attention_levels(levels, down_block_types, up_block_types)
         made: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         time_dim = widths[0] * 4
