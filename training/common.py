@@ -17,7 +17,7 @@ import yaml
 
 from vidrd_core.train.loop import Stage, train
 
-Configuration = TypeVar("Configuration")
+Configuration = TypeVar("Configuration", bound=Any)
 
 
 def parse(kind: type[Configuration], arguments: list[str]) -> tuple[Configuration, argparse.Namespace]:
@@ -39,7 +39,7 @@ def build(kind: type[Any], values: dict[str, Any]) -> Any:
     made = {}
     for name, value in values.items():
         hint = hints[name]
-        if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             made[name] = build(hint, value)
         elif Path in (hint, *typing.get_args(hint)):
             made[name] = None if value is None else Path(value)

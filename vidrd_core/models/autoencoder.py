@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,9 @@ class Stage(nn.Module):
     """One resolution: residual blocks, each followed by a Temp-Conv where asked for, then a change of resolution."""
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
+    resnets: nn.ModuleList
+    temp_convs: nn.ModuleList  # only where the stage is temporal
 
     def __init__(
         self,
@@ -212,10 +215,11 @@ class VidRDAutoencoderKL(ModelMixin, ConfigMixin):
         operations, dtype, device: where leaf layers come from and how they are made; not part of the configuration.
     """
 
-    config_name = "config.json"
+    config: Any
+    config_name = "config.json"  # type: ignore[assignment]
     ignore_for_config = ["operations", "dtype", "device"]
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResnetBlock", "FrameAttention", "TempConv"]
+    _no_split_modules = ["ResnetBlock", "FrameAttention", "TempConv"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -251,7 +255,7 @@ class VidRDAutoencoderKL(ModelMixin, ConfigMixin):
         """How many pixels one latent is high and wide."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def encode(self, frames: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[DiagonalGaussianDistribution]:
+    def encode(self, frames: Tensor, return_dict: bool = True) -> EncoderOutput:
         """Pixels ``[B, 3, T, H, W]`` in [-1, 1] to the distribution of their latents, each frame by itself.
 
         Raises:
@@ -264,9 +268,9 @@ class VidRDAutoencoderKL(ModelMixin, ConfigMixin):
         x = fold_frames(frames).contiguous(memory_format=frame_layout(frames))
         moments = unfold_frames(self.quant_conv(self.encoder(x)), frames.shape[2])
         posterior = DiagonalGaussianDistribution(moments)
-        return EncoderOutput(latent_dist=posterior) if return_dict else (posterior,)
+        return EncoderOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[return-value]
 
-    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput:
         """Latents ``[B, C, T, h, w]``, unscaled, to pixels ``[B, 3, T, H, W]``; one window, all frames at once.
 
         :func:`vidrd_core.decoding.decode_windows` decodes videos of any length in bounded memory.
@@ -278,7 +282,7 @@ class VidRDAutoencoderKL(ModelMixin, ConfigMixin):
         num_frames = latents.shape[2]
         x = fold_frames(latents).contiguous(memory_format=frame_layout(latents))
         pixels = unfold_frames(self.decoder(self.post_quant_conv(x), num_frames), num_frames)
-        return DecoderOutput(sample=pixels) if return_dict else (pixels,)
+        return DecoderOutput(sample=pixels) if return_dict else (pixels,)  # type: ignore[return-value]
 
     def forward(
         self, frames: Tensor, sample_posterior: bool = False, generator: torch.Generator | None = None

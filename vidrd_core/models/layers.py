@@ -52,7 +52,7 @@ def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return unfold_frames(layer(fold_frames(x)), x.shape[2])
 
 
-def group_norm(layer: nn.Module, x: Tensor) -> Tensor:
+def group_norm(layer: Any, x: Tensor) -> Tensor:
     """Apply a GroupNorm layer to ``[B, C, ...]``.
 
     On the CPU torch's channels-last kernel takes the variance as E[x^2] - E[x]^2, which loses digits where the mean is

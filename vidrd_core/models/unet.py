@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,12 @@ class Stage(nn.Module):
     """
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
+    resnets: nn.ModuleList
+    attentions: nn.ModuleList  # these four only where the stage has them
+    temp_convs: nn.ModuleList
+    downsamplers: nn.ModuleList
+    upsamplers: nn.ModuleList
 
     def __init__(
         self,
@@ -134,10 +140,11 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         operations, dtype, device: where leaf layers come from and how they are made; not part of the configuration.
     """
 
-    config_name = "config.json"
+    config: Any
+    config_name = "config.json"  # type: ignore[assignment]
     ignore_for_config = ["operations", "dtype", "device"]
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResnetBlock", "SpatioTemporalTransformer", "TempConv"]
+    _no_split_modules = ["ResnetBlock", "SpatioTemporalTransformer", "TempConv"]  # type: ignore[assignment]
     _repeated_blocks = ["SpatioTemporalTransformer"]
 
     @register_to_config
@@ -220,7 +227,7 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         timestep: Tensor | float | int,
         encoder_hidden_states: Tensor,
         return_dict: bool = True,
-    ) -> VidRDUNetOutput | tuple[Tensor]:
+    ) -> VidRDUNetOutput:
         """Predict the noise in ``sample``.
 
         Args:
@@ -243,7 +250,7 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         frames = fold_frames(sample).contiguous(memory_format=frame_layout(sample))
         x = unfold_frames(self.conv_in(frames), num_frames)
         skips = [x]
-        for stage in self.down_blocks:
+        for stage in cast(Iterable[Stage], self.down_blocks):
             for index in range(len(stage.resnets)):
                 x = stage.run_row(index, x, time, context)
                 skips.append(x)
@@ -256,7 +263,7 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             x = self.mid_block.run_row(index, x, time, context)
 
         # Up. Sizes come from the skips, so that odd heights and widths meet again.
-        for stage in self.up_blocks:
+        for stage in cast(Iterable[Stage], self.up_blocks):
             for index in range(len(stage.resnets)):
                 x = stage.run_row(index, torch.cat((x, skips.pop()), dim=1), time, context)
             if hasattr(stage, "upsamplers"):
@@ -265,7 +272,7 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         # Out.
         x = F.silu(group_norm(self.conv_norm_out, x))
         x = unfold_frames(self.conv_out(fold_frames(x)), num_frames)
-        return VidRDUNetOutput(sample=x) if return_dict else (x,)
+        return VidRDUNetOutput(sample=x) if return_dict else (x,)  # type: ignore[return-value]
 
     def _check_shapes(self, sample: Tensor, context: Tensor) -> tuple[int, int, int]:
         channels, width = self.config.in_channels, self.config.cross_attention_dim

@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class UNetStage:
         self.tokenizer = tokenizer
         self.clips = clips
         self.objective = objective
-        self.scheduler = make_scheduler()
+        self.scheduler: Any = make_scheduler()
         self.trains_text = any(p.requires_grad for p in text_encoder.parameters())
 
     def modules(self) -> dict[str, nn.Module]:
