@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -79,6 +80,15 @@ def fingerprint(path: Path) -> str:
     """Changes when a file or a folder's files change, so that a loader runs again."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return ";".join(f"{p.name}:{p.stat().st_mtime_ns}:{p.stat().st_size}" for p in files)
+
+
+def complaint(find: Callable[[], Path]) -> bool | str:
+    """True, or the sentence that says what is missing where; ComfyUI shows it before anything runs."""
+    try:
+        find()
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return True
 
 
 def output_path(name: str, suffix: str = "") -> Path:

@@ -46,6 +46,10 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name: str) -> bool | str:
+        return files.complaint(lambda: files.model_folder(model_name))
+
+    @classmethod
     def fingerprint_inputs(cls, model_name: str, **_: Any) -> str:
         return files.fingerprint(files.model_folder(model_name))
 
@@ -91,6 +95,10 @@ class LoadUNet(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, unet_name: str) -> bool | str:
+        return files.complaint(lambda: files.weights_path("diffusion_models", unet_name))
+
+    @classmethod
     def fingerprint_inputs(cls, unet_name: str, **_: Any) -> str:
         return files.fingerprint(files.weights_path("diffusion_models", unet_name))
 
@@ -133,6 +141,10 @@ class LoadDecoder(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, vae_name: str) -> bool | str:
+        return files.complaint(lambda: files.weights_path("vae", vae_name))
 
     @classmethod
     def fingerprint_inputs(cls, vae_name: str) -> str:

@@ -32,7 +32,7 @@ def load_unet(path: Path, weight_dtype: str) -> tuple[Any, Any]:
     """MODEL of any checkpoint with a temporal U-Net, and CLIP where it carries a text encoder (else None)."""
     checkpoint = recognise(path)
     state, config = checkpoints.unet_state_dict(checkpoint)
-    model = build_model(state, config, scheduler_config(path), 0.18215, weight_dtype)
+    model = build_model(state, config, scheduler_config(path), scale_factor(path), weight_dtype)
     if "text_encoder" not in checkpoint.names:
         return model, None
     text, text_config = checkpoints.text_encoder_state_dict(checkpoint)
@@ -43,6 +43,14 @@ def load_unet(path: Path, weight_dtype: str) -> tuple[Any, Any]:
 def load_decoder(path: Path) -> Any:
     """VAE of a file or folder with or without temporal layers."""
     return VidRDVAE(*checkpoints.vae_state_dict(path))
+
+
+def scale_factor(path: Path) -> float:
+    """Of the VAE beside a U-Net folder, else Stable Diffusion's."""
+    beside = path.parent / "vae" / "config.json"
+    if path.is_dir() and beside.is_file():
+        return json.loads(beside.read_text(encoding="utf-8")).get("scaling_factor", 0.18215)
+    return 0.18215
 
 
 def scheduler_config(path: Path) -> Mapping[str, Any]:

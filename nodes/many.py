@@ -171,8 +171,9 @@ def _make(
 
 
 def model_identity(model: Any) -> str:
-    """A name for the model with its LoRAs."""
+    """A name for the model with its LoRAs and with what other nodes changed about its sampling."""
     digest = hashlib.sha256(vidrd_model(model).fingerprint.encode())
+    digest.update(json.dumps([described(model.model_options), described(model.object_patches)]).encode())
     for key, patches in sorted(model.patches.items(), key=lambda item: str(item[0])):
         digest.update(str(key).encode())
         for strength, patch, *_ in patches:
@@ -182,6 +183,20 @@ def model_identity(model: Any) -> str:
                 if isinstance(value, torch.Tensor):
                     digest.update(value.detach().flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def described(value: Any) -> Any:
+    """Options as plain JSON: settings by their values, functions by their names and the settings they carry."""
+    if isinstance(value, dict):
+        return {str(k): described(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+    if isinstance(value, (list, tuple)):
+        return [described(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if callable(value) and hasattr(value, "__qualname__"):
+        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        return [value.__qualname__, [v for v in cells if isinstance(v, (bool, int, float, str))]]
+    return type(value).__qualname__
 
 
 def conditioning_hash(*conditionings: Any) -> str:

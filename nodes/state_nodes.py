@@ -68,6 +68,10 @@ class LoadState(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        return files.complaint(lambda: files.state_path(name))
+
+    @classmethod
     def fingerprint_inputs(cls, name: str) -> str:
         return files.fingerprint(files.state_path(name))
 

@@ -121,6 +121,14 @@ def test_a_chain_runs_and_only_what_changed_runs_again(server: Server) -> None:
     assert {"5"} <= cached(server.run(prompt))
 
 
+def test_a_missing_model_is_told_before_anything_runs(server: Server) -> None:
+    prompt = chain()
+    prompt["1"]["inputs"]["model_name"] = "gone"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.run(prompt)
+    assert "no model folder with a model_index.json at gone" in refused.value.read().decode()
+
+
 def test_an_error_reaches_the_node_as_one_sentence(server: Server) -> None:
     prompt = chain()
     prompt["6"]["inputs"]["overlap_frames"] = 9
