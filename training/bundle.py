@@ -35,6 +35,7 @@ def main(arguments: Arguments) -> None:
         text_encoder=CLIPTextModel.from_pretrained(video / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(video / "tokenizer"),
         scheduler=make_scheduler(),
+        defaults={"fps": 8, "num_frames": 8, "num_inference_steps": 25, "guidance_scale": 4.0},
     )
     fresh = arguments.output.with_name(arguments.output.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
