@@ -19,12 +19,28 @@ const SETTINGS_OF_STOCK = ["cfg", "steps", "sampler_name", "scheduler"];
 /* Reading the graph */
 
 function wireInto(node, name) {
-  const input = node.inputs?.find((slot) => slot.name === name);
-  return input?.link == null ? undefined : node.graph.getLink(input.link);
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  return slot < 0 ? null : node.getInputLink(slot);
 }
 
-function wiresFrom(node, slot) {
-  return [...(node.outputs?.[slot]?.links ?? [])].map((id) => node.graph.getLink(id)).filter(Boolean);
+function comesFrom(wire, node, slot) {
+  return !!wire && String(wire.origin_id) === String(node.id) && wire.origin_slot === slot;
+}
+
+// The inputs that an output feeds: [{ node, slot }].
+function consumers(node, slot) {
+  const fed = new Set(node.getOutputNodes(slot) ?? []);
+  return [...fed].flatMap((consumer) =>
+    (consumer.inputs ?? [])
+      .map((_, index) => ({ node: consumer, slot: index }))
+      .filter((input) => comesFrom(consumer.getInputLink(input.slot), node, slot)),
+  );
+}
+
+// Outputs of the subgraph that an output of one of its nodes feeds.
+function subgraphOutputs(node, slot) {
+  const outputs = node.graph.outputNode?.slots ?? [];
+  return outputs.filter((output) => output.linkIds.some((id) => comesFrom(node.graph.getLink(id), node, slot)));
 }
 
 function widgetOf(node, name) {
@@ -40,9 +56,10 @@ function samplesVidRD(node, seen = new Set()) {
   if (!node || seen.has(node)) return false;
   seen.add(node);
   if (LOADERS.includes(node.comfyClass)) return true;
-  return (node.inputs ?? [])
-    .filter((slot) => slot.link != null && (slot.type === "MODEL" || node.type === "Reroute"))
-    .some((slot) => samplesVidRD(node.graph.getNodeById(node.graph.getLink(slot.link)?.origin_id), seen));
+  return (node.inputs ?? []).some((input, slot) => {
+    const wire = input.type === "MODEL" || node.type === "Reroute" ? node.getInputLink(slot) : null;
+    return !!wire && samplesVidRD(node.graph.getNodeById(wire.origin_id), seen);
+  });
 }
 
 function canContinue(node) {
@@ -54,9 +71,8 @@ function canContinue(node) {
 function downstream(node, latentOnly = false, found = new Set()) {
   for (const [slot, output] of (node?.outputs ?? []).entries()) {
     if (latentOnly && output.type !== "LATENT") continue;
-    for (const wire of wiresFrom(node, slot)) {
-      const next = node.graph.getNodeById(wire.target_id);
-      if (!next || found.has(next)) continue;
+    for (const { node: next } of consumers(node, slot)) {
+      if (found.has(next)) continue;
       found.add(next);
       downstream(next, latentOnly, found);
     }
@@ -81,12 +97,11 @@ function shareWire(wire, target, name) {
 }
 
 // Decoders, previews and savers of the video so far are to show the longer video: their wires move.
-function moveWires(wires, from) {
-  for (const wire of wires) {
-    const consumer = from.graph.getNodeById(wire.target_id);
-    if (consumer) from.connect(VIDEO, consumer, wire.target_slot);
-    else from.graph.outputNode?.slots[wire.target_slot]?.connect(from.outputs[VIDEO], from);
-  }
+function moveWires(source, target) {
+  const inputs = consumers(source, VIDEO);
+  const outputs = subgraphOutputs(source, VIDEO);
+  for (const { node, slot } of inputs) target.connect(VIDEO, node, slot);
+  for (const output of outputs) output.connect(target.outputs[VIDEO], target);
 }
 
 function copySettings(source, target) {
@@ -107,10 +122,9 @@ function copySeed(source, target) {
   const from = widgetOf(source, "seed");
   const to = widgetOf(target, "seed");
   if (!from || !to) return;
-  const siblings = wiresFrom(source, VIDEO)
-    .map((wire) => source.graph.getNodeById(wire.target_id))
-    .filter((node) => node?.comfyClass === CONTINUATION)
-    .map((node) => Number(widgetOf(node, "seed")?.value ?? 0));
+  const siblings = consumers(source, VIDEO)
+    .filter(({ node }) => node.comfyClass === CONTINUATION)
+    .map(({ node }) => Number(widgetOf(node, "seed")?.value ?? 0));
   const next = Math.max(Number(from.value), ...siblings) + 1;
   to.value = Number.isSafeInteger(next) ? next : 0;
   const control = widgetOf(target, "control_after_generate");
@@ -174,14 +188,13 @@ function avoidOthers(graph, added) {
 function addContinuation(source) {
   const { graph } = source;
   const branch = isContinued(source);
-  const followers = wiresFrom(source, VIDEO);
   const node = create(CONTINUATION, graph, source.pos[0] + source.size[0] + GAP, source.pos[1]);
   copySettings(source, node);
   copySeed(source, node);
   const encoder = source.comfyClass === MANY_CLIPS ? encodeLastPrompt(source, node) : undefined;
   const names = encoder ? ["model", "negative"] : ["model", "positive", "negative"];
   for (const name of names) shareWire(wireInto(source, name), node, name);
-  if (!branch) moveWires(followers, node);
+  if (!branch) moveWires(source, node);
   source.connect(VIDEO, node, node.inputs.findIndex((input) => input.name === "prior"));
 
   const added = encoder ? [encoder, node] : [node];
