@@ -40,6 +40,8 @@ def main(arguments: Arguments) -> None:
     fresh = arguments.output.with_name(arguments.output.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.to(dtype=torch.float16).save_pretrained(fresh)
+    # The classic vocab.json and merges.txt too, for older libraries.
+    pipe.tokenizer.backend_tokenizer.model.save(str(fresh / "tokenizer"))
     shutil.rmtree(arguments.output, ignore_errors=True)
     os.replace(fresh, arguments.output)
 
