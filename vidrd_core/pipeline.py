@@ -199,7 +199,7 @@ class VidRDPipeline(DiffusionPipeline):
             noise=noise,
             callback_on_step_end=callback_on_step_end,
         )
-        return self._collect(stream, sampling, output_type)
+        return self._collect(stream, sampling, output_type, num_clips)
 
     @torch.no_grad()
     def extend(
@@ -245,7 +245,7 @@ class VidRDPipeline(DiffusionPipeline):
             noise=noise,
             callback_on_step_end=callback_on_step_end,
         )
-        return self._collect(stream, sampling, output_type, state)
+        return self._collect(stream, sampling, output_type, num_clips, state)
 
     @torch.no_grad()
     def stream(
@@ -378,7 +378,12 @@ class VidRDPipeline(DiffusionPipeline):
             )
 
     def _collect(
-        self, stream: Iterator[Clip], sampling: SamplingSettings, output_type: str, state: VideoState | None = None
+        self,
+        stream: Iterator[Clip],
+        sampling: SamplingSettings,
+        output_type: str,
+        num_clips: int,
+        state: VideoState | None = None,
     ) -> VidRDPipelineOutput:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
@@ -392,15 +397,17 @@ class VidRDPipeline(DiffusionPipeline):
                 last = clip.state
                 yield clip
 
-        pieces: list[Any]
+        total = sampling.reuse.num_joined_frames(num_clips, sampling.num_frames)
+        if state is not None:
+            total -= sampling.reuse.trim_frames
+        pieces: Iterator[Any]
         if output_type == "latent":
-            pieces = [clip.joined(sampling.reuse) for clip in collected()]
+            pieces = (clip.joined(sampling.reuse) for clip in collected())
         else:
-            pieces = [_to_output(piece, output_type) for piece in self.decode_clips(collected(), sampling, state)]
+            pieces = (_to_output(piece, output_type) for piece in self.decode_clips(collected(), sampling, state))
+        frames = _joined(pieces, total, axis=1 if output_type == "np" else 2)
         if last is None or not clips:
             raise RuntimeError("interrupted before the first clip was finished: there is nothing to return")
-        axis = 1 if output_type == "np" else 2
-        frames = np.concatenate(pieces, axis) if output_type == "np" else torch.cat(pieces, axis)
         return VidRDPipelineOutput(frames=frames, clips=clips, state=last)
 
     @property
@@ -464,6 +471,20 @@ class VidRDPipeline(DiffusionPipeline):
 
 def _to_output(piece: Tensor, output_type: str) -> np.ndarray | Tensor:
     return piece if output_type == "pt" else ((piece + 1) / 2).permute(0, 2, 3, 4, 1).contiguous().numpy()
+
+
+def _joined(pieces: Iterator[Any], total: int, axis: int) -> Any:
+    """Pieces of a video in one array or tensor of at most ``total`` frames, without ever holding the frames twice."""
+    out: Any = None
+    end = 0
+    for piece in pieces:
+        if out is None:
+            shape = (*piece.shape[:axis], total, *piece.shape[axis + 1 :])
+            is_tensor = isinstance(piece, Tensor)
+            out = torch.empty(shape, dtype=piece.dtype) if is_tensor else np.empty(shape, piece.dtype)
+        start, end = end, end + piece.shape[axis]
+        out[(slice(None),) * axis + (slice(start, end),)] = piece
+    return None if out is None else out[(slice(None),) * axis + (slice(0, end),)]
 
 
 def _batch_seeds(seed: int | Sequence[int], batch: int) -> list[int]:

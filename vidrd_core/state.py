@@ -21,7 +21,6 @@ from .reuse import ReuseSettings, Trajectory
 
 FORMAT = "vidrd-state-1"
 PROBES = 16  # weights in a fingerprint
-UNIMPORTANT = {"dtype", "torch_dtype", "transformers_version"}
 
 
 @dataclass(frozen=True)
@@ -221,11 +220,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def fingerprint(model: torch.nn.Module) -> str:
     """A short name for a model: a hash of its configuration and, to three digits, weights from all over it."""
-    config_of: Any = model.config
-    values = config_of if isinstance(config_of, Mapping) else config_of.to_dict()
-    # What says where a model was loaded from and in which precision says nothing about what it is.
-    config = {k: v for k, v in sorted(values.items()) if not k.startswith("_") and k not in UNIMPORTANT}
-    digest = hashlib.sha256(json.dumps(config, default=str).encode()).hexdigest()[:12]
+    config: Any = getattr(model, "config", None)
+    if isinstance(config, Mapping):
+        described = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
+    else:  # transformers' configurations change with its versions, and when a model is saved
+        described = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:12]
     parameters = list(model.parameters())
     spread = [parameters[round(n * (len(parameters) - 1) / (PROBES - 1))].detach().flatten() for n in range(PROBES)]
     weights = [float(parameter[parameter.numel() // 2]) for parameter in spread]

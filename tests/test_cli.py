@@ -1,0 +1,261 @@
+"""The vidrd command, from its arguments to the files it writes and what it tells people."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vidrd_core.cli import INTERRUPTED, build_parser, main, stop_on_signal
+from vidrd_core.cli.inputs import read_prompts, repeat_last
+from vidrd_core.cli.models import read_defaults
+from vidrd_core.jobs import JobFolder
+from vidrd_core.video import read_metadata, read_video
+
+QUICK = ["--frames", "4", "--steps", "2", "--device", "cpu", "--quiet"]
+
+
+def generate(model: Path, output: Path, *options: str, prompts: tuple[str, ...] = ("a red dot",)) -> int:
+    texts = [part for prompt in prompts for part in ("--prompt", prompt)]
+    return main(["generate", "--model", str(model), "--output", str(output), *texts, *QUICK, *options])
+
+
+# -- generate ----------------------------------------------------------------------------------------------------------
+
+
+def test_generate_writes_a_video_with_its_history_and_a_contact_sheet(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, sheet = tmp_path / "new" / "out.mp4", tmp_path / "sheets" / "out.png"
+    options = ("--clips", "3", "--seed", "5", "--contact-sheet", str(sheet), "--clip-seed", "2=99")
+    assert generate(model_folder, output, *options, prompts=("a red dot", "a box")) == 0
+    video = read_video(output)
+    assert (len(video.frames), video.fps) == (12, 4.0)
+    metadata = read_metadata(output)
+    assert [clip["prompt"] for clip in metadata["clips"]] == ["a red dot", "a box", "a box"]
+    assert (metadata["clips"][0]["seed"], metadata["clips"][2]["seed"]) == (5, 99)
+    assert metadata["settings"]["num_inference_steps"] == 2
+    assert {"vidrd", "torch", "diffusers"} <= metadata["versions"].keys()
+    with Image.open(sheet) as image:
+        assert image.height > 3 * 128
+    assert JobFolder(tmp_path / "new" / "out.state").num_finished() == 3
+    assert "12 frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out.webm", "out.gif", "frames"])
+def test_generate_writes_every_format(model_folder: Path, tmp_path: Path, name: str) -> None:
+    assert generate(model_folder, tmp_path / name, "--clips", "1") == 0
+    assert len(read_video(tmp_path / name).frames) == 4
+    assert read_metadata(tmp_path / name)["clips"][0]["prompt"] == "a red dot"
+
+
+def test_a_model_folders_defaults_hold_where_nothing_is_given(model_folder: Path, tmp_path: Path) -> None:
+    index = json.loads((model_folder / "model_index.json").read_text(encoding="utf-8"))
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for part in model_folder.iterdir():
+        if part.is_dir():
+            copy.joinpath(part.name).symlink_to(part, target_is_directory=True)
+    index["defaults"] = {"fps": 8, "trim_frames": 1, "negative_prompt": "", "overlap_frames": 3}
+    (copy / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert generate(copy, tmp_path / "out.mp4", "--clips", "2", "--overlap-frames", "2") == 0
+    assert len(read_video(tmp_path / "out.mp4").frames) == 7
+    metadata = read_metadata(tmp_path / "out.mp4")
+    assert metadata["fps"] == 8 and metadata["settings"]["negative_prompt"] == ""
+    assert metadata["settings"]["reuse"]["overlap_frames"] == 2
+
+
+def test_other_settings_in_the_same_state_folder_are_refused_with_the_difference(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, state = tmp_path / "out.mp4", ("--clips", "1", "--state", str(tmp_path / "kept"))
+    assert generate(model_folder, output, *state) == 0
+    before = output.read_bytes()
+    assert generate(model_folder, output, *state, "--guidance-scale", "2") == 1
+    assert "guidance_scale was 10.0 and is 2.0" in capsys.readouterr().err
+    assert generate(model_folder, output, *state, prompts=("a box",)) == 1
+    message = capsys.readouterr().err
+    assert "clip 0 was made with the prompt 'a red dot', not 'a box'" in message and "--redo" in message
+    assert "Traceback" not in message
+    assert output.read_bytes() == before
+    assert generate(model_folder, output, *state, "--redo", prompts=("a box",)) == 0
+    assert generate(model_folder, output, *state, "--restart", "--guidance-scale", "2") == 0
+
+
+def test_a_new_video_under_the_name_of_a_finished_one_replaces_it(model_folder: Path, tmp_path: Path) -> None:
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "2") == 0
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1", prompts=("a box",)) == 0
+    assert read_metadata(tmp_path / "out.mp4")["clips"][0]["prompt"] == "a box"
+    assert JobFolder(tmp_path / "out.state").num_finished() == 1
+
+
+# -- extend ------------------------------------------------------------------------------------------------------------
+
+
+def test_extend_makes_what_one_longer_call_would_have_made(model_folder: Path, tmp_path: Path) -> None:
+    prompts = ("a red dot", "a box", "a line")
+    assert generate(model_folder, tmp_path / "whole", prompts=prompts) == 0
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
+    state = tmp_path / "out.state"
+    more = ["--prompt", "a box", "--prompt", "a line", "--quiet", "--device", "cpu"]
+    assert main(["extend", str(state / "state_00000.safetensors"), *more, "--output", str(tmp_path / "new")]) == 0
+    assert main(["extend", str(state), *more, "--output", str(tmp_path / "long")]) == 0
+    whole = read_video(tmp_path / "whole").frames
+    assert (read_video(tmp_path / "long").frames == whole).all()
+    assert (read_video(tmp_path / "new").frames == whole[4:]).all()
+    assert read_metadata(tmp_path / "long")["clips"] == read_metadata(tmp_path / "whole")["clips"]
+
+
+def test_an_interrupted_extension_is_taken_up_and_not_made_twice(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
+    state = JobFolder(tmp_path / "out.state")
+    call = ["extend", str(state.path), "--quiet", "--device", "cpu", "--output", str(tmp_path / "long.mp4")]
+    assert main([*call, "--prompt", "a box", "--clips", "2"]) == 0
+    assert state.num_finished() == 3
+    state.drop_from(2)
+    state.write(complete=False)  # as after a crash in the last clip
+    assert main([*call, "--prompt", "a cat", "--clips", "2"]) == 1
+    assert "2 of 3 clips" in capsys.readouterr().err
+    assert main([*call, "--prompt", "a box", "--clips", "2"]) == 0
+    assert state.num_finished() == 3
+    assert main([*call, "--prompt", "a box", "--clips", "2"]) == 0  # complete: two more
+    assert state.num_finished() == 5
+
+
+# -- info and convert --------------------------------------------------------------------------------------------------
+
+
+def test_info_describes_models_states_state_folders_and_videos(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
+    paths = [model_folder, tmp_path / "out.mp4", tmp_path / "out.state", tmp_path / "out.state/state_00000.safetensors"]
+    assert main(["info", *map(str, paths)]) == 0
+    text = capsys.readouterr().out
+    for words in ("VidRD temporal U-Net", '"prompt": "a red dot"', "1 clips finished, complete", "after clip 0"):
+        assert words in text
+
+
+def test_convert_writes_a_model_folder_that_generates(model_folder: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(model_folder), str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    assert generate(tmp_path / "half", tmp_path / "out.mp4", "--clips", "1") == 0
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_ctrl_c_asks_to_stop_and_the_second_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    import signal
+
+    with pytest.raises(KeyboardInterrupt), stop_on_signal() as should_stop:
+        assert not should_stop()
+        signal.raise_signal(signal.SIGINT)
+        assert should_stop()
+        assert "press Ctrl-C again" in capsys.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_leaves_the_finished_clips_playable_and_the_command_goes_on_from_them(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import signal
+
+    from vidrd_core import jobs
+
+    real = jobs.JobFolder.save
+
+    def save_and_interrupt(folder: JobFolder, clip: jobs.Clip) -> None:
+        real(folder, clip)
+        if clip.index == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.JobFolder, "save", save_and_interrupt)
+        assert generate(model_folder, tmp_path / "out", "--clips", "3") == INTERRUPTED
+    assert "stopped after 2 of 3 clips" in capsys.readouterr().err
+    part = read_video(tmp_path / "out").frames
+    assert len(part) == 8
+    assert generate(model_folder, tmp_path / "out", "--clips", "3") == 0
+    assert len(read_video(tmp_path / "out").frames) == 12
+    assert (read_video(tmp_path / "out").frames[:7] == part[:7]).all()
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--output", "out.avi"], "unknown suffix '.avi'"), (["--prompts", "missing.txt"], "missing.txt"),
+     (["--clips", "1", "--prompt", "another"], "2 prompts were given for 1 clips"),
+     (["--model", "nowhere"], "nowhere"), (["--steps", "0"], "num_inference_steps is 0"),
+     (["--height", "17"], "17; expected positive multiples of 4"), (["--overlap-frames", "9"], "overlap_frames is 9"),
+     (["--contact-sheet", "sheet.txt"], "sheet.txt"), (["--device", "cuda:99"], "--device cuda:99 cannot be used")],
+)  # fmt: skip
+def test_mistakes_end_in_one_line_that_says_what_to_do(
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts = () if "--prompts" in options else ("a red dot",)
+    assert generate(model_folder, Path("out.mp4"), *options, prompts=prompts) == 1
+    text = capsys.readouterr().err
+    assert message in text and "Traceback" not in text and text.count("error:") == 1
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_broken_state_is_refused(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["--prompt", "x", "--model", str(model_folder), "--output", str(tmp_path / "out.mp4"), "--device", "cpu"]
+    assert main(["extend", str(tmp_path / "missing.safetensors"), *call]) == 1
+    (tmp_path / "empty").mkdir()
+    assert main(["extend", str(tmp_path / "empty"), *call]) == 1
+    assert "is no state folder" in capsys.readouterr().err
+
+
+def test_a_wrong_command_line_exits_with_two() -> None:
+    for arguments in ([], ["generate"], ["fly"], ["generate", "--clips", "0"]):
+        with pytest.raises(SystemExit) as stopped:
+            build_parser().parse_args(arguments)
+        assert stopped.value.code == 2
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = "import sys, vidrd_core.cli as c; c.build_parser(); sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_file_holds_one_prompt_per_line_or_per_paragraph(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeff# two\na red dot\n  a blå dot 红 \n", encoding="utf-8")
+    assert read_prompts(None, str(file)) == ["a red dot", "a blå dot 红"]
+    file.write_text("a red dot\nthat moves\n\n# then\n\na box\n\n", encoding="utf-8")
+    assert read_prompts(None, str(file)) == ["a red dot that moves", "a box"]
+    file.write_text("# nothing\n\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no prompt"):
+        read_prompts(None, str(file))
+    with pytest.raises(ValueError, match="both"):
+        read_prompts(["a"], str(file))
+
+
+def test_the_last_prompt_repeats() -> None:
+    assert repeat_last(["a", "b"], 4) == ["a", "b", "b", "b"]
+
+
+def test_unknown_defaults_in_a_model_folder_are_refused_by_name(tmp_path: Path) -> None:
+    assert read_defaults(tmp_path) == {}
+    (tmp_path / "model_index.json").write_text('{"defaults": {"fsp": 8}}', encoding="utf-8")
+    with pytest.raises(ValueError, match="unknown defaults fsp"):
+        read_defaults(tmp_path)
