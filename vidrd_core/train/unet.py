@@ -32,6 +32,9 @@ class UNetObjective:
     image_share: float = 0.0  # share of batches that are single frames
     images_per_clip: int = 8  # single frames in place of one clip, to keep the cost of a batch even
     caption_dropout: float = 0.1  # share of captions that are emptied, for classifier-free guidance
+    # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss of
+    # v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
+    max_weight: float = 1.0
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -84,7 +87,9 @@ class UNetStage:
         times = torch.randint(self.scheduler.config.num_train_timesteps, (count,), generator=generator)
         noisy = self.scheduler.add_noise(latents, noise, times)
         predicted = self.unet(noisy, times, text).sample
-        loss = F.mse_loss(predicted.float(), noise)
+        error = (predicted.float() - noise).square().mean((1, 2, 3, 4))
+        signal = self.scheduler.alphas_cumprod[times]
+        loss = (error * (1 / signal).clamp(max=objective.max_weight)).mean()  # 1 + 1 / SNR is 1 / alphas_cumprod
         return loss, {"image_loss" if image else "video_loss": loss.item()} if objective.image_share else {}
 
     def export(self, folder: Path) -> None:
