@@ -163,13 +163,17 @@ function overlap(a, b) {
   );
 }
 
-// Shifts what was to the right of `source` and comes after it, until there is room for `added`.
+// Shifts what was to the right of `source` and comes after it, until there is room for `added`; in a subgraph the box of
+// its outputs too.
 function makeRoom(source, added, followers) {
   const right = source.pos[0] + source.size[0];
   const shifted = [...followers].filter((node) => !added.includes(node) && node.pos[0] >= right);
+  const box = source.graph.outputNode;
+  if (box?.pos?.[0] >= right) shifted.push(box);
   const needed = Math.max(...added.map((node) => node.pos[0] + node.size[0])) + GAP;
-  const by = needed - Math.min(...shifted.map((node) => node.pos[0]));
-  if (shifted.length && by > 0) for (const node of shifted) node.pos = [node.pos[0] + by, node.pos[1]];
+  const by = needed - Math.min(...shifted.map((item) => item.pos[0]));
+  if (shifted.length && by > 0) for (const item of shifted) item.pos = [item.pos[0] + by, item.pos[1]];
+  box?.arrange?.();
 }
 
 // Lets the new nodes slide down where others are in their way.

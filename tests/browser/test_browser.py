@@ -1,0 +1,220 @@
+"""The node menu's Add Reuse and Diffuse in a real browser, help pages and labels as the frontend gets them."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+HELPERS = (Path(__file__).parent / "graph.js").read_text(encoding="utf-8")
+DEMO_MODEL = PACK / "vidrd_core" / "demo_model" / "model_index.json"
+EXAMPLES = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
+TITLE = 30  # pixels of a node above its position
+
+pytest_plugins = ["comfy_browser"]
+pytestmark = pytest.mark.browser
+
+
+class Graph:
+    """The graph on the page."""
+
+    def __init__(self, page: Any):
+        self.page = page
+        page.evaluate(HELPERS)
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        return json.loads(
+            self.page.evaluate(
+                "([name, given]) => JSON.stringify(vidrdCheck[name](...given) ?? null)", [function, list(arguments)]
+            )
+        )
+
+    def run(self, script: str) -> Any:
+        return self.page.evaluate(script)
+
+    def describe(self, node: str) -> dict[str, Any]:
+        return self.call("describe", node)
+
+    def boxes(self) -> list[list[float]]:
+        return [self.describe(node)["box"] for node in self.call("ids")]
+
+
+@pytest.fixture
+def graph(comfy_page: Any) -> Graph:
+    return Graph(comfy_page)
+
+
+def apart(a: list[float], b: list[float]) -> bool:
+    return (
+        a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] - TITLE or b[1] + b[3] <= a[1] - TITLE
+    )  # fmt: skip
+
+
+def own_complaints(page: Any) -> list[str]:
+    """Console lines that this pack's script may have caused."""
+    words = ("add_reuse_and_diffuse", "VidRD", ".links is deprecated", ".link is deprecated", "getExtraMenuOptions")
+    return [line for line in page.lines if any(word in line for word in words)]
+
+
+def test_two_clicks_append_two_wired_clips_and_the_decoder_moves_to_the_last(graph: Graph) -> None:
+    first, decode, preview = graph.call("firstClip")
+    (second,) = graph.call("take", first)
+    (third,) = graph.call("take", second)
+    before = graph.describe(first)
+    for node, prior, seed in ((second, first, 8), (third, second, 9)):
+        found = graph.describe(node)
+        assert found["type"] == "VidRDReuseAndDiffuse"
+        wanted = {name: before["wires"][name] for name in ("model", "positive", "negative")}
+        assert found["wires"] == {**wanted, "prior": f"{prior}:0"}
+        values = found["values"]
+        assert (values["seed"], values["control_after_generate"], values["cfg"]) == (seed, "fixed", 4)
+        assert (values["steps"], values["sampler_name"], values["scheduler"]) == (0, "from prior", "from prior")
+    assert graph.describe(decode)["wires"]["samples"] == f"{third}:0"
+    assert graph.describe(preview)["wires"] == {"images": f"{decode}:0"}
+    lefts = [graph.describe(node)["box"][0] for node in (first, second, third, decode, preview)]
+    assert lefts == sorted(lefts)
+    assert all(apart(a, b) for a, b in combinations(graph.boxes(), 2))
+    graph.call("fit")
+    assert not own_complaints(graph.page)
+
+
+def test_one_undo_takes_one_clip_back(graph: Graph) -> None:
+    first, decode, _ = graph.call("firstClip")
+    before = len(graph.call("ids"))
+    (second,) = graph.call("take", first)
+    graph.call("take", second)
+    for wanted in (before + 1, before):
+        graph.run("() => document.activeElement?.blur()")
+        graph.page.keyboard.press("Control+z")
+        graph.page.wait_for_function("n => app.canvas.graph.nodes.length === n", arg=wanted)
+    graph.page.wait_for_timeout(500)
+    assert graph.describe(decode)["wires"]["samples"] == f"{first}:0"
+
+
+def test_a_clip_that_is_already_continued_gets_a_branch_with_a_seed_of_its_own(graph: Graph) -> None:
+    first, decode, _ = graph.call("firstClip")
+    (second,) = graph.call("take", first)
+    (branch,) = graph.call("take", first)
+    assert graph.describe(branch)["wires"]["prior"] == f"{first}:0"
+    assert graph.describe(branch)["values"]["seed"] == 9
+    assert graph.describe(decode)["wires"]["samples"] == f"{second}:0"
+    assert all(apart(a, b) for a, b in combinations(graph.boxes(), 2))
+    graph.call("fit")
+
+
+def test_many_clips_go_on_with_their_last_prompt(graph: Graph) -> None:
+    many = graph.run("""() => { const { make, wire } = vidrdCheck, load = make("VidRDLoadModel", 0, 100);
+        const many = make("VidRDManyClips", 400, 100, { prompts: "one\\ntwo words\\n" });
+        wire(load, 0, many, "model"); wire(load, 1, many, "clip");
+        wire(many, 0, make("VAEDecode", 900, 100), "samples"); return String(many.id); }""")
+    added = {graph.describe(node)["type"]: node for node in graph.call("take", many)}
+    assert set(added) == {"VidRDReuseAndDiffuse", "CLIPTextEncode"}
+    encoder = graph.describe(added["CLIPTextEncode"])
+    assert encoder["values"]["text"] == "two words"
+    assert encoder["wires"] == {"clip": graph.describe(many)["wires"]["clip"]}
+    assert graph.describe(added["VidRDReuseAndDiffuse"])["wires"]["positive"] == f"{added['CLIPTextEncode']}:0"
+    assert all(apart(a, b) for a, b in combinations(graph.boxes(), 2))
+    graph.call("fit")
+
+
+def test_a_stock_sampler_has_the_entry_only_with_a_model_of_ours(graph: Graph) -> None:
+    ours, other = graph.run("""() => { const { make, wire } = vidrdCheck, load = make("VidRDLoadModel", 0, 100);
+        const lora = make("LoraLoaderModelOnly", 350, 100);
+        const ours = make("KSampler", 700, 100), other = make("KSampler", 700, 500);
+        wire(load, 0, lora, "model"); wire(lora, 0, ours, "model"); return [String(ours.id), String(other.id)]; }""")
+    assert len(graph.call("entries", ours)) == 1 and not graph.call("entries", other)
+    (node,) = graph.call("take", ours)
+    before, after = graph.describe(ours)["values"], graph.describe(node)["values"]
+    assert all(after[name] == before[name] for name in ("steps", "cfg", "sampler_name", "scheduler"))
+
+
+def test_inside_a_subgraph_the_wires_come_from_its_inputs_and_its_output_moves(graph: Graph) -> None:
+    first, *_ = graph.call("firstClip")
+    found = json.loads(
+        graph.run(f"""() => {{ const first = app.graph.nodes.find((node) => String(node.id) === "{first}");
+        app.canvas.selectItems([first]);
+        const {{ subgraph }} = app.graph.convertToSubgraph(new Set([first])); app.canvas.setGraph(subgraph);
+        const inner = subgraph.nodes[0], [added] = vidrdCheck.take(inner.id);
+        const out = subgraph.outputNode.slots.flatMap((slot) => slot.linkIds.map((id) => subgraph.getLink(id)));
+        return JSON.stringify({{ inner: vidrdCheck.describe(inner.id), added: vidrdCheck.describe(added), id: added,
+            from: String(inner.id), box: subgraph.outputNode.pos[0],
+            out: out.map((link) => `${{link.origin_id}}:${{link.origin_slot}}`) }}); }}""")
+    )
+    wanted = {name: found["inner"]["wires"][name] for name in ("model", "positive", "negative")}
+    assert all(origin.startswith("-10:") for origin in wanted.values())
+    assert found["added"]["wires"] == {**wanted, "prior": f"{found['from']}:0"}
+    assert found["out"] == [f"{found['id']}:0"]
+    left, _, width, _ = found["added"]["box"]
+    assert found["box"] >= left + width
+    assert not own_complaints(graph.page)
+
+
+def test_the_server_gives_help_pages_and_labels(graph: Graph) -> None:
+    answer = graph.run("""async () => { const get = async (path) => (await fetch(path)).ok, nodes = [];
+        for (const name of Object.keys(LiteGraph.registered_node_types).filter((name) => name.startsWith("VidRD")))
+            nodes.push([name, await get(`/extensions/VidRD/docs/${name}.md`)]);
+        return { nodes, labels: (await (await fetch("/api/i18n")).json()) }; }""")
+    assert len(answer["nodes"]) == 11 and all(found for _, found in answer["nodes"])
+    for language in ("en", "zh"):
+        assert set(answer["labels"][language]["nodeDefs"]) >= {name for name, _ in answer["nodes"]}
+
+
+def test_the_grown_graph_runs(graph: Graph) -> None:
+    if not DEMO_MODEL.is_file():
+        pytest.skip("the bundled model is not in vidrd_core/demo_model")
+    first, *_ = graph.call("firstClip", {"steps": 4})
+    (second,) = graph.call("take", first)
+    graph.call("take", second)
+    graph.call("fit")
+    assert run(graph) == {"PreviewImage": 3 * 8}
+
+
+@pytest.mark.parametrize("name", EXAMPLES or [pytest.param("", marks=pytest.mark.skip(reason="no example workflows"))])
+def test_an_example_workflow_opens_with_every_node_and_wire_in_place(graph: Graph, name: str) -> None:
+    workflow = open_example(graph, name)
+    assert len(graph.call("ids")) == len(workflow["nodes"])
+    unknown = {node["type"] for node in workflow["nodes"]} - set(graph.run("() => app.graph.nodes.map((n) => n.type)"))
+    assert not unknown and not graph.run("() => app.graph.nodes.filter((n) => n.has_errors).map((n) => n.type)")
+    graph.call("fit")
+
+
+@pytest.mark.skipif(not EXAMPLES, reason="no example workflows")
+def test_the_first_example_workflow_runs_and_its_preview_plays(graph: Graph) -> None:
+    if not DEMO_MODEL.is_file():
+        pytest.skip("the bundled model is not in vidrd_core/demo_model")
+    open_example(graph, EXAMPLES[0])
+    graph.call("fit")
+    assert run(graph)
+    graph.page.wait_for_function("""() => app.graph.nodes.flatMap((n) => [...(n.widgets ?? [])])
+        .flatMap((w) => [...(w.element?.querySelectorAll?.("video, img") ?? [])])
+        .concat([...document.querySelectorAll("video")])
+        .some((shown) => shown.currentTime > 0 || shown.naturalWidth > 0)""")
+
+
+def open_example(graph: Graph, name: str) -> dict[str, Any]:
+    """Load a workflow from the address that the template browser takes it from."""
+    return json.loads(
+        graph.run(f"""async () => {{ const answer = await fetch("/api/workflow_templates/VidRD/{name}.json");
+        const workflow = await answer.json(); await app.loadGraphData(structuredClone(workflow));
+        await new Promise((done) => setTimeout(done, 1500)); return JSON.stringify(workflow); }}""")
+    )
+
+
+def run(graph: Graph) -> dict[str, int]:
+    """Press Run and wait; how many pictures or videos each type of output node showed."""
+    graph.run("""() => { window.vidrdShown = {}; window.vidrdEnd = null;
+        const type = (id) => app.graph.nodes.find((node) => String(node.id) === String(id))?.type;
+        app.api.addEventListener("executed", ({ detail }) => {
+            const count = detail.output?.images?.length;
+            if (count) window.vidrdShown[type(detail.display_node ?? detail.node)] = count; });
+        for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+            app.api.addEventListener(kind, ({ detail }) => { window.vidrdEnd = { kind, ...detail }; });
+        app.queuePrompt(0, 1); }""")
+    graph.page.wait_for_function("() => window.vidrdEnd")
+    end = json.loads(graph.run("() => JSON.stringify(window.vidrdEnd)"))
+    assert end["kind"] == "execution_success", end
+    return graph.run("() => window.vidrdShown")
