@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VAE_CONFIG, tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
+from components import VAE_CONFIG, tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from components import tiny_tokenizer
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -24,7 +24,9 @@ def numbered(total: int) -> torch.Tensor:
     return torch.arange(total, dtype=torch.float64).reshape(1, 1, total, 1, 1)
 
 
-def decode(latents: torch.Tensor, pieces: list[int], decoder: Decoder, window: int, overlap: int | None) -> torch.Tensor:
+def decode(
+    latents: torch.Tensor, pieces: list[int], decoder: Decoder, window: int, overlap: int | None
+) -> torch.Tensor:
     stream = WindowDecoder(decoder, window, overlap)
     out = []
     for piece in latents.split(pieces, dim=2):

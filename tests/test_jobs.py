@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_pipeline
+from components import make_pipeline
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.jobs import JobError, JobFolder, JobResult, Plan, check_space, default_folder, open_job, run_job

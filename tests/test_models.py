@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import UNET_CONFIG, VAE_CONFIG, Reference, relative_error, tiny_unet, tiny_vae
+from components import UNET_CONFIG, VAE_CONFIG, Reference, relative_error, tiny_unet, tiny_vae
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 

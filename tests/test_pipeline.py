@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import NOISE_SCHEDULE, Reference, make_pipeline, relative_error
+from components import NOISE_SCHEDULE, Reference, make_pipeline, relative_error
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_unet
+from components import tiny_unet
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.seeds import clip_noise, clip_seed

@@ -1,0 +1,53 @@
+"""The bundled model: what is shipped, and that it draws what it is told."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import vidrd_core
+from vidrd_core import VidRDPipeline
+from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
+
+MODEL = Path(vidrd_core.__file__).parent / "demo_model"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = VidRDPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_it_is_small_and_holds_nothing_but_data():
+    files = [path for path in MODEL.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25 * 2**20
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_its_weights_are_float16():
+    for path in MODEL.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}, path  # noqa: SIM118
+
+
+def test_its_decoder_has_temporal_layers_that_were_trained(pipe):
+    last = [p for name, p in pipe.vae.named_parameters() if "temp_convs" in name and name.endswith("convs.11.weight")]
+    assert last and all(bool(weight.any()) for weight in last)
+
+
+def test_first_clips_show_the_colour_and_the_shape_of_prompts_it_never_saw(pipe):
+    evaluation = WorldEvaluation(pipe, prompts=12, clips=1, steps=20, guidance_scale=4.0, batch=12)
+    figures = evaluation.run(METHODS["paper settings"])
+    assert figures["videos"] == 12
+    assert figures["first clip: colour"] >= 0.75
+    assert figures["first clip: shape"] >= 0.75
+
+
+def test_a_chain_carries_on_where_independent_clips_jump(pipe):
+    rows = {}
+    for name, settings in METHODS.items():
+        rows[name] = WorldEvaluation(pipe, prompts=6, clips=3, steps=15, guidance_scale=4.0, batch=6).run(settings)
+    assert rows["paper settings"]["seam jump (pixels)"] < 0.5 * rows["independent clips"]["seam jump (pixels)"]
+    assert "| seam jump (pixels) |" in markdown_table(rows)
