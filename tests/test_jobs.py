@@ -55,9 +55,7 @@ def same_clips(first: Path, second: Path, count: int = 4) -> bool:
 def test_a_job_writes_the_video_of_one_call(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
     run(pipe, tmp_path / "state", tmp_path / "frames")
     reuse = SAMPLING.reuse
-    out = pipe(
-        PROMPTS, num_clips=4, num_frames=4, num_inference_steps=4, guidance_scale=3.0, reuse=reuse, seed=3
-    )
+    out = pipe(PROMPTS, num_clips=4, num_frames=4, num_inference_steps=4, guidance_scale=3.0, reuse=reuse, seed=3)
     expected = torch.from_numpy(out.frames[0]).mul(255).round().byte()
     frames = torch.from_numpy(read_video(tmp_path / "frames").frames)
     assert frames.shape[0] == reuse.num_joined_frames(4, 4) == 13

@@ -126,9 +126,7 @@ def test_an_inflated_unet_without_frame_code_gives_the_image_unets_output(
 def test_new_layers_of_an_inflated_unet_start_as_the_identity(image_unet: UNet2DConditionModel) -> None:
     config = dict(image_unet.config)
     unet = VidRDUNet.from_image_unet(image_unet.state_dict(), config, add_temp_embed=False).eval()
-    bare = VidRDUNet.from_image_unet(
-        image_unet.state_dict(), config, add_temp_embed=False, add_temp_conv=False
-    ).eval()
+    bare = VidRDUNet.from_image_unet(image_unet.state_dict(), config, add_temp_embed=False, add_temp_conv=False).eval()
     for module in bare.modules():
         if hasattr(module, "attend_over_frames"):
             module.attend_over_frames = lambda x, num_frames: torch.zeros_like(x)  # type: ignore[method-assign]

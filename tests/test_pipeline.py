@@ -196,9 +196,7 @@ def test_a_stochastic_variant_of_a_deterministic_scheduler_is_refused(pipe: VidR
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpm++ 2m"])
-def test_latents_stay_in_float32_under_a_half_precision_model(
-    pipe: VidRDPipeline, tmp_path: Path, name: str
-) -> None:
+def test_latents_stay_in_float32_under_a_half_precision_model(pipe: VidRDPipeline, tmp_path: Path, name: str) -> None:
     half = with_scheduler(make_pipeline(tmp_path), STEERABLE[name]).to(dtype=torch.bfloat16)
     half.set_progress_bar_config(disable=True)
     out = call(half)

@@ -57,7 +57,8 @@ def optical_flow(first: Tensor, second: Tensor) -> Tensor:
     for frame in (first, second):
         gray = F.interpolate((frame.mean(0)[None, None].clamp(0, 1) * 255), size, mode="bilinear", align_corners=False)
         grays.append(gray[0, 0].round().byte().numpy())
-    flow = torch.from_numpy(cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grays, None))
+    search: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # its stubs know no "no first guess"
+    flow = torch.from_numpy(search.calc(*grays, None))
     flow = F.interpolate(flow.permute(2, 0, 1)[None], (height, width), mode="bilinear", align_corners=False)[0]
     return flow * torch.tensor([width / size[1], height / size[0]])[:, None, None]
 

@@ -346,4 +346,3 @@ def build_parser() -> argparse.ArgumentParser:
     from .parser import build
 
     return build(generate=generate, extend=extend, convert=convert, info=info)
-

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -32,8 +31,8 @@ class UNetObjective:
     image_share: float = 0.0  # share of batches that are single frames
     images_per_clip: int = 8  # single frames in place of one clip, to keep the cost of a batch even
     caption_dropout: float = 0.1  # share of captions that are emptied, for classifier-free guidance
-    # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss of
-    # v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
+    # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss
+    # of v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
     max_weight: float = 1.0
 
 
