@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import run
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -26,21 +27,26 @@ class Configuration:
     train: TrainSettings
     latents: Path  # file that prepare_latents.py wrote
     objective: UNetObjective = UNetObjective()
-    image_model: Path | None = None  # folder of an image stage to inflate; None: from scratch
-    text_model: Path | None = None  # folder of a text stage; None: the image stage's own text encoder
+    image_model: Path | None = None  # folder of an image stage to inflate
+    video_model: Path | None = None  # a VidRD model folder to go on from; neither: from scratch
+    text_model: Path | None = None  # folder of a text stage; None: the starting model's own text encoder
     unet: dict[str, Any] = field(default_factory=dict)  # arguments of VidRDUNet
     trained: tuple[str, ...] = PAPER_POLICY  # patterns of the parameters that learn; only after inflation
 
 
 def stage(configuration: Configuration) -> UNetStage:
-    image, text = configuration.image_model, configuration.text_model or configuration.image_model
+    image, video = configuration.image_model, configuration.video_model
+    text = configuration.text_model or image or video
     if text is None:
-        raise ValueError("neither text_model nor image_model is set: there is no text encoder")
-    if image is None:
-        unet = VidRDUNet(**configuration.unet)
-    else:
+        raise ValueError("none of text_model, image_model and video_model is set: there is no text encoder")
+    if image is not None:
         unet = VidRDUNet.from_image_unet(image / "unet", **configuration.unet)
         freeze(unet, configuration.trained)
+    elif video is not None:
+        unet = VidRDUNet.from_pretrained(video / "unet", torch_dtype=torch.float32)
+        freeze(unet, configuration.trained)
+    else:
+        unet = VidRDUNet(**configuration.unet)
     tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(text / "text_encoder").requires_grad_(False)
     return UNetStage(unet, text_encoder, tokenizer, LatentClips(configuration.latents), configuration.objective)
