@@ -37,7 +37,7 @@ def stop_after(steps: int) -> Any:
 @pytest.fixture(scope="module")
 def unbroken(pipe: VidRDPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    assert run(pipe, folder / "state", folder / "out.mp4").is_complete
+    assert run(pipe, folder / "state", folder / "out.gif").is_complete
     return folder
 
 
@@ -68,7 +68,7 @@ def test_a_job_writes_the_video_of_one_call(pipe: VidRDPipeline, unbroken: Path,
 def test_a_job_stopped_anywhere_goes_on_to_the_same_clips_and_the_same_file(
     pipe: VidRDPipeline, unbroken: Path, tmp_path: Path, steps: int
 ) -> None:
-    output = tmp_path / "out.mp4"
+    output = tmp_path / "out.gif"
     first = run(pipe, tmp_path / "state", output, should_stop=stop_after(steps))
     assert first.clips < 4
     assert output.exists() == bool(first.clips)
@@ -76,7 +76,7 @@ def test_a_job_stopped_anywhere_goes_on_to_the_same_clips_and_the_same_file(
         assert len(read_video(output).frames) == first.frames == 4 + 3 * (first.clips - 1)
     assert run(pipe, tmp_path / "state", output).is_complete
     assert same_clips(tmp_path / "state", unbroken / "state")
-    assert output.read_bytes() == (unbroken / "out.mp4").read_bytes()
+    assert output.read_bytes() == (unbroken / "out.gif").read_bytes()
 
 
 KILLER = """
@@ -102,7 +102,7 @@ def test_a_process_killed_while_it_writes_goes_on_to_the_same_result(model_folde
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
 
     def call(folder: Path, fatal: int) -> int:
-        options = ["generate", "--model", model_folder, "--output", folder / "out.mp4", "--clips", "3", "--quiet"]
+        options = ["generate", "--model", model_folder, "--output", folder / "out.gif", "--clips", "3", "--quiet"]
         options += ["--frames", "4", "--steps", "3", "--prompt", "a red dot", "--prompt", "a box", "--device", "cpu"]
         command = [sys.executable, "-c", KILLER, str(fatal), *map(str, options)]
         return subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False).returncode
@@ -114,10 +114,10 @@ def test_a_process_killed_while_it_writes_goes_on_to_the_same_result(model_folde
     for fatal, finished in ((2, 0), (3, 1), (5, 3)):
         assert call(broken, fatal) != 0
         assert clips.num_finished() == finished
-        assert not (broken / "out.mp4").exists()
+        assert not (broken / "out.gif").exists()
     assert call(broken, 0) == 0
     assert same_clips(broken / "out.state", tmp_path / "whole" / "out.state", 3)
-    assert (broken / "out.mp4").read_bytes() == (tmp_path / "whole" / "out.mp4").read_bytes()
+    assert (broken / "out.gif").read_bytes() == (tmp_path / "whole" / "out.gif").read_bytes()
     assert not list(broken.rglob("*.partial*"))
 
 
@@ -131,8 +131,8 @@ def test_an_exception_keeps_the_frames_written_so_far_playable(pipe: VidRDPipeli
         return False
 
     with pytest.raises(KeyboardInterrupt):
-        run(pipe, tmp_path / "state", tmp_path / "out.mp4", should_stop=fail)
-    assert len(read_video(tmp_path / "out.mp4").frames) >= 3
+        run(pipe, tmp_path / "state", tmp_path / "out.gif", should_stop=fail)
+    assert len(read_video(tmp_path / "out.gif").frames) >= 3
     assert JobFolder(tmp_path / "state").num_finished() == 2
 
 
@@ -140,21 +140,21 @@ def test_a_finished_job_run_again_makes_no_clip_and_the_same_file(
     pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
 ) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in (unbroken / "state").glob("*.safetensors")}
-    assert run(pipe, unbroken / "state", tmp_path / "again.mp4").is_complete
+    assert run(pipe, unbroken / "state", tmp_path / "again.gif").is_complete
     assert {p.name: p.stat().st_mtime_ns for p in (unbroken / "state").glob("*.safetensors")} == before
-    assert (tmp_path / "again.mp4").read_bytes() == (unbroken / "out.mp4").read_bytes()
+    assert (tmp_path / "again.gif").read_bytes() == (unbroken / "out.gif").read_bytes()
 
 
 def test_more_clips_extend_a_job_and_fewer_take_its_beginning(
     pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
 ) -> None:
-    short = run(pipe, tmp_path / "state", tmp_path / "short.mp4", Plan(PROMPTS[:2], SAMPLING, seed=3))
+    short = run(pipe, tmp_path / "state", tmp_path / "short.gif", Plan(PROMPTS[:2], SAMPLING, seed=3))
     assert (short.clips, short.frames) == (2, 7)
-    first = (tmp_path / "short.mp4").read_bytes()
-    run(pipe, tmp_path / "state", tmp_path / "out.mp4")
-    assert (tmp_path / "out.mp4").read_bytes() == (unbroken / "out.mp4").read_bytes()
-    run(pipe, tmp_path / "state", tmp_path / "short.mp4", Plan(PROMPTS[:2], SAMPLING, seed=3))
-    assert (tmp_path / "short.mp4").read_bytes() == first
+    first = (tmp_path / "short.gif").read_bytes()
+    run(pipe, tmp_path / "state", tmp_path / "out.gif")
+    assert (tmp_path / "out.gif").read_bytes() == (unbroken / "out.gif").read_bytes()
+    run(pipe, tmp_path / "state", tmp_path / "short.gif", Plan(PROMPTS[:2], SAMPLING, seed=3))
+    assert (tmp_path / "short.gif").read_bytes() == first
     assert JobFolder(tmp_path / "state").num_finished() == 4
 
 
@@ -191,12 +191,12 @@ def test_a_folder_made_with_another_model_scheduler_or_precision_is_refused(
 
 
 def test_clips_from_a_changed_one_on_can_be_made_again(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
-    run(pipe, tmp_path / "state", tmp_path / "out.mp4", Plan(["a red dot", "a blue dot", "a cat"], SAMPLING, 3))
+    run(pipe, tmp_path / "state", tmp_path / "out.gif", Plan(["a red dot", "a blue dot", "a cat"], SAMPLING, 3))
     plan = Plan(PROMPTS, SAMPLING, 3)
     folder = open_job(tmp_path / "state", pipe, plan, redo=True)
     assert folder.num_finished() == 2
-    run_job(pipe, folder, plan, tmp_path / "out.mp4", 4.0)
-    assert (tmp_path / "out.mp4").read_bytes() == (unbroken / "out.mp4").read_bytes()
+    run_job(pipe, folder, plan, tmp_path / "out.gif", 4.0)
+    assert (tmp_path / "out.gif").read_bytes() == (unbroken / "out.gif").read_bytes()
     assert open_job(tmp_path / "state", pipe, plan, redo=True).num_finished() == 4  # nothing left to change
 
 
@@ -252,5 +252,5 @@ def test_a_disk_that_is_too_small_is_noticed_first(
 
 
 def test_the_default_folder_lies_beside_the_output() -> None:
-    assert default_folder("videos/out.mp4") == Path("videos/out.state")
+    assert default_folder("videos/out.gif") == Path("videos/out.state")
     assert default_folder("videos/out") == Path("videos/out.state")

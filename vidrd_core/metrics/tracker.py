@@ -64,7 +64,7 @@ def track(frames: Tensor) -> Track:
     """Track the shape in ``[3, T, H, W]``, values -1 to 1, H = W = 64."""
     if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != (SIZE, SIZE):
         raise ValueError(f"frames are {list(frames.shape)}; expected [3, T, {SIZE}, {SIZE}]")
-    pixels = (frames.float().cpu().clamp(-1, 1) + 1) / 2
+    pixels = (frames.detach().float().cpu().clamp(-1, 1) + 1) / 2
     seen = [_look(pixels[:, t]) for t in range(pixels.shape[1])]
     colors, shapes, centers = zip(*seen, strict=True)
     return Track(list(colors), list(shapes), torch.stack(centers))

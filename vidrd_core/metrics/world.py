@@ -61,6 +61,7 @@ class WorldEvaluation:
             logger.info("%d of %d videos: %s", len(videos), len(scenes), _figures(videos))
         return _figures(videos)
 
+    @torch.no_grad()
     def _tracks(self, scenes: list[Scene], settings: ReuseSettings, first: int) -> list[list[Track]]:
         """For each scene the tracks of its clips."""
         text = torch.cat([self.pipe._encode_text(scene.caption) for scene in scenes])
