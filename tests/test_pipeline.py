@@ -345,3 +345,9 @@ def test_a_models_defaults_travel_in_its_folder(pipe: VidRDPipeline, tmp_path: P
 def test_arguments_that_do_not_fit_are_refused(pipe: VidRDPipeline, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(pipe, **changes)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 32])
+def test_a_clip_of_any_length_from_1_to_32_frames_needs_no_other_settings(pipe: VidRDPipeline, num_frames: int) -> None:
+    out = pipe("a cat", num_clips=2, num_frames=num_frames, num_inference_steps=2)
+    assert out.frames.shape[1] == 2 * num_frames

@@ -168,7 +168,7 @@ class VidRDPipeline(DiffusionPipeline):
             height, width: pixels, multiples of the VAE's factor (8); None: the size the model was trained on.
             num_inference_steps: S, denoising steps per clip.
             guidance_scale: of classifier-free guidance; 1 or less turns it off and halves the work.
-            reuse: how clips reuse one another; None: the released values.
+            reuse: how clips reuse one another; None: the released values, the overlap at most the clip.
             seed: from which every clip's own seed is derived; with several videos one each, or the first of a row.
             noise: ``(clip_index, shape) -> tensor`` of unit variance, in place of seeded noise.
             output_type: "np", "pt" or "latent", see :class:`VidRDPipelineOutput`.
@@ -185,7 +185,7 @@ class VidRDPipeline(DiffusionPipeline):
             width=self.default_size if width is None else width,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            reuse=ReuseSettings() if reuse is None else reuse,
+            reuse=ReuseSettings(overlap_frames=min(4, num_frames)) if reuse is None else reuse,
             negative_prompt=negative_prompt,
         )
         stream = self.stream(
