@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from components import Reference, make_pipeline
 
 from vidrd_core import VidRDPipeline
+
+# A background process may be started with Ctrl-C ignored; the tests that send it to themselves need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
