@@ -5,13 +5,15 @@ python benchmarks/memory.py [--model FOLDER] [--device cpu|cuda]
 Each video is made in a process of its own, as a call that returns its frames. Printed are the peak of the process (and
 of the device), the finished frames, and the ratio of 32 clips to 4 after the frames' own bytes have been taken off; the
 target is below 1.05. Without --model a small U-Net and decoder with random weights serve: memory does not depend on
-what the weights are.
+what the weights are. The processes return freed memory to the system at once (glibc's settings): otherwise the peak is
+that of the allocator's reserves, which vary by a fifth from run to run whatever the length.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ TARGET = 1.05
 UNET = {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 32, "attention_head_dim": 2}
 VAE = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1}
 PIXELS = 128
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 def make(clips: int, model: str | None, device: str) -> dict[str, Any]:
@@ -85,7 +88,8 @@ def main() -> int:
     for clips in (4, 32):
         command = [sys.executable, str(Path(__file__).resolve()), "--clips", str(clips), "--device", options.device]
         command += ["--model", options.model] if options.model else []
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        environment = {**os.environ, **ALLOCATOR}
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
         rows.append(json.loads(output.splitlines()[-1]))
     print("clips  process MiB  device MiB  frames MiB  process less frames MiB")
     for row in rows:
