@@ -244,7 +244,7 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch)
         code = get_timestep_embedding(timestep, self.conv_in.out_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
         time = F.silu(self.time_embedding(code.to(sample.dtype)))
-        context = encoder_hidden_states.to(sample.dtype).repeat_interleave(num_frames, dim=0)
+        context = encoder_hidden_states.to(sample.dtype)
 
         # Down.
         frames = fold_frames(sample).contiguous(memory_format=frame_layout(sample))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..data.latents import LatentClips
+from ..models.layers import TempConv
 from ..models.unet import VidRDUNet
 from .text import encode_text
 
@@ -34,6 +35,7 @@ class UNetObjective:
     # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss
     # of v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
     max_weight: float = 1.0
+    temp_conv_dropout: float = 0.1  # the release's; 0 suits a small model that sees each clip a few times
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -71,6 +73,9 @@ class UNetStage:
         self.clips = clips
         self.objective = objective
         self.scheduler: Any = make_scheduler()
+        for module in unet.modules():
+            if isinstance(module, TempConv):
+                module.set_dropout(objective.temp_conv_dropout)
         self.trains_text = any(p.requires_grad for p in text_encoder.parameters())
 
     def modules(self) -> dict[str, nn.Module]:
