@@ -80,6 +80,14 @@ class LoadUNet(io.ComfyNode):
                     ),
                 ),
                 io.Combo.Input("weight_dtype", options=WEIGHT_DTYPES, default="default", tooltip=DTYPE_TIP),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "The text encoder for a checkpoint that has none of its own: Load CLIP with Stable Diffusion "
+                        "2.1's. A checkpoint's own one goes before it."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="MODEL", tooltip="The temporal U-Net, for any sampler node."),
@@ -87,8 +95,8 @@ class LoadUNet(io.ComfyNode):
                     "clip_out",
                     display_name="CLIP",
                     tooltip=(
-                        "The checkpoint's own text encoder. Empty where it has none: then use Load CLIP with "
-                        "Stable Diffusion 2.1's text encoder."
+                        "The checkpoint's own text encoder, else the one connected to clip. Empty where there is "
+                        "neither."
                     ),
                 ),
             ],
@@ -103,10 +111,11 @@ class LoadUNet(io.ComfyNode):
         return files.fingerprint(files.weights_path("diffusion_models", unet_name))
 
     @classmethod
-    def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, unet_name: str, weight_dtype: str, clip: Any = None) -> io.NodeOutput:
         from .loading import load_unet
 
-        return io.NodeOutput(*load_unet(files.weights_path("diffusion_models", unet_name), weight_dtype))
+        model, own = load_unet(files.weights_path("diffusion_models", unet_name), weight_dtype)
+        return io.NodeOutput(model, clip if own is None else own)
 
 
 class LoadDecoder(io.ComfyNode):

@@ -43,7 +43,7 @@ def node(request: pytest.FixtureRequest) -> Node:
 def test_every_registered_node_was_read() -> None:
     extension = (ROOT / "nodes" / "extension.py").read_text(encoding="utf-8")
     registered = re.findall(r"^    (\w+),$", extension, re.MULTILINE)
-    assert len(NODES) == len(registered) == 11
+    assert len(NODES) == len(registered) > 0
 
 
 def test_every_node_has_a_help_page_and_no_page_is_left_over() -> None:

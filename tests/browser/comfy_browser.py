@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,39 +71,40 @@ def sync_playwright() -> Any:
     return pytest.importorskip("playwright.sync_api", reason="playwright is not installed").sync_playwright
 
 
+def find_chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return os.environ.get("CHROMIUM") or next((path for path in map(shutil.which, names) if path), None)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = os.environ.get("CHROMIUM") or next((path for path in map(shutil.which, names) if path), None)
+    found = find_chromium()
     if found is None:
         pytest.skip("there is no Chromium; set CHROMIUM to one")
-    return str(found)
+    return found
 
 
-@pytest.fixture(scope="session", params=["pinned", "other"])
-def server(
-    request: pytest.FixtureRequest, sync_playwright: Any, chromium: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The address of a ComfyUI with the pack, with the frontend it was pinned to or with COMFYUI_FRONTEND."""
-    if not (TREE / "main.py").is_file():
-        pytest.skip(f"there is no ComfyUI at {TREE}; set COMFYUI_PATH")
-    frontend = os.environ.get("COMFYUI_FRONTEND")
-    if request.param == "other" and not frontend:
-        pytest.skip("COMFYUI_FRONTEND names no other frontend")
-    base = tmp_path_factory.mktemp("comfyui")
+def make_base(base: Path) -> Path:
+    """Empty folders of a ComfyUI, with this pack linked in and the first visit's dialogs off."""
     for name in ("models", "custom_nodes", "input", "output", "temp", "user/default"):
         (base / name).mkdir(parents=True)
     (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
-    try:
-        (base / "custom_nodes" / PACK_NAME).symlink_to(PACK, target_is_directory=True)
-    except OSError as error:
-        pytest.skip(f"this system makes no links for us: {error}")
+    (base / "custom_nodes" / PACK_NAME).symlink_to(PACK, target_is_directory=True)
+    return base
 
+
+class NoServer(Exception):
+    """ComfyUI ended instead of starting; the message holds the end of its log."""
+
+
+@contextmanager
+def running_server(base: Path, frontend: str | None = None) -> Iterator[str]:
+    """The address of a ComfyUI over the folders in ``base``, with its own frontend or another's ``static`` folder."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [interpreter(), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
     command += ["--base-directory", str(base), "--database-url", f"sqlite:///{(base / 'comfy.db').as_posix()}"]
-    command += ["--front-end-root", str(frontend)] if request.param == "other" else []
+    command += ["--front-end-root", frontend] if frontend else []
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
     log = base / "server.log"
     with log.open("w", encoding="utf-8") as output:
@@ -112,7 +114,7 @@ def server(
             while not answers(url):
                 tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
                 if process.poll() is not None:
-                    pytest.skip(f"ComfyUI at {TREE} does not start: {tail}")
+                    raise NoServer(f"ComfyUI at {TREE} does not start: {tail}")
                 assert time.monotonic() < deadline, f"ComfyUI gave no answer: {tail}"
                 time.sleep(1)
             yield url
@@ -121,22 +123,54 @@ def server(
             process.wait(30)
 
 
-@pytest.fixture(scope="session")
-def browser_page(server: str, sync_playwright: Any, chromium: str) -> Iterator[Any]:
+@contextmanager
+def open_page(playwright: Any, chromium: str, url: str) -> Iterator[Any]:
     """A page on which the graph stands; ``page.lines`` are its console lines. It speaks to nothing but the server."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
+    browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
+    try:
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(PATIENCE * 1000)
         page.lines = []
         page.on("console", lambda message: page.lines.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: page.lines.append(f"pageerror: {error} {error.stack}"))
-        page.route(lambda address: not address.startswith((server, "data:", "blob:")), lambda route: route.abort())
-        page.goto(server, wait_until="domcontentloaded")
+        page.route(lambda address: not address.startswith((url, "data:", "blob:")), lambda route: route.abort())
+        page.goto(url, wait_until="domcontentloaded")
         page.wait_for_function(READY)
         page.wait_for_timeout(3000)  # extensions and settings arrive after the canvas
         yield page
+    finally:
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of the server."""
+    try:
+        return make_base(tmp_path_factory.mktemp("comfyui") / "base")
+    except OSError as error:
+        pytest.skip(f"this system makes no links for us: {error}")
+
+
+@pytest.fixture(scope="session", params=["pinned", "other"])
+def server(request: pytest.FixtureRequest, sync_playwright: Any, chromium: str, base: Path) -> Iterator[str]:
+    """The address of a ComfyUI with the pack, with the frontend it was pinned to or with COMFYUI_FRONTEND."""
+    if not (TREE / "main.py").is_file():
+        pytest.skip(f"there is no ComfyUI at {TREE}; set COMFYUI_PATH")
+    frontend = os.environ.get("COMFYUI_FRONTEND")
+    if request.param == "other" and not frontend:
+        pytest.skip("COMFYUI_FRONTEND names no other frontend")
+    try:
+        with running_server(base, frontend if request.param == "other" else None) as url:
+            yield url
+    except NoServer as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def browser_page(server: str, sync_playwright: Any, chromium: str) -> Iterator[Any]:
+    """A page on the server, see ``open_page``."""
+    with sync_playwright() as playwright, open_page(playwright, chromium, server) as page:
+        yield page
 
 
 @pytest.fixture

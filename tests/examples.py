@@ -1,0 +1,178 @@
+"""The example workflows as the tests and the tool that makes them need them: files, API prompts, frames, stand-ins.
+
+Nothing here imports ComfyUI: it runs in ComfyUI's interpreter and in the project's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "example_workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+OWN_VIDEO = FOLDER / "own_video.mp4"
+RELEASED = "5_released_weights_upscaled_and_interpolated"
+BUNDLED = "bundled demo model"
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+ONLY_SHOWN = {"Note", "MarkdownNote"}  # nodes of the frontend alone
+
+Prompt = dict[str, dict[str, Any]]
+
+
+def workflow(name: str) -> dict[str, Any]:
+    """An example in the frontend's own format."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def widget_slots(definition: dict[str, Any]) -> Iterator[str | None]:
+    """What the entries of ``widgets_values`` are for, in order; None for what only the frontend uses.
+
+    Args:
+        definition: of the node type, as /object_info gives it.
+    """
+    for section in ("required", "optional"):
+        for name, (kind, *rest) in definition["input"].get(section, {}).items():
+            options = rest[0] if rest else {}
+            if not isinstance(kind, list) and kind not in WIDGETS or options.get("forceInput"):
+                continue
+            yield name
+            if options.get("control_after_generate") or name in ("seed", "noise_seed"):
+                yield None
+            if any(key.endswith("_upload") and options[key] for key in options):
+                yield None
+
+
+def to_prompt(graph: dict[str, Any], definitions: dict[str, Any]) -> Prompt:
+    """The API prompt of a workflow in the frontend's format.
+
+    Raises:
+        ValueError: a node has other widgets than its definition says.
+    """
+    links = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
+    prompt = {}
+    for node in graph["nodes"]:
+        if node["type"] in ONLY_SHOWN:
+            continue
+        slots = list(widget_slots(definitions[node["type"]]))
+        values = node.get("widgets_values", [])
+        if len(slots) != len(values):
+            raise ValueError(f"{node['type']} has the widgets {slots} but the values {values}")
+        inputs = {name: value for name, value in zip(slots, values) if name is not None}
+        inputs |= {entry["name"]: links[entry["link"]] for entry in node["inputs"] if entry.get("link") is not None}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def of_type(prompt: Prompt, kind: str) -> list[str]:
+    """The ids of all nodes of a type."""
+    return [identity for identity, node in prompt.items() if node["class_type"] == kind]
+
+
+def with_everything_saved(prompt: Prompt) -> Prompt:
+    """The prompt with lossless copies of all that it shows or saves: frames of each video, and decoded latents.
+
+    Keys of the added nodes: "frames of <node id>" for each Create Video, "latents of <node id>" for each VAE Decode.
+    """
+    prompt = copy.deepcopy(prompt)
+    for identity in of_type(prompt, "CreateVideo"):
+        inputs = {"images": prompt[identity]["inputs"]["images"], "filename_prefix": f"frames_{identity}"}
+        prompt[f"frames of {identity}"] = {"class_type": "SaveImage", "inputs": inputs}
+    for identity in of_type(prompt, "VAEDecode"):
+        inputs = {"samples": prompt[identity]["inputs"]["samples"], "filename_prefix": f"latents_{identity}"}
+        prompt[f"latents of {identity}"] = {"class_type": "SaveLatent", "inputs": inputs}
+    return prompt
+
+
+def frames(history: dict[str, Any], output: Path) -> dict[str, torch.Tensor]:
+    """The frames ``[3, T, H, W]``, -1 to 1, that each Create Video got, by its node's id."""
+    import numpy as np
+    from PIL import Image
+
+    found = {}
+    for key, entry in history["outputs"].items():
+        if key.startswith("frames of "):
+            files = [output / image["subfolder"] / image["filename"] for image in entry["images"]]
+            pictures = torch.stack([torch.from_numpy(np.asarray(Image.open(file).convert("RGB"))) for file in files])
+            found[key.removeprefix("frames of ")] = pictures.permute(3, 0, 1, 2).float() / 127.5 - 1
+    return found
+
+
+def latents(history: dict[str, Any], output: Path) -> dict[str, torch.Tensor]:
+    """The latents that each VAE Decode got, by its node's id."""
+    from safetensors.torch import load_file
+
+    found = {}
+    for key, entry in history["outputs"].items():
+        if key.startswith("latents of "):
+            (file,) = entry["latents"]
+            path = output / file["subfolder"] / file["filename"]
+            found[key.removeprefix("latents of ")] = load_file(path)["latent_tensor"]
+    return found
+
+
+def with_bundled_model(prompt: Prompt) -> Prompt:
+    """A prompt for the released weights with the bundled model in their place, its size and its settings."""
+    prompt = copy.deepcopy(prompt)
+    outputs: dict[tuple[str, int], list[Any]] = {}
+    prompt["bundled"] = {
+        "class_type": "VidRDLoadModel",
+        "inputs": {"model_name": BUNDLED, "weight_dtype": "default"},
+    }
+    for kind, slots in (("VidRDLoadUNet", (0, 1)), ("VidRDLoadVideoDecoder", (2,)), ("CLIPLoader", (1,))):
+        for identity in of_type(prompt, kind):
+            del prompt[identity]
+            outputs |= {(identity, slot): ["bundled", target] for slot, target in enumerate(slots)}
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = outputs.get((value[0], value[1]), value)
+    texts = ["a red circle moves right over a dark blue background", ""]
+    for identity, text in zip(of_type(prompt, "CLIPTextEncode"), texts):
+        prompt[identity]["inputs"]["text"] = text
+    change(prompt, "VidRDEmptyLatent", width=64, height=64)
+    change(prompt, "VidRDSampleFirstClip", steps=25, cfg=4.0)
+    change(prompt, "VidRDReuseAndDiffuse", cfg=4.0)
+    return prompt
+
+
+def change(prompt: Prompt, kind: str, **values: Any) -> None:
+    """Set inputs of every node of a type."""
+    for identity in of_type(prompt, kind):
+        prompt[identity]["inputs"] |= values
+
+
+def write_own_video(path: Path, num_frames: int = 12) -> None:
+    """A video that the continuing example takes for a user's own: a shape of the bundled model's world."""
+    from vidrd_core.data.shapes import Scene, render
+    from vidrd_core.video import write_video
+
+    scene = Scene("green", "square", "moves down", "brown", "gradient", 30.0, 12.0, 0.0, 10.0)
+    pictures = (render([scene], num_frames)[0].permute(1, 2, 3, 0) + 1) / 2
+    write_video(path, pictures.numpy(), fps=8)
+
+
+def write_upscaler(path: Path) -> None:
+    """A stand-in for an upscaling model: the compact Real-ESRGAN network, whose zero weights repeat each pixel."""
+    width, factor = 16, 2
+    layers: dict[str, torch.Tensor] = {}
+    sizes = [(3, width), (width, width), (width, 3 * factor**2)]
+    for number, (before, after) in enumerate(sizes):
+        layers[f"body.{2 * number}.weight"] = torch.zeros(after, before, 3, 3)
+        layers[f"body.{2 * number}.bias"] = torch.zeros(after)
+        if number < len(sizes) - 1:
+            layers[f"body.{2 * number + 1}.weight"] = torch.full((after,), 0.25)
+    torch.save({"params": layers}, path)
+
+
+def prepare(base: Path) -> None:
+    """Put into ComfyUI's folders what the examples look for: the own video and the stand-in upscaler."""
+    (base / "models" / "upscale_models").mkdir(parents=True, exist_ok=True)
+    shutil.copy(OWN_VIDEO, base / "input")
+    write_upscaler(base / "models" / "upscale_models" / "RealESRGAN_x2plus.pth")
