@@ -99,7 +99,7 @@ def frames(history: dict[str, Any], output: Path) -> dict[str, torch.Tensor]:
     for key, entry in history["outputs"].items():
         if key.startswith("frames of "):
             files = [output / image["subfolder"] / image["filename"] for image in entry["images"]]
-            pictures = torch.stack([torch.from_numpy(np.asarray(Image.open(file).convert("RGB"))) for file in files])
+            pictures = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGB"))) for file in files])
             found[key.removeprefix("frames of ")] = pictures.permute(3, 0, 1, 2).float() / 127.5 - 1
     return found
 
@@ -176,3 +176,61 @@ def prepare(base: Path) -> None:
     (base / "models" / "upscale_models").mkdir(parents=True, exist_ok=True)
     shutil.copy(OWN_VIDEO, base / "input")
     write_upscaler(base / "models" / "upscale_models" / "RealESRGAN_x2plus.pth")
+
+
+def write_released(models: Path) -> None:
+    """Files in the layout of the release under the names that the example asks for; small random models are in them.
+
+    Only the text encoder has its true size, since ComfyUI's own loader knows no other.
+    """
+    from safetensors.torch import save_file
+
+    from vidrd_core import VidRDAutoencoderKL, VidRDUNet
+
+    torch.manual_seed(0)
+    folders = {name: models / name for name in ("diffusion_models", "vae/vae_finetuned", "text_encoders")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    unet = VidRDUNet(block_out_channels=(64, 64), layers_per_block=1, attention_head_dim=1)
+    state = {f"unet.{k}": filled(v) for k, v in unet.state_dict().items()}
+    torch.save({"state_dict": state}, folders["diffusion_models"] / "ModelT2V.pth")
+
+    settings: dict[str, Any] = {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "norm_num_groups": 32}
+    vae = VidRDAutoencoderKL(**settings)
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    state = {k: filled(v) for k, v in vae.state_dict().items()}
+    for new_name, old_name in old.items():
+        state = {k.replace(new_name, old_name): v for k, v in state.items()}
+    torch.save(state, folders["vae/vae_finetuned"] / "diffusion_pytorch_model.bin")
+    config = {"_class_name": "AutoencoderKL", "_diffusers_version": "0.14.0", **settings, "sample_size": 512}
+    config |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    (folders["vae/vae_finetuned"] / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    save_file(stable_diffusion_2_text_encoder(), folders["text_encoders"] / "sd2.1_text_encoder.safetensors")
+
+
+def filled(weights: torch.Tensor) -> torch.Tensor:
+    """Weights, or small random ones where all are zero, so that no layer is the identity."""
+    return weights.clone() if weights.any() else torch.randn_like(weights) * 0.02
+
+
+def stable_diffusion_2_text_encoder() -> dict[str, torch.Tensor]:
+    """Random weights in the names and shapes of Stable Diffusion 2.1's text encoder."""
+    width, inner, layers = 1024, 4096, 23
+    shapes: dict[str, tuple[int, ...]] = {"embeddings.token_embedding.weight": (49408, width)}
+    shapes["embeddings.position_embedding.weight"] = (77, width)
+    linear = {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
+    linear |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+    for layer in range(layers):
+        for name, shape in linear.items():
+            shapes[f"encoder.layers.{layer}.{name}.weight"] = shape
+            shapes[f"encoder.layers.{layer}.{name}.bias"] = shape[:1]
+        for name in ("layer_norm1", "layer_norm2"):
+            shapes |= {f"encoder.layers.{layer}.{name}.{kind}": (width,) for kind in ("weight", "bias")}
+    shapes |= {f"final_layer_norm.{kind}": (width,) for kind in ("weight", "bias")}
+    state = {}
+    for name, shape in shapes.items():
+        norm = "layer_norm" in name and name.endswith("weight")
+        values = torch.ones(shape) if norm else torch.randn(shape) * 0.02
+        state[f"text_model.{name}"] = values.half()
+    return state

@@ -5,9 +5,18 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
+import examples
+from node_schemas import read_nodes
+
 ROOT = Path(__file__).resolve().parents[1]
+# ComfyUI's own nodes that the examples use; all are in 0.3.64.
+STOCK = {
+    "CLIPLoader", "CLIPTextEncode", "CreateVideo", "GetVideoComponents", "ImageScale", "ImageUpscaleWithModel",
+    "LoadVideo", "MarkdownNote", "PreviewAny", "SaveVideo", "UpscaleModelLoader", "VAEDecode", "VAEEncode",
+}  # fmt: skip
 
 LOAD = """
 import importlib.util, sys
@@ -60,3 +69,55 @@ def test_every_node_file_stays_readable() -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) <= 400, path
         assert lines[0].startswith('"""'), path
+
+
+def test_every_workflow_fits_the_schemas_and_needs_no_other_pack() -> None:
+    known = read_nodes()
+    assert len(examples.NAMES) >= 6
+    for name in examples.NAMES:
+        graph = examples.workflow(name)
+        for node in graph["nodes"]:
+            if not node["type"].startswith("VidRD"):
+                assert node["type"] in STOCK, (name, node["type"])
+                continue
+            assert node["properties"]["cnr_id"] == "vidrd"
+            schema = known[node["type"]]
+            widgets = [slot for slot in schema.inputs if slot.type in examples.WIDGETS]
+            with_control = sum(bool(slot.values.get("control_after_generate")) for slot in widgets)
+            assert len(node.get("widgets_values", [])) == len(widgets) + with_control, (name, node["type"])
+            assert {entry["name"] for entry in node["inputs"]} == {slot.id for slot in schema.inputs}
+            assert [entry["type"] for entry in node["outputs"]] == [slot.type for slot in schema.outputs]
+
+
+def test_every_wire_of_a_workflow_is_known_at_both_ends() -> None:
+    for name in examples.NAMES:
+        graph = examples.workflow(name)
+        nodes = {node["id"]: node for node in graph["nodes"]}
+        for link, origin, output, target, slot, _ in graph["links"]:
+            assert link in nodes[origin]["outputs"][output]["links"], name
+            assert nodes[target]["inputs"][slot]["link"] == link, name
+        wired = [entry["link"] for node in nodes.values() for entry in node["inputs"] if entry.get("link") is not None]
+        assert sorted(wired) == sorted(link[0] for link in graph["links"])
+
+
+def test_every_workflow_has_a_note_titled_groups_and_a_thumbnail() -> None:
+    for name in examples.NAMES:
+        graph = examples.workflow(name)
+        assert any(node["type"] == "MarkdownNote" for node in graph["nodes"]), name
+        assert graph["groups"] and all(group["title"] for group in graph["groups"]), name
+        assert (examples.FOLDER / f"{name}.jpg").read_bytes()[:2] == b"\xff\xd8", name
+
+
+def test_nodes_of_a_workflow_lie_apart_and_each_in_one_group() -> None:
+    title = 30  # pixels of a node above its position
+    for name in examples.NAMES:
+        graph = examples.workflow(name)
+        boxes = [(x, y - title, x + w, y + h) for (x, y), (w, h) in ((n["pos"], n["size"]) for n in graph["nodes"])]
+        for a, b in combinations(boxes, 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], name
+        groups = [(x, y, x + w, y + h) for x, y, w, h in (g["bounding"] for g in graph["groups"])]
+        for a, b in combinations(groups, 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], name
+        for box in boxes:
+            inside = [g[0] <= box[0] and g[1] <= box[1] and box[2] <= g[2] and box[3] <= g[3] for g in groups]
+            assert sum(inside) == 1, name

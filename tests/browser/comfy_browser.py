@@ -1,7 +1,6 @@
-"""Fixtures: a real ComfyUI server with this pack, and a page of a headless Chromium on it.
+"""Fixtures: a real ComfyUI server with this pack (see comfy_server.py), and a page of a headless Chromium on it.
 
-The tree is COMFYUI_PATH, else ~/comfy/ComfyUI; its interpreter COMFYUI_PYTHON, else the tree's .venv, else this one;
-the browser CHROMIUM, else what is installed. COMFYUI_FRONTEND names the ``static`` folder of another
+The browser is CHROMIUM, else what is installed. COMFYUI_FRONTEND names the ``static`` folder of another
 comfyui-frontend-package, in which the checks are repeated. VIDRD_SCREENSHOTS names a folder that keeps the pictures.
 
 This is no conftest.py, whose name would hide that of the folder above from ``from conftest import ...``.
@@ -9,26 +8,16 @@ This is no conftest.py, whose name would hide that of the folder above from ``fr
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from comfy_server import PATIENCE, TREE, NoServer, Server, make_base, running_server
 
-PACK = Path(__file__).resolve().parents[2]
-TREE = Path(os.environ.get("COMFYUI_PATH", Path.home() / "comfy" / "ComfyUI")).expanduser()
-PACK_NAME = "VidRD"
-PATIENCE = 600  # seconds; only a broken server or page takes so long
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -38,32 +27,8 @@ ARGUMENTS = [
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Notification.ShowVersionUpdates": False,
-    "Comfy.Minimap.Visible": False,
-}
 READY = """() => window.app?.graph && window.app?.canvas
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"""
-
-
-def interpreter() -> str:
-    own = [TREE / ".venv" / "bin" / "python", TREE / ".venv" / "Scripts" / "python.exe"]
-    return os.environ.get("COMFYUI_PYTHON") or next((str(p) for p in own if p.is_file()), sys.executable)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/system_stats", timeout=10):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @pytest.fixture(scope="session")
@@ -82,45 +47,6 @@ def chromium() -> str:
     if found is None:
         pytest.skip("there is no Chromium; set CHROMIUM to one")
     return found
-
-
-def make_base(base: Path) -> Path:
-    """Empty folders of a ComfyUI, with this pack linked in and the first visit's dialogs off."""
-    for name in ("models", "custom_nodes", "input", "output", "temp", "user/default"):
-        (base / name).mkdir(parents=True)
-    (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
-    (base / "custom_nodes" / PACK_NAME).symlink_to(PACK, target_is_directory=True)
-    return base
-
-
-class NoServer(Exception):
-    """ComfyUI ended instead of starting; the message holds the end of its log."""
-
-
-@contextmanager
-def running_server(base: Path, frontend: str | None = None) -> Iterator[str]:
-    """The address of a ComfyUI over the folders in ``base``, with its own frontend or another's ``static`` folder."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [interpreter(), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
-    command += ["--base-directory", str(base), "--database-url", f"sqlite:///{(base / 'comfy.db').as_posix()}"]
-    command += ["--front-end-root", frontend] if frontend else []
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
-    log = base / "server.log"
-    with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while not answers(url):
-                tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                if process.poll() is not None:
-                    raise NoServer(f"ComfyUI at {TREE} does not start: {tail}")
-                assert time.monotonic() < deadline, f"ComfyUI gave no answer: {tail}"
-                time.sleep(1)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 @contextmanager
@@ -152,24 +78,24 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", params=["pinned", "other"])
-def server(request: pytest.FixtureRequest, sync_playwright: Any, chromium: str, base: Path) -> Iterator[str]:
-    """The address of a ComfyUI with the pack, with the frontend it was pinned to or with COMFYUI_FRONTEND."""
+def server(request: pytest.FixtureRequest, sync_playwright: Any, chromium: str, base: Path) -> Iterator[Server]:
+    """A ComfyUI with the pack, with the frontend it was pinned to or with COMFYUI_FRONTEND."""
     if not (TREE / "main.py").is_file():
         pytest.skip(f"there is no ComfyUI at {TREE}; set COMFYUI_PATH")
     frontend = os.environ.get("COMFYUI_FRONTEND")
     if request.param == "other" and not frontend:
         pytest.skip("COMFYUI_FRONTEND names no other frontend")
     try:
-        with running_server(base, frontend if request.param == "other" else None) as url:
-            yield url
+        with running_server(base, frontend if request.param == "other" else None) as server:
+            yield server
     except NoServer as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
-def browser_page(server: str, sync_playwright: Any, chromium: str) -> Iterator[Any]:
+def browser_page(server: Server, sync_playwright: Any, chromium: str) -> Iterator[Any]:
     """A page on the server, see ``open_page``."""
-    with sync_playwright() as playwright, open_page(playwright, chromium, server) as page:
+    with sync_playwright() as playwright, open_page(playwright, chromium, server.url) as page:
         yield page
 
 

@@ -18,7 +18,6 @@ import re
 import sys
 import tempfile
 import time
-import urllib.request
 import uuid
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 import examples  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from comfy_browser import find_chromium, make_base, open_page, running_server  # noqa: E402
+from comfy_browser import find_chromium, open_page  # noqa: E402
+from comfy_server import Server, make_base, running_server  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from recipes import RECIPES, SIZES  # noqa: E402
 
@@ -37,29 +37,6 @@ logger = logging.getLogger("make_workflows")
 
 COLUMNS, ROWS, CELL, GAP = 4, 3, 160, 4  # of a thumbnail; cells in pixels
 STAND_IN = "made with the bundled model"
-
-
-class Client:
-    """A server's HTTP interface."""
-
-    def __init__(self, url: str):
-        self.url = url
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def get(self, path: str) -> Any:
-        with self.opener.open(self.url + path, timeout=60) as answer:
-            return json.load(answer)
-
-    def run(self, prompt: examples.Prompt) -> dict[str, Any]:
-        """Queue a prompt, wait for its end, give its history."""
-        request = urllib.request.Request(
-            f"{self.url}/prompt", json.dumps({"prompt": prompt}).encode(), {"Content-Type": "application/json"}
-        )
-        with self.opener.open(request, timeout=60) as answer:
-            identity = json.load(answer)["prompt_id"]
-        while identity not in (history := self.get(f"/history/{identity}")):
-            time.sleep(0.5)
-        return history[identity]
 
 
 def build(page: Any, name: str) -> dict[str, Any]:
@@ -72,15 +49,15 @@ def build(page: Any, name: str) -> dict[str, Any]:
     return json.loads(page.evaluate("given => vidrdBuild(...given)", [identity, rows, SIZES, properties]))
 
 
-def result(client: Client, name: str, base: Path) -> torch.Tensor:
+def result(server: Server, name: str) -> torch.Tensor:
     """Run an example and give the frames of its longest video, ``[3, T, H, W]``."""
-    prompt = examples.to_prompt(examples.workflow(name), client.get("/object_info"))
+    prompt = examples.to_prompt(examples.workflow(name), server.get("/object_info"))
     if name == examples.RELEASED:
         prompt = examples.with_bundled_model(prompt)
-    history = client.run(examples.with_everything_saved(prompt))
+    history = server.run(examples.with_everything_saved(prompt))
     if history["status"]["status_str"] != "success":
         raise RuntimeError(f"{name} failed: {history['status']['messages']}")
-    return max(examples.frames(history, base / "output").values(), key=lambda video: video.shape[1])
+    return max(examples.frames(history, server.base / "output").values(), key=lambda video: video.shape[1])
 
 
 def thumbnail(video: torch.Tensor, caption: str) -> Image.Image:
@@ -94,7 +71,8 @@ def thumbnail(video: torch.Tensor, caption: str) -> Image.Image:
         sheet.paste(picture, (GAP + place % COLUMNS * (CELL + GAP), GAP + place // COLUMNS * (CELL + GAP)))
     if caption:
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
-        draw.text((sheet.width / 2, sheet.height - 14), caption, "#ffffff", font, "ms", stroke_width=3, stroke_fill="#000")
+        place = (sheet.width / 2, sheet.height - 14)
+        draw.text(place, caption, "#ffffff", font, "ms", stroke_width=3, stroke_fill="#000000")
     return sheet
 
 
@@ -115,11 +93,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         base = make_base(Path(temporary) / "base")
         examples.prepare(base)
-        with running_server(base) as url:
+        with running_server(base) as server:
             if not given.thumbnails:
-                write_workflows(url, names)
+                write_workflows(server.url, names)
             if not given.no_run:
-                make_thumbnails(Client(url), names, base)
+                make_thumbnails(server, names)
     return 0
 
 
@@ -139,13 +117,13 @@ def write_workflows(url: str, names: list[str]) -> None:
             logger.info("%s: %d nodes", path.name, len(graph["nodes"]))
 
 
-def make_thumbnails(client: Client, names: list[str], base: Path) -> None:
+def make_thumbnails(server: Server, names: list[str]) -> None:
     ordered = sorted(names)
     if "7_continue_a_saved_video" in ordered and "6_save_a_video_to_continue_later" not in ordered:
-        result(client, "6_save_a_video_to_continue_later", base)  # saves what 7 continues
+        result(server, "6_save_a_video_to_continue_later")  # saves what 7 continues
     for name in ordered:
         started = time.monotonic()
-        video = result(client, name, base)
+        video = result(server, name)
         picture = thumbnail(video, STAND_IN if name == examples.RELEASED else "")
         picture.save(examples.FOLDER / f"{name}.jpg", quality=88, optimize=True)
         seconds = time.monotonic() - started

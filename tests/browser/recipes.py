@@ -239,7 +239,7 @@ def released() -> Rows:
         ],
         [
             Group("5 - A second clip", [[following("second", "first.0", 2, cfg=10.0)]]),
-            Group("6 - Both, upscaled and interpolated: 61 frames", post_processing("b", "second.0", "vidrd_61_frames")),
+            Group("6 - Upscaled and interpolated: 61 frames", post_processing("b", "second.0", "vidrd_61_frames")),
         ],
     ]
 

@@ -2,72 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-PACK = Path(__file__).resolve().parents[2]
-TREE = Path(os.environ.get("VIDRD_INSIDE_COMFYUI", "."))
-
-
-class Server:
-    def __init__(self, base: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        self.log = base / "server.log"
-        command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2]]
-        command += ["--disable-auto-launch", "--base-directory", str(base), "--database-url", f"sqlite:///{base}/x.db"]
-        self.process = subprocess.Popen(command, cwd=TREE, stdout=self.log.open("w"), stderr=subprocess.STDOUT)
-        for _ in range(300):
-            try:
-                self.get("/system_stats")
-                return
-            except urllib.error.URLError:
-                assert self.process.poll() is None, self.log.read_text(encoding="utf-8")[-3000:]
-                time.sleep(0.5)
-        raise AssertionError("the server did not answer")
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            return json.load(answer)
-
-    def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
-        """Queue a prompt and wait for its end."""
-        request = urllib.request.Request(
-            self.url + "/prompt", json.dumps({"prompt": prompt}).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            identity = json.load(answer)["prompt_id"]
-        for _ in range(1200):
-            history = self.get(f"/history/{identity}")
-            if identity in history:
-                return history[identity]
-            time.sleep(0.25)
-        raise AssertionError("the prompt did not end")
+from comfy_server import Server, make_base, running_server
+from node_schemas import read_nodes
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, make_model: Any) -> Iterator[Server]:
-    base = tmp_path_factory.mktemp("server")
-    for kind in ("custom_nodes", "input", "output", "temp", "models/vidrd"):
-        (base / kind).mkdir(parents=True)
-    (base / "custom_nodes" / "VidRD").symlink_to(PACK, target_is_directory=True)
+    base = make_base(tmp_path_factory.mktemp("server") / "base")
     make_model(base / "models" / "vidrd" / "tiny")
-    server = Server(base)
-    yield server
-    server.process.terminate()
-    server.process.wait(30)
+    with running_server(base) as server:
+        yield server
 
 
 def chain() -> dict[str, Any]:
@@ -100,7 +49,7 @@ def cached(history: dict[str, Any]) -> set[str]:
 def test_the_pack_registers_all_nodes_without_delay(server: Server) -> None:
     known = server.get("/object_info")
     ours = {name for name in known if name.startswith("VidRD")}
-    assert len(ours) == 11
+    assert ours == set(read_nodes())
     assert all(known[name]["category"] == "VidRD" for name in ours)
     log = server.log.read_text(encoding="utf-8")
     (line,) = [text for text in log.splitlines() if "seconds" in text and "VidRD" in text]

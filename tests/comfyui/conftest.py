@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 PACK = Path(__file__).resolve().parents[2]
-INSIDE = os.environ.get("VIDRD_INSIDE_COMFYUI")
 
-if INSIDE:
-    sys.path.insert(0, INSIDE)
-    os.chdir(INSIDE)
+if os.environ.get("VIDRD_INSIDE_COMFYUI"):
+    TREE = os.environ["COMFYUI_PATH"]
+    sys.path.insert(0, TREE)
+    os.chdir(TREE)
     _arguments, sys.argv = sys.argv, ["main.py", "--cpu"]
     import comfy.options
 
@@ -33,7 +33,7 @@ if INSIDE:
     import nodes as _stock  # noqa: F401  (ComfyUI's own, before the pack's folder of that name can be seen)
 
     torch.set_num_threads(1)
-    sys.path.append(str(PACK))  # the core as a library of its own, to compare with
+    sys.path += [str(PACK), str(PACK / "tests")]  # the core as a library of its own, to compare with
 
 
 @pytest.fixture(scope="session")

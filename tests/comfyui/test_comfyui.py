@@ -1,28 +1,21 @@
 """Runs the checks of this folder inside a real ComfyUI, each file in a process of ComfyUI's own interpreter.
 
-The tree is COMFYUI_PATH, else ~/comfy/ComfyUI; the interpreter is COMFYUI_PYTHON, else the tree's .venv, else this one.
+Which ComfyUI and which interpreter: see comfy_server.py.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from comfy_server import TREE, interpreter
 
 HERE = Path(__file__).resolve().parent
 CHECKS = sorted(p.name for p in HERE.glob("check_*.py"))
-TREE = Path(os.environ.get("COMFYUI_PATH", Path.home() / "comfy" / "ComfyUI")).expanduser()
 
 pytestmark = pytest.mark.comfyui
-
-
-def interpreter() -> str:
-    named = os.environ.get("COMFYUI_PYTHON")
-    own = [TREE / ".venv" / "bin" / "python", TREE / ".venv" / "Scripts" / "python.exe"]
-    return named or next((str(p) for p in own if p.is_file()), sys.executable)
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +41,7 @@ def test_inside_comfyui(check: str, comfyui: Path) -> None:
         "--import-mode=importlib",
         str(HERE / check),
     ]
-    environment = {**os.environ, "VIDRD_INSIDE_COMFYUI": str(comfyui), "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+    environment = {**os.environ, "VIDRD_INSIDE_COMFYUI": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+    environment |= {"COMFYUI_PATH": str(comfyui), "COMFYUI_PYTHON": interpreter()}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE, env=environment)
     assert ran.returncode == 0, f"{ran.stdout[-6000:]}\n{ran.stderr[-3000:]}"

@@ -1,0 +1,124 @@
+"""Every example workflow on a real server, queued through the HTTP API; the frames that come out are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import examples
+import pytest
+import torch
+from comfy_server import Server, make_base, running_server
+
+from vidrd_core.metrics.tracker import NOTHING, track, wrapped
+
+# How many frames each example makes, and where its clips begin.
+CLIPS = {
+    "1_chained_demo": [0, 8, 16, 24],
+    "2_prompt_per_clip": [0, 8, 16, 24, 32],
+    "3_many_clips_with_resume": [0, 8, 16, 24, 32, 40, 48],
+    "4_continue_your_own_video": [0, 12, 20, 28],
+    "6_save_a_video_to_continue_later": [0, 8, 16],
+    "7_continue_a_saved_video": [0, 8, 16, 24],
+}
+JUMP = 8.0  # pixels that a shape of radius 9 to 11 may be off at a seam; far shapes are 30 pixels away on average
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    base = make_base(tmp_path_factory.mktemp("examples") / "base")
+    examples.prepare(base)
+    examples.write_released(base / "models")
+    with running_server(base) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ran(server: Server) -> Callable[[str], tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """Frames and latents of an example by the ids of the nodes that got them; each example runs once."""
+    done: dict[str, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
+
+    def run(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        if name not in done:
+            done[name] = outcome(server, examples.to_prompt(examples.workflow(name), server.get("/object_info")))
+        return done[name]
+
+    return run
+
+
+def outcome(server: Server, prompt: examples.Prompt) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    history = server.run(examples.with_everything_saved(prompt))
+    assert history["status"]["status_str"] == "success", history["status"]["messages"][-1]
+    for identity in (*examples.of_type(prompt, "SaveVideo"), *examples.of_type(prompt, "VidRDPreviewClip")):
+        (file,) = history["outputs"][identity]["images"]
+        assert (server.base / file["type"] / file["subfolder"] / file["filename"]).stat().st_size > 500
+    output = server.base / "output"
+    return examples.frames(history, output), examples.latents(history, output)
+
+
+def test_there_are_examples_of_all_that_is_promised() -> None:
+    assert set(examples.NAMES) == {*CLIPS, examples.RELEASED}
+    for name in examples.NAMES:
+        assert (examples.FOLDER / f"{name}.jpg").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_an_example_makes_its_frames_and_the_shape_continues_over_every_seam(name: str, ran: Callable) -> None:
+    if name.startswith("7"):
+        ran("6_save_a_video_to_continue_later")
+    videos, latents = ran(name)
+    (video,) = videos.values()
+    assert video.shape == (3, CLIPS[name][-1], 64, 64)
+    for samples in latents.values():
+        assert samples.shape == (1, 4, CLIPS[name][-1], 8, 8) and torch.isfinite(samples).all()
+    seen = track(video)
+    for seam in CLIPS[name][1:-1]:
+        before, after = seam - 1, seam
+        assert NOTHING not in (seen.colors[before], seen.colors[after]), seam
+        assert seen.colors[before] == seen.colors[after], seam
+        jump = float(wrapped(seen.centers[after] - seen.centers[before]).norm())
+        assert jump < JUMP, (seam, jump)
+    for first, end in pairwise(CLIPS[name]):
+        assert not torch.equal(video[:, first:end], video[:, :1].expand(-1, end - first, -1, -1))
+
+
+def test_the_continued_video_begins_with_the_saved_one(ran: Callable) -> None:
+    (saved,) = ran("6_save_a_video_to_continue_later")[1].values()
+    (longer,) = ran("7_continue_a_saved_video")[1].values()
+    torch.testing.assert_close(longer[:, :, :16], saved, rtol=0, atol=0)
+
+
+def test_the_own_video_is_kept_in_front_of_what_continues_it(ran: Callable) -> None:
+    (video,) = ran("4_continue_your_own_video")[0].values()
+    seen = track(video[:, :12])
+    assert (seen.color, seen.shape, seen.motion) == ("green", "square", "moves down")
+
+
+def test_a_run_with_a_name_reuses_its_clips(server: Server, ran: Callable) -> None:
+    name = "3_many_clips_with_resume"
+    ran(name)
+    prompt = examples.to_prompt(examples.workflow(name), server.get("/object_info"))
+    examples.change(prompt, "VidRDManyClips", num_clips=5)
+    (report,) = examples.of_type(prompt, "PreviewAny")
+    assert "0 made, 5 reused; 40 frames in all" in server.run(prompt)["outputs"][report]["text"][0]
+
+
+def test_files_in_the_released_layout_make_29_and_61_frames(server: Server) -> None:
+    """Small random weights stand in for the released ones, under their names and in their layout."""
+    prompt = examples.to_prompt(examples.workflow(examples.RELEASED), server.get("/object_info"))
+    examples.change(prompt, "VidRDSampleFirstClip", steps=4)
+    examples.change(prompt, "VidRDEmptyLatent", width=128, height=128)
+    videos, latents = outcome(server, prompt)
+    assert sorted(video.shape for video in videos.values()) == [(3, 29, 256, 256), (3, 61, 256, 256)]
+    assert sorted(samples.shape[2] for samples in latents.values()) == [8, 16]
+    assert all(torch.isfinite(samples).all() for samples in latents.values())
+    log = server.log.read_text(encoding="utf-8")
+    assert "unet unexpected" not in log and "unet missing" not in log
+
+
+def test_the_released_example_shows_one_shape_with_the_bundled_model(server: Server) -> None:
+    prompt = examples.to_prompt(examples.workflow(examples.RELEASED), server.get("/object_info"))
+    videos, _ = outcome(server, examples.with_bundled_model(prompt))
+    for video in videos.values():
+        seen = track(video[:, ::4, ::2, ::2])
+        assert NOTHING not in seen.colors and len(set(seen.colors)) == 1
