@@ -104,9 +104,7 @@ class InceptionMoments:
         index = torch.tensor(list(splits))
         values = probabilities.detach().to("cpu", torch.float64)
         if values.ndim != 2 or values.shape != (len(index), self.totals.shape[1]):
-            raise ValueError(
-                f"probabilities are {list(values.shape)}; expected [{len(index)}, {self.totals.shape[1]}]"
-            )
+            raise ValueError(f"probabilities are {list(values.shape)}; expected [{len(index)}, {self.totals.shape[1]}]")
         if not len(values):
             return
         if bool((values < 0).any()) or not torch.allclose(values.sum(1), torch.ones(len(values)).double(), atol=1e-3):

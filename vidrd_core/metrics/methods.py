@@ -1,0 +1,331 @@
+"""Ways to make a long video with one model, side by side: the paper's, its parts, simpler ones and its peers.
+
+A method is written as a name and changes to it, for example ``paper``, ``paper, alpha=2, match`` or
+``forward, overlap=6, guided, rescale=0.7``; :data:`BASES` and :func:`find_method` say what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..data.shapes import Scene, render
+from ..pipeline import VidRDPipeline, denoise_clip
+from ..remedies import (
+    Statistics,
+    UniformReuse,
+    channel_statistics,
+    match_statistics,
+    rescale_guidance,
+    soft_guide,
+    soft_weight,
+)
+from ..reuse import ReuseSettings, Trajectory, initial_noise
+from ..schedulers import prepare_scheduler
+from ..seeds import clip_noise, clip_seed
+from ..state import SamplingSettings
+
+STAGES = ("linear", "uniform", "soft")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The videos to make: one per scene, from its caption and its seed."""
+
+    pipe: VidRDPipeline
+    scenes: Sequence[Scene]
+    seeds: Sequence[int]
+    clips: int
+    num_frames: int
+    steps: int
+    guidance_scale: float
+
+    def noise(self, index: int) -> Tensor:
+        """Unit-variance noise ``[B, C, N, h, w]`` of clip ``index``, the same for every method."""
+        size = self.pipe.default_size // self.pipe.vae.spatial_factor
+        shape = (len(self.scenes), self.pipe.unet.config["in_channels"], self.num_frames, size, size)
+        return clip_noise([clip_seed(seed, index) for seed in self.seeds], shape)
+
+    def scheduler(self, settings: ReuseSettings) -> Any:
+        size = self.pipe.default_size
+        sampling = SamplingSettings(
+            self.num_frames, size, size, self.steps, self.guidance_scale, settings, negative_prompt=None
+        )
+        return prepare_scheduler(self.pipe.scheduler, sampling, self.pipe.device)
+
+    def texts(self) -> tuple[Tensor, Tensor | None]:
+        """States of the captions and of the empty prompt, ``[B, M, D]``."""
+        encode = self.pipe._encode_text
+        dtype = self.pipe.unet.dtype
+        text = torch.cat([encode(scene.caption) for scene in self.scenes]).to(dtype)
+        return text, encode("").to(dtype).expand_as(text) if self.guidance_scale > 1 else None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made: latents ``[B, C, T, h, w]`` (or frames, where it needs no decoder), clips from ``starts``."""
+
+    latents: Tensor | None
+    starts: list[int]
+    frames: Tensor | None = None
+
+
+class Method(Protocol):
+    def make(self, job: Job) -> Made: ...
+
+
+@dataclass(frozen=True)
+class GuidedModel:
+    """A U-Net with classifier-free guidance inside, and its rescaling.
+
+    Args:
+        rescale: strength of :func:`vidrd_core.remedies.rescale_guidance`.
+    """
+
+    unet: Any
+    negative: Tensor | None
+    scale: float
+    rescale: float = 0.0
+
+    def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Any:
+        if self.negative is None:
+            return self.unet(latents, timestep, text)
+        both = torch.cat((latents, latents))
+        uncond, cond = self.unet(both, timestep, torch.cat((self.negative, text))).sample.float().chunk(2)
+        guided = uncond + self.scale * (cond - uncond)
+        return SimpleNamespace(sample=rescale_guidance(guided, cond, self.rescale) if self.rescale else guided)
+
+
+class Matcher:
+    """Remembers the statistics of the first clip after every step, and gives them to the later ones."""
+
+    def __init__(self, strength: float):
+        self.strength = strength
+        self.wanted: dict[int, Statistics] = {}
+
+    def __call__(self, step: int, latents: Tensor) -> Tensor:
+        if not self.strength:
+            return latents
+        if step not in self.wanted:
+            self.wanted[step] = channel_statistics(latents)
+            return latents
+        return match_statistics(latents, self.wanted[step], self.strength)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Clips one after the other, each out of the one before.
+
+    Args:
+        alpha, beta, overlap, order, trim: as in :class:`ReuseSettings`; trim None: the overlap in forward order.
+        stages: how long the overlap frames are steered: "linear" as in the paper, "uniform" all as long as the first,
+            "soft" like uniform and then less and less to the end.
+        match, rescale: strengths of the drift remedies.
+    """
+
+    overlap: int = 4
+    alpha: float = 4.0
+    beta: float = 0.4
+    order: str = "reverse"
+    trim: int | None = None
+    stages: str = "linear"
+    match: float = 0.0
+    rescale: float = 0.0
+
+    @property
+    def settings(self) -> ReuseSettings:
+        if self.stages not in STAGES:
+            raise ValueError(f"stages is {self.stages!r}; expected one of {', '.join(STAGES)}")
+        trim = self.trim if self.trim is not None else self.overlap * (self.order == "forward")
+        kind = ReuseSettings if self.stages == "linear" else UniformReuse
+        # Soft guidance reads the states of all steps.
+        beta = 1.0 if self.stages == "soft" else self.beta
+        return kind(self.overlap, self.alpha, beta, self.order, trim)
+
+    def make(self, job: Job) -> Made:
+        settings = self.settings
+        text, negative = job.texts()
+        model: Any = GuidedModel(job.pipe.unet, negative, job.guidance_scale, self.rescale)
+        matcher = Matcher(self.match)
+        past: Trajectory | None = None
+        parts: list[Tensor] = []
+        for index in range(job.clips):
+            fresh = job.noise(index)
+            noise = fresh if past is None else initial_noise(past.noise, fresh, settings)
+            guiding, on_step = self._steering(past, job.steps, matcher)
+            latents, past = denoise_clip(
+                model,
+                job.scheduler(settings),
+                noise.to(job.pipe.device),
+                text,
+                None,
+                1.0,
+                settings,
+                guiding,
+                on_step,
+            )
+            parts.append(latents[:, :, settings.trim_frames if index else 0 :])
+        starts = [0] + [job.num_frames + n * (job.num_frames - settings.trim_frames) for n in range(job.clips - 1)]
+        return Made(torch.cat(parts, dim=2), starts)
+
+    def _steering(
+        self, past: Trajectory | None, num_steps: int, matcher: Matcher
+    ) -> tuple[Trajectory | None, Callable[[int, Tensor, Tensor], Tensor]]:
+        """What overwrites the overlap before a step, and what changes the latents after one."""
+
+        def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
+            latents = matcher(step, latents)
+            if self.stages == "soft" and past is not None and step + 1 < num_steps:
+                weight = soft_weight(step + 1, num_steps, self.beta)
+                latents = soft_guide(latents, past.guidance(step + 1), weight)
+            return latents
+
+        return (None if self.stages == "soft" else past), on_step
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The whole video at once: overlapping windows of the clip length whose predictions are averaged at every step.
+
+    With independent noise and equal weights this is MultiDiffusion (arXiv 2302.08113) over time; with rescheduled noise
+    and weights that fall towards the windows' edges it is FreeNoise (arXiv 2310.15169), whose fused windowed attention
+    is done here on the predictions, so that the model's other layers see one clip too.
+
+    Args:
+        stride: frames from window to window, at most the clip length.
+        rescheduled: later frames reuse the first clip's noise, shuffled within ``stride`` frames.
+        weighted: weights fall linearly from a window's middle.
+    """
+
+    stride: int = 4
+    rescheduled: bool = False
+    weighted: bool = False
+    match: float = 0.0
+    rescale: float = 0.0
+
+    def make(self, job: Job) -> Made:
+        size, total = job.num_frames, job.clips * job.num_frames
+        if not 1 <= self.stride <= size:
+            raise ValueError(f"stride is {self.stride}; expected 1 to {size}, the frames of a clip")
+        text, negative = job.texts()
+        model = GuidedModel(job.pipe.unet, negative, job.guidance_scale, self.rescale)
+        scheduler = job.scheduler(ReuseSettings(overlap_frames=0))
+        noise = rescheduled_noise(job, self.stride) if self.rescheduled else _independent_noise(job)
+        latents = noise.to(job.pipe.device) * scheduler.init_noise_sigma
+        starts = sorted({*range(0, total - size, self.stride), total - size})
+        weights = _triangle(size) if self.weighted else torch.ones(size)
+        weights = weights.to(latents)[:, None, None]
+        for timestep in scheduler.timesteps:
+            model_input = scheduler.scale_model_input(latents, timestep).to(text.dtype)
+            summed, weight_sum = torch.zeros_like(latents), latents.new_zeros(total, 1, 1)
+            for start in starts:
+                window = slice(start, start + size)
+                summed[:, :, window] += weights * model(model_input[:, :, window], timestep, text).sample.to(latents)
+                weight_sum[window] += weights
+            latents = scheduler.step(summed / weight_sum, timestep, latents).prev_sample
+            latents = self._matched(latents, size)
+        return Made(latents, list(range(0, total, size)))
+
+    def _matched(self, latents: Tensor, size: int) -> Tensor:
+        if not self.match:
+            return latents
+        clips = latents.split(size, dim=2)
+        wanted = channel_statistics(clips[0])
+        return torch.cat([clips[0], *(match_statistics(clip, wanted, self.match) for clip in clips[1:])], dim=2)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The world itself, rendered; ``decoded`` passes it through the model's autoencoder, the best there can be."""
+
+    decoded: bool = False
+
+    @torch.no_grad()
+    def make(self, job: Job) -> Made:
+        frames = render(job.scenes, job.clips * job.num_frames)
+        starts = list(range(0, frames.shape[2], job.num_frames))
+        if not self.decoded:
+            return Made(None, starts, frames)
+        vae = job.pipe.vae
+        clips = [
+            vae.encode(clip.to(vae.device, vae.dtype)).latent_dist.mode() for clip in frames.split(job.num_frames, 2)
+        ]
+        return Made(torch.cat(clips, dim=2).float() * vae.config["scaling_factor"], starts)
+
+
+def _independent_noise(job: Job) -> Tensor:
+    return torch.cat([job.noise(index) for index in range(job.clips)], dim=2)
+
+
+def rescheduled_noise(job: Job, stride: int) -> Tensor:
+    """FreeNoise: the first clip's noise over and over, its frames shuffled within every ``stride`` of them.
+
+    Returns:
+        ``[B, C, clips * N, h, w]``; each group of ``stride`` frames is a permutation of the group one clip earlier.
+    """
+    frames = list(job.noise(0).unbind(2))
+    generators = [torch.Generator().manual_seed(clip_seed(seed, 1)) for seed in job.seeds]
+    total = job.clips * job.num_frames
+    while len(frames) < total:
+        source = torch.stack(frames[len(frames) - job.num_frames :][:stride], dim=2)
+        orders = [torch.randperm(source.shape[2], generator=generator) for generator in generators]
+        shuffled = torch.stack([video[:, order] for video, order in zip(source, orders, strict=True)])
+        frames += list(shuffled.unbind(2))
+    return torch.stack(frames[:total], dim=2)
+
+
+def _triangle(size: int) -> Tensor:
+    """Weights that fall from a window's middle to its edges, all above 0."""
+    return torch.minimum(torch.arange(1, size + 1), torch.arange(size, 0, -1)).float()
+
+
+BASES: dict[str, Method] = {
+    "truth": Truth(),
+    "truth decoded": Truth(decoded=True),
+    "independent": Chain(overlap=0, alpha=0.0, beta=0.0),
+    "last frame": Chain(overlap=1, alpha=0.0, beta=1.0, order="forward"),
+    "FNR": Chain(alpha=float("inf"), beta=0.0),
+    "FNR PNS": Chain(beta=0.0),
+    "paper": Chain(),  # FNR + PNS + DSG with the released values
+    "forward": Chain(order="forward"),
+    "forward guided": Chain(alpha=0.0, beta=1.0, order="forward", stages="uniform"),
+    "forward soft": Chain(alpha=0.0, beta=0.4, order="forward", stages="soft"),
+    "joint windows": Windows(),
+    "FreeNoise": Windows(rescheduled=True, weighted=True),
+}
+REMEDIES: dict[str, float] = {"match": 1.0, "rescale": 0.7}  # their strengths where none is given
+
+
+def find_method(name: str) -> Method:
+    """A method by its name and changes, ``base, field=value, remedy``; unknown words are errors that list the known.
+
+    Raises:
+        ValueError: the base, a field or a value is not known.
+    """
+    base, *changes = (part.strip() for part in name.split(","))
+    if base not in BASES:
+        raise ValueError(f"{base!r} is no method; known are: {', '.join(BASES)}")
+    method: Any = BASES[base]
+    known = [field for field in method.__dataclass_fields__ if field not in ("rescheduled", "weighted", "decoded")]
+    values: dict[str, Any] = {}
+    for change in changes:
+        field, equals, value = change.partition("=")
+        if field not in known or not (equals or field in REMEDIES):
+            raise ValueError(f"{change!r} is no change of {base!r}; known are: {', '.join(f'{k}=' for k in known)}")
+        values[field] = _value(field, value) if equals else REMEDIES[field]
+    changed: Method = replace(method, **values)
+    return changed
+
+
+def _value(field: str, text: str) -> Any:
+    if field in ("order", "stages"):
+        return text
+    try:
+        return int(text) if field in ("overlap", "trim", "stride") else float(text)
+    except ValueError:
+        raise ValueError(f"{field}={text!r} is no number") from None

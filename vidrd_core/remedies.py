@@ -1,0 +1,84 @@
+"""Remedies against drift and seams, as pure functions on latents ``[B, C, T, H, W]``.
+
+None of them is part of the released method; docs/evaluation.md measures what each one does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .reuse import ReuseSettings
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of every channel, ``[B, C, 1, 1, 1]``."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+def channel_statistics(latents: Tensor) -> Statistics:
+    """Per video and channel, over frames and pixels."""
+    dims = (2, 3, 4)
+    return Statistics(latents.mean(dims, keepdim=True), latents.std(dims, keepdim=True))
+
+
+def match_statistics(latents: Tensor, wanted: Statistics, strength: float = 1.0) -> Tensor:
+    """Move every channel's mean and standard deviation towards ``wanted`` (those of clip 1, at the same step).
+
+    Args:
+        strength: 0 leaves the latents as they are, 1 gives them exactly the wanted statistics.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is {strength}; expected 0 (off) to 1 (all the way)")
+    found = channel_statistics(latents)
+    matched = (latents - found.mean) * (wanted.deviation / found.deviation.clamp(min=1e-6)) + wanted.mean
+    return latents + strength * (matched - latents)
+
+
+def rescale_guidance(guided: Tensor, conditional: Tensor, strength: float) -> Tensor:
+    """Give a guided prediction the standard deviation of the conditional one (arXiv 2305.08891, equations 15 and 16).
+
+    Args:
+        guided: ``uncond + scale * (cond - uncond)``.
+        strength: phi; 0 leaves the prediction as it is, 1 rescales all the way, 0.7 is the paper's.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"guidance rescale is {strength}; expected 0 (off) to 1")
+    dims = tuple(range(1, guided.ndim))
+    ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True).clamp(min=1e-6)
+    return guided * (1 + strength * (ratio - 1))
+
+
+def soft_weight(step: int, num_steps: int, beta: float) -> float:
+    """Weight of the past at ``step``: 1 through the first ``beta * S`` steps, then falling linearly to 0 at the end."""
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta is {beta}; expected 0 to 1, the share of fully guided steps")
+    hard = beta * num_steps
+    return 1.0 if step < hard else max(0.0, (num_steps - step) / (num_steps - hard + 1e-9))
+
+
+def soft_guide(latents: Tensor, past: Tensor | None, weight: float) -> Tensor:
+    """Blend the first frames with ``past`` ``[B, C, m, H, W]``; weight 1 overwrites them as DSG does."""
+    if past is None or not past.shape[2] or weight == 0:
+        return latents
+    count = past.shape[2]
+    mixed = torch.lerp(latents[:, :, :count], past.to(latents), weight)
+    return torch.cat((mixed, latents[:, :, count:]), dim=2)
+
+
+@dataclass(frozen=True)
+class UniformReuse(ReuseSettings):
+    """Reuse whose overlap frames are all steered through the same steps, ``s < b * S``.
+
+    The released stages steer the frame next to the new ones least, which suits the reversed order; in forward order
+    that very frame is the one the new frames must go on from.
+    """
+
+    def guided_steps(self, num_steps: int) -> list[int]:
+        return [math.ceil(round(self.guidance_beta * num_steps, 9))] * self.overlap_frames
