@@ -13,7 +13,10 @@ from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from vidrd_core.models.unet import VidRDUNet
 from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderStage, TemporalDecoderStage
 from vidrd_core.train.checkpoint import load_checkpoint
-from vidrd_core.train.loop import TrainSettings, train
+from vidrd_core.train.draws import Draw
+from vidrd_core.train.loop import train
+from vidrd_core.train.settings import TrainSettings
+from vidrd_core.train.sources import LatentSource
 from vidrd_core.train.text import TextStage, encode_text, make_text_encoder, write_tokenizer
 from vidrd_core.train.unet import PAPER_POLICY, UNetObjective, UNetStage, freeze
 
@@ -35,7 +38,7 @@ def tiny_vae(**changes):
 
 
 def settings(run, **changes):
-    known = {"samples": 8, "batch_size": 2, "warmup_samples": 4, "log_samples": 2, "save_samples": 2}
+    known = {"samples": 8, "batch_size": 2, "warmup_samples": 4, "log_samples": 2, "save_samples": 2, "tensorboard": False}
     return TrainSettings(run=run, **{**known, **changes})
 
 
@@ -44,11 +47,11 @@ class Interrupting(ImageAutoencoderStage):
 
     steps_left = 2
 
-    def loss(self, batch_size, generator):
+    def loss(self, draw):
         if self.steps_left == 0:
             raise KeyboardInterrupt
         self.steps_left -= 1
-        return super().loss(batch_size, generator)
+        return super().loss(draw)
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +90,29 @@ def test_the_average_is_what_is_exported(tmp_path):
     assert not torch.equal(exported["encoder.conv_in.weight"], weights(vae)["encoder.conv_in.weight"])
 
 
-def test_an_exploding_loss_stops_and_keeps_the_checkpoint(tmp_path):
-    class Exploding(Interrupting):
-        def loss(self, batch_size, generator):
-            loss, figures = ImageAutoencoderStage.loss(self, batch_size, generator)
-            self.steps_left -= 1
-            return loss * (float("nan") if self.steps_left < 0 else 1), figures
+def test_a_loss_that_is_not_finite_stops_with_step_items_and_checkpoint(tmp_path):
+    class Broken(Interrupting):
+        def loss(self, draw):
+            outcome = ImageAutoencoderStage.loss(self, draw)
+            outcome.loss = outcome.loss * (float("nan") if draw.step == 2 else 1)
+            return outcome
 
-    with pytest.raises(FloatingPointError, match="step 2; the last good checkpoint"):
-        train(Exploding(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 2; the last good checkpoint is .*; the batch") as e:
+        train(Broken(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
+    items = ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()).source.batch(Draw(0, 2, 2, 2)).items
+    assert len(items) == 2 and all(item in str(e.value) for item in items)
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 2
+
+
+def test_an_exploding_loss_stops(tmp_path):
+    class Exploding(ImageAutoencoderStage):
+        def loss(self, draw):
+            outcome = super().loss(draw)
+            outcome.loss = outcome.loss * (1000 if draw.step == 25 else 1)
+            return outcome
+
+    with pytest.raises(FloatingPointError, match="times its running mean at step 25"):
+        train(Exploding(tiny_vae(), AutoencoderLoss()), settings(tmp_path, samples=100, save_samples=100))
 
 
 def test_a_kill_between_the_renames_of_a_checkpoint_loses_nothing(tmp_path):
@@ -135,7 +151,8 @@ def test_the_paper_policy_trains_temporal_and_attention_layers_only(tmp_path, la
     text[1].requires_grad_(False)
     before = weights(unet)
     objective = UNetObjective(num_frames=4, image_share=0.3, images_per_clip=2)
-    train(UNetStage(unet, text[1], text[0], LatentClips(latents), objective), settings(tmp_path, samples=16))
+    source = LatentSource(LatentClips(latents), 4, objective.image_share, objective.images_per_clip)
+    train(UNetStage(unet, text[1], text[0], source, objective), settings(tmp_path, samples=16))
     changed = {name for name, value in weights(unet).items() if not torch.equal(value, before[name])}
     assert {part for name in changed for part in ("temp_convs", "temp_attn", "attn1", "attn2") if part in name} == {
         "temp_convs",
@@ -149,7 +166,8 @@ def test_the_paper_policy_trains_temporal_and_attention_layers_only(tmp_path, la
 def test_the_text_encoder_learns_only_where_it_may(tmp_path, latents, text):
     encoder = text[1].requires_grad_(True)
     before = weights(encoder)
-    stage = UNetStage(VidRDUNet(**TINY_UNET), encoder, text[0], LatentClips(latents), UNetObjective(num_frames=1))
+    source = LatentSource(LatentClips(latents), 1)
+    stage = UNetStage(VidRDUNet(**TINY_UNET), encoder, text[0], source, UNetObjective(num_frames=1))
     train(stage, settings(tmp_path))
     assert any(not torch.equal(value, before[name]) for name, value in weights(encoder).items())
 
@@ -194,5 +212,5 @@ def test_every_configuration_is_understood(name):
 def test_impossible_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size is 0"):
         settings(tmp_path, batch_size=0)
-    with pytest.raises(ValueError, match="'fp32' or 'bf16'"):
+    with pytest.raises(ValueError, match="'fp32', 'bf16'"):
         settings(tmp_path, precision="fp8")

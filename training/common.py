@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 import typing
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import torch
 import tyro
 import yaml
 
-from vidrd_core.train.loop import Stage, train
+from vidrd_core.train.loop import train
+from vidrd_core.train.stage import Stage
 
 Configuration = TypeVar("Configuration", bound=Any)
 
@@ -36,18 +38,25 @@ def build(kind: type[Any], values: dict[str, Any]) -> Any:
     unknown = set(values) - set(hints)
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}; {kind.__name__} has {sorted(hints)}")
-    made = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            made[name] = build(hint, value)
-        elif Path in (hint, *typing.get_args(hint)):
-            made[name] = None if value is None else Path(value)
-        elif hint is float:
-            made[name] = float(value)
-        else:
-            made[name] = value
-    return kind(**made)
+    return kind(**{name: _value(hints[name], value) for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """A YAML value as its type hint wants it."""
+    parts = typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value)
+    if value is None:
+        return None
+    if typing.get_origin(hint) is tuple:
+        listed = [value] if isinstance(value, str) else list(value)
+        kinds = [parts[0]] * len(listed) if parts[-1] is Ellipsis else parts
+        return tuple(_value(k, v) for k, v in zip(kinds, listed, strict=True))
+    if Path in (hint, *parts):
+        return Path(value)
+    if float in (hint, *parts):
+        return float(value)
+    return value
 
 
 def run(kind: type[Configuration], make_stage: Callable[[Configuration], Stage]) -> None:
@@ -59,6 +68,7 @@ def run(kind: type[Configuration], make_stage: Callable[[Configuration], Stage])
         return
     torch.manual_seed(configuration.train.seed)
     stage = make_stage(configuration)
-    configuration.train.run.mkdir(parents=True, exist_ok=True)
-    (configuration.train.run / "config.txt").write_text(repr(configuration), encoding="utf-8")
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
+        configuration.train.run.mkdir(parents=True, exist_ok=True)
+        (configuration.train.run / "config.txt").write_text(repr(configuration), encoding="utf-8")
     train(stage, configuration.train)

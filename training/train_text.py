@@ -14,7 +14,7 @@ import torch
 from common import run
 
 from vidrd_core.data.shapes import draw_scene
-from vidrd_core.train.loop import TrainSettings
+from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.text import TextStage, make_text_encoder, write_tokenizer
 from vidrd_core.train.unet import EMPTY_CAPTIONS
 

@@ -1,9 +1,19 @@
-"""Train the U-Net of a small VidRD: from scratch on single frames, or inflated from such a model on images and video.
+"""Train the U-Net: from scratch, from Stable Diffusion 2.1 inflated, or from a VidRD model.
 
-    python training/train_unet.py --config training/configs/demo_image.yaml
+One process:
     python training/train_unet.py --config training/configs/demo_video.yaml
+Several GPUs of one machine (DDP):
+    accelerate launch --multi_gpu --num_processes 8 training/train_unet.py --config training/configs/paper.yaml
+Two machines, this line on each with its own rank:
+    accelerate launch --multi_gpu --num_machines 2 --num_processes 16 --machine_rank 0 \
+        --main_process_ip 10.0.0.1 --main_process_port 29500 \
+        training/train_unet.py --config training/configs/paper.yaml
+FSDP or DeepSpeed:
+    accelerate launch --config_file training/accelerate/fsdp.yaml \
+        training/train_unet.py --config training/configs/paper.yaml
 
-Run the same command again to resume.
+Every setting can be given on the command line, as ``--train.batch_size 16``; ``--dry-run`` prints them all. Run the
+same command again to resume; the number of processes may differ.
 """
 
 from __future__ import annotations
@@ -12,44 +22,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import run
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from vidrd_core.data.latents import LatentClips
-from vidrd_core.models.unet import VidRDUNet
-from vidrd_core.train.loop import TrainSettings
-from vidrd_core.train.unet import PAPER_POLICY, UNetObjective, UNetStage, freeze
+from vidrd_core.train.freezing import PAPER_POLICY
+from vidrd_core.train.lora import LoraSettings
+from vidrd_core.train.objective import UNetObjective
+from vidrd_core.train.previews import PreviewSettings
+from vidrd_core.train.settings import TrainSettings
+from vidrd_core.train.sources import DataSettings, LatentSource, ShardSource, Source
+from vidrd_core.train.start import start_text, start_unet, start_vae
+from vidrd_core.train.unet import UNetStage
 
 
 @dataclass(frozen=True)
 class Configuration:
     train: TrainSettings
-    latents: Path  # file that prepare_latents.py wrote
+    latents: Path | None = None  # file that prepare_latents.py wrote
+    data: DataSettings = DataSettings()  # or prepared data sets
     objective: UNetObjective = UNetObjective()
-    image_model: Path | None = None  # folder of an image stage to inflate
-    video_model: Path | None = None  # a VidRD model folder to go on from; neither: from scratch
-    text_model: Path | None = None  # folder of a text stage; None: the starting model's own text encoder
+    previews: PreviewSettings = PreviewSettings()
+    image_model: Path | None = None  # folder or checkpoint with an image U-Net to inflate: Stable Diffusion 2.1
+    video_model: Path | None = None  # a VidRD model folder or checkpoint to go on from; neither: from scratch
+    text_model: Path | None = None  # folder of text encoder and tokenizer; None: the starting model's own
+    vae: Path | None = None  # folder or file of a VAE; None: the starting model's own
     unet: dict[str, Any] = field(default_factory=dict)  # arguments of VidRDUNet
-    trained: tuple[str, ...] = PAPER_POLICY  # patterns of the parameters that learn; only after inflation
+    trained: tuple[str, ...] = PAPER_POLICY  # patterns of the parameters that learn; from scratch all do
+    lora: LoraSettings = LoraSettings()
 
 
 def stage(configuration: Configuration) -> UNetStage:
     image, video = configuration.image_model, configuration.video_model
-    text = configuration.text_model or image or video
-    if text is None:
-        raise ValueError("none of text_model, image_model and video_model is set: there is no text encoder")
-    if image is not None:
-        unet = VidRDUNet.from_image_unet(image / "unet", **configuration.unet)
-        freeze(unet, configuration.trained)
-    elif video is not None:
-        unet = VidRDUNet.from_pretrained(video / "unet", torch_dtype=torch.float32)
-        freeze(unet, configuration.trained)
-    else:
-        unet = VidRDUNet(**configuration.unet)
-    tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(text / "text_encoder").requires_grad_(False)
-    return UNetStage(unet, text_encoder, tokenizer, LatentClips(configuration.latents), configuration.objective)
+    source, held_out = sources(configuration)
+    unet = start_unet(image, video, configuration.unet, configuration.trained, configuration.lora)
+    text_encoder, tokenizer = start_text([configuration.text_model, image or video])
+    vae = start_vae([configuration.vae, video or image])
+    return UNetStage(
+        unet, text_encoder, tokenizer, source, configuration.objective, held_out, vae, configuration.previews
+    )
+
+
+def sources(configuration: Configuration) -> tuple[Source, Source | None]:
+    """Where training clips and held-out clips come from."""
+    data, objective, train = configuration.data, configuration.objective, configuration.train
+    if (configuration.latents is None) == (not data.shards):
+        raise ValueError("set one of 'latents' and 'data.shards': what to train on")
+    if configuration.latents is not None:
+        clips = LatentClips(configuration.latents)
+        return LatentSource(clips, objective.num_frames, objective.image_share, objective.images_per_clip), None
+    mix = (objective.image_share, objective.images_per_clip)
+    held_out = ShardSource(data.held_out, data, train.batch_size, 0) if data.held_out else None
+    return ShardSource(data.shards, data, train.batch_size, train.seed, *mix), held_out
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from common import run
 
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderStage
-from vidrd_core.train.loop import TrainSettings
+from vidrd_core.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.shapes import draw_scene, render
 from ..models.autoencoder import VidRDAutoencoderKL
+from .adversarial import Adversary, AdversarySettings
+from .distributed import gathered
+from .draws import Draw
+from .flicker import flicker, psnr
+from .perceptual import MultiScaleFeatureLoss
+from .sources import ReadAhead, Source, WorldSource
+from .stage import Outcome, Stage
+
+SCALING_SAMPLES = 256  # frames from which the latents' standard deviation is measured
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class AutoencoderLoss:
     edges: float = 0.5  # L1 of differences between neighbouring pixels, for crisp outlines
     motion: float = 0.0  # L1 of differences between neighbouring frames, against flicker
 
-    def __call__(self, output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Reconstruction loss of pixels ``[B, 3, T, H, W]`` in [-1, 1]."""
         weight = 1 + self.contrast * (target - target.mean((3, 4), keepdim=True)).abs().mean(1, keepdim=True)
         error = output - target
@@ -35,61 +44,186 @@ class AutoencoderLoss:
         return loss, {"l1": l1.item()}
 
 
-class ImageAutoencoderStage:
-    """The image VAE: encoder and decoder on single frames of the world."""
+class ImageAutoencoderStage(Stage):
+    """The image VAE: encoder and decoder on single frames."""
 
-    def __init__(self, vae: VidRDAutoencoderKL, weights: AutoencoderLoss):
+    def __init__(self, vae: VidRDAutoencoderKL, weights: AutoencoderLoss, source: Source | None = None):
+        super().__init__({"vae": vae}, {"vae": _Reconstruction(vae)})
         self.vae = vae
         self.weights = weights
+        self.source = source or WorldSource(1)
 
-    def modules(self) -> dict[str, nn.Module]:
-        return {"vae": self.vae}
-
-    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        frames = world_clips(batch_size, 1, generator)
-        posterior = self.vae.encode(frames).latent_dist
-        loss, figures = self.weights(self.vae.decode(posterior.sample(generator)).sample, frames)
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
-        return loss + self.weights.kl * kl, {**figures, "kl": kl.item(), "latent_std": posterior.mean.std().item()}
+    def loss(self, draw: Draw) -> Outcome:
+        batch = self.source.batch(draw)
+        frames = pixels_of(batch.pixels).to(self.device)
+        side = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        shape = (self.vae.config["latent_channels"], 1, frames.shape[3] // side, frames.shape[4] // side)
+        noise = draw.normal(*shape, purpose="posterior").to(self.device)
+        output, mean, logvar = self.calls["vae"](frames, noise)
+        loss, figures = self.weights(output, frames)
+        kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+        figures = {**figures, "kl": kl.item(), "latent_std": mean.std().item()}
+        return Outcome(loss + self.weights.kl * kl, figures, batch.items)
 
     def export(self, folder: Path) -> None:
         """Save the VAE with the scaling factor that its latents need."""
-        frames = world_clips(256, 1, torch.Generator().manual_seed(1))
+        vae = gathered(self.vae)
+        if not self.is_main:
+            return
+        draw = Draw(1, 0, SCALING_SAMPLES, SCALING_SAMPLES)
+        frames = pixels_of(self.source.batch(draw).pixels).to(vae.device)
         with torch.no_grad():
-            latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in frames.split(32)])
-        self.vae.register_to_config(scaling_factor=round(1.0 / latents.std().item(), 5))
-        self.vae.save_pretrained(folder)
+            latents = torch.cat([vae.encode(part).latent_dist.mode() for part in frames.split(32)])
+        vae.register_to_config(scaling_factor=round(1.0 / latents.float().std().item(), 5))
+        vae.save_pretrained(folder)
 
 
-class TemporalDecoderStage:
-    """The decoder's temporal layers on clips; the encoder and all spatial layers stay as they are."""
+class TemporalDecoderStage(Stage):
+    """The decoder's temporal layers on clips; the encoder and all spatial layers stay as they are.
 
-    def __init__(self, vae: VidRDAutoencoderKL, weights: AutoencoderLoss, num_frames: int):
+    Args:
+        vae: with temporal layers; those of its parameters that need gradients, or else the temporal ones, are trained.
+        weights: of the pixel losses.
+        num_frames: per clip of the procedural world, where there is no ``source``.
+        source, held_out: of clips as pixels ``[B, 3, T, H, W]``.
+        perceptual: a loss on frames ``[N, 3, H, W]``, and its weight; None takes the built-in one.
+        adversary: the spatio-temporal discriminator's settings; weight 0 leaves it out.
+        latent_noise: largest standard deviation of noise on the latents, in units of the diffusion model's latents.
+    """
+
+    opponents = frozenset({"discriminator"})
+
+    def __init__(
+        self,
+        vae: VidRDAutoencoderKL,
+        weights: AutoencoderLoss,
+        num_frames: int = 8,
+        source: Source | None = None,
+        held_out: Source | None = None,
+        perceptual: nn.Module | None = None,
+        perceptual_weight: float = 0.0,
+        adversary: AdversarySettings | None = None,
+        latent_noise: float = 0.1,
+        trained: tuple[str, ...] = ("*decoder*temp_convs*",),
+    ):
+        from .freezing import freeze
+
+        freeze(vae, trained)
+        self.adversary = Adversary(adversary) if adversary is not None and adversary.weight > 0 else None
+        modules: dict[str, nn.Module] = {"vae": vae}
+        if self.adversary is not None:
+            modules["discriminator"] = self.adversary.discriminator
+        super().__init__(modules, {"vae": _Decoding(vae)})
         self.vae = vae
         self.weights = weights
-        self.num_frames = num_frames
-        vae.requires_grad_(False)
-        for name, parameter in vae.named_parameters():
-            parameter.requires_grad_("temp_convs" in name)
+        self.source: Any = WorldSource(num_frames) if source is None else ReadAhead(source)
+        self.held_out_source = held_out or (WorldSource(num_frames, "test") if source is None else None)
+        self.perceptual = (perceptual or MultiScaleFeatureLoss()).requires_grad_(False)
+        self.perceptual_weight = perceptual_weight
+        self.latent_noise = latent_noise
 
-    def modules(self) -> dict[str, nn.Module]:
-        return {"vae": self.vae}
+    def loss(self, draw: Draw) -> Outcome:
+        batch = self.source.batch(draw)
+        clips = pixels_of(batch.pixels).to(self.device)
+        output = self.calls["vae"](self._latents(clips, draw))
 
-    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        clips = world_clips(batch_size, self.num_frames, generator)
-        with torch.no_grad():
-            latents = self.vae.encode(clips).latent_dist.mode()
-            # What the U-Net samples is never quite clean: the decoder learns to even out small errors over time.
-            noise = torch.randn(latents.shape, generator=generator)
-            latents = latents + noise * (
-                0.1 * torch.rand(1, generator=generator).item() / self.vae.config.scaling_factor
+        # Against the true clip.
+        loss, figures = self.weights(output, clips)
+        if self.perceptual_weight:
+            self.perceptual.to(self.device)
+            felt = self.perceptual(frames_of(output).float(), frames_of(clips).float())
+            loss = loss + self.perceptual_weight * felt
+            figures["perceptual"] = felt.item()
+        figures["flicker"] = flicker(output.detach(), clips).item()
+
+        # Against the discriminator.
+        if self.adversary is not None and draw.samples[0] >= self.adversary.settings.start_samples:
+            played, more = self.adversary.play(
+                self.calls["discriminator"], loss, output, clips, last_temporal_weight(self.vae)
             )
-        return self.weights(self.vae.decode(latents).sample, clips)
+            loss, figures = loss + played, {**figures, **more}
+        return Outcome(loss, figures, batch.items)
+
+    def held_out(self, draw: Draw) -> Outcome | None:
+        if self.held_out_source is None:
+            return None
+        batch = self.held_out_source.batch(draw)
+        clips = pixels_of(batch.pixels).to(self.device)
+        latents = self.vae.encode(clips).latent_dist.mode()
+        output = self.vae.decode(latents).sample
+        plain = decode_frame_by_frame(self.vae, latents)
+        loss, _ = self.weights(output, clips)
+        figures: dict[str, float | Tensor] = {
+            "held_out_flicker": flicker(output, clips).item(),
+            "held_out_psnr": psnr(output, clips).item(),
+            "image_decoder_flicker": flicker(plain, clips).item(),
+            "image_decoder_psnr": psnr(plain, clips).item(),
+        }
+        return Outcome(loss, figures, batch.items)
 
     def export(self, folder: Path) -> None:
-        self.vae.save_pretrained(folder)
+        vae = gathered(self.vae)
+        if self.is_main:
+            vae.save_pretrained(folder)
+
+    def _latents(self, clips: Tensor, draw: Draw) -> Tensor:
+        with torch.no_grad():
+            latents = self.vae.encode(clips).latent_dist.mode()
+        # What the U-Net samples is never quite clean: the decoder learns to even out small errors over time.
+        noise = draw.normal(*latents.shape[1:], purpose="latent noise").to(latents)
+        share = torch.stack([torch.rand((), generator=g) for g in draw.generators("noise share")]).to(latents)
+        scale = self.latent_noise * share / self.vae.config["scaling_factor"]
+        return latents + noise * scale[:, None, None, None, None]
 
 
-def world_clips(count: int, num_frames: int, generator: torch.Generator) -> Tensor:
-    """Random training clips of the procedural world, ``[count, 3, T, 64, 64]`` in [-1, 1]."""
-    return render([draw_scene(generator) for _ in range(count)], num_frames)
+def decode_frame_by_frame(vae: VidRDAutoencoderKL, latents: Tensor) -> Tensor:
+    """What the image decoder makes of ``[B, C, T, h, w]``: every frame alone, without temporal layers."""
+    frames = latents.transpose(1, 2).flatten(0, 1)[:, :, None]
+    pixels = vae.decode(frames).sample[:, :, 0]
+    return pixels.unflatten(0, (latents.shape[0], latents.shape[2])).transpose(1, 2)
+
+
+def last_temporal_weight(vae: VidRDAutoencoderKL) -> nn.Parameter:
+    """The weight of the decoder's last temporal convolution, where the adversarial loss is weighed."""
+    stage: Any = vae.decoder.up_blocks[-1]
+    return stage.temp_convs[-1].convs[-1].weight
+
+
+def frames_of(clips: Tensor) -> Tensor:
+    """``[B, 3, T, H, W]`` as frames ``[B * T, 3, H, W]``."""
+    return clips.transpose(1, 2).flatten(0, 1)
+
+
+def pixels_of(pixels: Tensor | None) -> Tensor:
+    """Pixels of a batch.
+
+    Raises:
+        ValueError: the data set holds latents.
+    """
+    if pixels is None:
+        raise ValueError("the data set holds latents, an autoencoder trains on pixels: give the data set before that")
+    return pixels
+
+
+class _Reconstruction(nn.Module):
+    """Encode, sample and decode in one call, which can be wrapped for several processes."""
+
+    def __init__(self, vae: VidRDAutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.vae.encode(frames).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
+
+
+class _Decoding(nn.Module):
+    """Decoding in a call of its own, which can be wrapped for several processes."""
+
+    def __init__(self, vae: VidRDAutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents).sample

@@ -1,86 +1,42 @@
-"""The training loop that every stage shares: schedule, clipping, EMA, statistics, checkpoints, resuming.
+"""The training loop that every stage shares: schedule, accumulation, clipping, EMA, statistics, checkpoints, resuming.
 
-Progress is counted in samples. Everything random in a step comes from (seed, step), so that a run that is killed and
-started again with the same command continues exactly as if it had never stopped.
+Progress is counted in samples. Everything random comes from (seed, step, sample number), see ``draws``, so that a run
+that is killed and started again with the same command continues exactly as if it had never stopped.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from . import checkpoint
+from .distributed import is_deepspeed, make_accelerator, prepare
+from .draws import Draw
+from .failures import LossWatch, memory_advice, stop
+from .optimizers import make_optimizer
+from .settings import TrainSettings
+from .stage import Stage
+from .statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How long, how fast and from which seed to train."""
-
-    run: Path  # folder of statistics, checkpoint and exported models
-    samples: int  # total number of training samples (frames or clips)
-    batch_size: int  # samples per step
-    learning_rate: float = 5e-4  # peak
-    warmup_samples: int = 10_000  # linear from zero to the peak
-    final_rate: float = 0.05  # the cosine ends at this share of the peak
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0  # largest gradient norm
-    ema_decay: float = 0.999  # of the exponential moving average of the weights, by step
-    seed: int = 0
-    log_samples: int = 1_600  # between lines of statistics
-    save_samples: int = 20_000  # between checkpoints
-    precision: str = "fp32"  # "bf16": autocast the forward pass
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "log_samples", "save_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; expected 0 <= decay < 1")
-
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'")
-
-    def rate(self, samples: int) -> float:
-        """Learning rate after so many samples: linear warm-up, then a cosine."""
-        if samples < self.warmup_samples:
-            return self.learning_rate * (samples + 1) / self.warmup_samples
-        progress = min(1.0, (samples - self.warmup_samples) / max(1, self.samples - self.warmup_samples))
-        share = self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.learning_rate * share
+HELD_OUT_BATCHES = 8  # micro batches of each process in a held-out loss
 
 
-class Stage(Protocol):
-    """What is trained and on what. Parameters that need no gradient are frozen."""
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The models by name; those with trained parameters go into training mode."""
-
-    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, drawn with ``generator``, and figures to log."""
-
-    def export(self, folder: Path) -> None:
-        """Write what later stages and users load; called with the averaged weights in place."""
-
-
-def trained_parameters(modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
+def trained_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     """Parameters that need a gradient, by ``module.parameter`` name."""
     return {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
 
 
-def count_parameters(modules: dict[str, nn.Module]) -> str:
+def count_parameters(modules: Mapping[str, nn.Module]) -> str:
     """A line for each module: how many of its parameters are trained and how many frozen."""
     lines = []
     for name, module in modules.items():
@@ -94,98 +50,199 @@ def train(stage: Stage, settings: TrainSettings) -> None:
     """Train ``stage`` until ``settings.samples`` are reached, resuming from the run folder where there is a checkpoint.
 
     Raises:
-        FloatingPointError: the loss is no longer finite; the last checkpoint is kept.
+        FloatingPointError: the loss is no longer finite, or explodes; the last checkpoint is kept.
+        MemoryError: memory ran out; the message says what to lower.
+        OSError: a checkpoint cannot be written; the one before is kept.
+        ValueError: settings that do not fit, or a run folder of another model.
     """
-    settings.run.mkdir(parents=True, exist_ok=True)
-    modules = stage.modules()
-    parameters = trained_parameters(modules)
-    logger.info("%s", count_parameters(modules))
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    ema = EMAModel(parameters.values(), decay=settings.ema_decay, use_ema_warmup=False)
-    step = load_checkpoint(settings.run / "checkpoint", parameters, optimizer, ema)
-    for module in modules.values():
-        module.train(any(p.requires_grad for p in module.parameters()))
-
-    statistics = _Statistics(settings.run / "statistics.jsonl", step * settings.batch_size)
-    steps = math.ceil(settings.samples / settings.batch_size)
+    trainer = Trainer(stage, settings)
     bar = tqdm(
-        total=settings.samples, initial=step * settings.batch_size, unit="sample", mininterval=5, dynamic_ncols=True
+        total=settings.samples,
+        initial=trainer.step * settings.batch_size,
+        unit="sample",
+        mininterval=5,
+        dynamic_ncols=True,
+        disable=not trainer.accelerator.is_main_process,
     )
-    while step < steps:
-        # Step.
-        samples = step * settings.batch_size
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate(samples)
-        torch.manual_seed(_step_seed(settings.seed, step))  # dropout
-        generator = torch.Generator().manual_seed(_step_seed(settings.seed + 1, step))
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss, figures = stage.loss(settings.batch_size, generator)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at step {step}; the last good checkpoint is {settings.run / 'checkpoint'}: "
-                "lower learning_rate and run the same command again"
-            )
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.step(parameters.values())
-        step += 1
-
-        # Report and save.
-        samples += settings.batch_size
-        statistics.add({"loss": loss.item(), "gradient_norm": norm.item(), **figures})
+    while trainer.step < settings.steps:
+        with memory_advice(settings, trainer.draw.micro_batch):
+            trainer.take_step()
+        samples, last = trainer.step * settings.batch_size, trainer.step == settings.steps
         bar.update(settings.batch_size)
-        if _crosses(samples, settings.batch_size, settings.log_samples) or step == steps:
-            line = statistics.write(samples, settings.rate(samples))
-            bar.set_postfix(loss=f"{line['loss']:.4f}")
-        if _crosses(samples, settings.batch_size, settings.save_samples) or step == steps:
-            save_checkpoint(settings.run / "checkpoint", parameters, optimizer, ema, step)
-            export_averaged(stage, settings.run / "model", parameters.values(), ema)
+        if last or settings.crosses(samples, settings.log_samples):
+            bar.set_postfix(loss=f"{trainer.report()['loss']:.4f}")
+        if last or settings.crosses(samples, settings.save_samples):
+            trainer.save()
+        if settings.crosses(samples, settings.validate_samples):
+            trainer.validate()
     bar.close()
+    trainer.close()
 
 
-def export_averaged(stage: Stage, folder: Path, parameters: Iterable[nn.Parameter], ema: EMAModel) -> None:
-    """Call ``stage.export`` with the averaged weights in place of the current ones."""
-    parameters = list(parameters)
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    stage.export(folder)
-    ema.restore(parameters)
+class Trainer:
+    """A stage in training, from its first step or from the run folder's checkpoint."""
 
+    def __init__(self, stage: Stage, settings: TrainSettings):
+        self.stage = stage
+        self.settings = settings
+        self.accelerator = make_accelerator(settings, stage.may_skip_parameters)
+        main = self.accelerator.is_main_process
+        if main:
+            settings.run.mkdir(parents=True, exist_ok=True)
+            for name in ("checkpoint", "model"):
+                checkpoint.recover(settings.run / name)
+            logger.info("%s", count_parameters(stage.modules))
+        self.accelerator.wait_for_everyone()
 
-def _crosses(samples: int, batch_size: int, interval: int) -> bool:
-    return samples // interval > (samples - batch_size) // interval
+        # Models and optimiser, on their devices.
+        for module in stage.modules.values():
+            if settings.gradient_checkpointing and any(p.requires_grad for p in module.parameters()):
+                getattr(module, "enable_gradient_checkpointing", lambda: None)()
+        calls, optimizer = prepare(
+            self.accelerator, stage.calls, make_optimizer(trained_parameters(stage.modules), settings)
+        )
+        stage.place(calls, self.accelerator.device, main)
+        stage.set_training(True)
+        self.optimizer = optimizer
+        self.parameters = trained_parameters(stage.modules)
+        averages: Any = [p.detach().float() for p in self.parameters.values()]
+        self.ema = EMAModel(averages, decay=settings.ema_decay, use_ema_warmup=False)
 
+        # Where the run stands.
+        self.watch = LossWatch(settings)
+        self.step = self._resume()
+        micro, _ = settings.micro_batches(self.accelerator.num_processes)
+        self.draw = Draw(
+            settings.seed,
+            self.step,
+            settings.batch_size,
+            micro,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.statistics = Statistics(
+            settings.run, self.step * settings.batch_size, self._gather, main, settings.tensorboard
+        )
 
-def _step_seed(seed: int, step: int) -> int:
-    return (seed * 0x9E3779B1 + step * 0x85EBCA77 + 0x165667B1) % (2**63)
+    def take_step(self) -> None:
+        """One step of the optimiser, over all processes and micro batches."""
+        stage, accelerator = self.stage, self.accelerator
+        self.draw = replace(self.draw, step=self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.step * self.settings.batch_size)
 
+        # Gradients.
+        loss = torch.zeros((), device=accelerator.device)
+        items: list[str] = []
+        for draw in self.draw.of_step():
+            draw.seed_dropout()
+            with accelerator.accumulate(*self._wrapped()):
+                with accelerator.autocast():
+                    outcome = stage.loss(draw)
+                loss += outcome.loss.detach() / draw.parts
+                items += outcome.items
+                self.statistics.add(outcome.figures)
+                accelerator.backward(outcome.loss)
 
-class _Statistics:
-    """Means of figures since the last line, appended to a JSON-lines file."""
+        # The weights change only where all is well.
+        total = float(accelerator.reduce(loss, "mean"))  # type: ignore[arg-type]
+        norm = self._clip()
+        problem = self.watch.problem(total, norm, self._overflows(norm))
+        if problem:
+            raise stop(problem, self.step, self._gather(items), self.settings)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.parameters.values())
+        self.step += 1
+        if accelerator.is_main_process:
+            self.statistics.add({"loss": total, "gradient_norm": norm})
 
-    def __init__(self, path: Path, samples: int):
-        self.path = path
-        self.sums: dict[str, float] = {}
-        self.count = 0
-        self.since = time.monotonic()
-        self.first = samples
-        if path.exists():  # drop lines that a resumed run writes again
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            kept = [line for line in kept if json.loads(line)["samples"] <= samples]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    def report(self) -> dict[str, Any]:
+        """A line of statistics."""
+        samples = self.step * self.settings.batch_size
+        return self.statistics.write(samples, rate=self.settings.rate(samples))
 
-    def add(self, figures: dict[str, float]) -> None:
-        self.count += 1
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+    def save(self) -> None:
+        """A checkpoint, and the model with its averaged weights."""
+        state: dict[str, Any] = {
+            "step": self.step,
+            "loss_mean": self.watch.mean,
+            "loss_count": self.watch.count,
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+        }
+        folder = self.settings.run / "checkpoint"
+        main = self.accelerator.is_main_process
+        if is_deepspeed(self.accelerator):  # the engine holds the optimiser's state, a piece on each process
+            self._engine().save_checkpoint(str(self.settings.run / "deepspeed"), tag=f"step-{self.step}")
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        checkpoint.save_checkpoint(folder, self.parameters, optimizer, self.ema, state, main)
+        with checkpoint.averaged(self.parameters, self.ema):
+            if main:
+                checkpoint.replace_folder(self.settings.run / "model", self.stage.export)
+            else:
+                self.stage.export(self.settings.run / "model")
+        self.accelerator.wait_for_everyone()
 
-    def write(self, samples: int, rate: float) -> dict[str, Any]:
-        seconds = time.monotonic() - self.since
-        line = {"samples": samples, "rate": rate, **{k: v / self.count for k, v in self.sums.items()}}
-        line["samples_per_second"] = (samples - self.first) / seconds
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.sums, self.count, self.since, self.first = {}, 0, time.monotonic(), samples
-        return line
+    def validate(self) -> None:
+        """The held-out loss and a preview, with the averaged weights."""
+        samples = self.step * self.settings.batch_size
+        with checkpoint.averaged(self.parameters, self.ema), torch.no_grad():
+            self.stage.set_training(False)
+            found = []
+            draw = replace(self.draw, seed=0, step=0)
+            for _ in range(HELD_OUT_BATCHES):
+                with self.accelerator.autocast():
+                    outcome = self.stage.held_out(draw)
+                if outcome is not None:
+                    found.append(float(outcome.loss))
+                draw = draw.following()
+            found = self._gather(found)
+            if found:
+                self.statistics.note({"samples": samples, "held_out_loss": sum(found) / len(found)})
+            self.stage.preview(self.settings.run / "previews" / f"{samples:09d}")
+            self.stage.set_training(True)
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        self.statistics.close()
+        self.accelerator.end_training()
+        self.accelerator.free_memory()
+
+    # -- parts of the above --------------------------------------------------------------------------------------------
+
+    def _wrapped(self) -> list[nn.Module]:
+        return [call for call in self.stage.calls.values() if any(p.requires_grad for p in call.parameters())]
+
+    def _clip(self) -> float:
+        """Clip the gradients, those of opponents apart, and return their norm before that."""
+        norm = 0.0
+        for playing in (True, False):
+            group = [p for n, p in self.parameters.items() if (n.split(".")[0] not in self.stage.opponents) == playing]
+            if group:
+                found: Any = self.accelerator.clip_grad_norm_(group, self.settings.clip_norm)
+                found = 0.0 if found is None else float(getattr(found, "full_tensor", lambda f=found: f)())
+                norm = found if playing or not torch.isfinite(torch.tensor(found)) else norm
+        return norm
+
+    def _overflows(self, norm: float) -> bool:
+        return self.accelerator.scaler is not None and not torch.isfinite(torch.tensor(norm))
+
+    def _gather(self, items: list[Any]) -> list[Any]:
+        return gather_object(items) if self.accelerator.num_processes > 1 else items
+
+    def _engine(self) -> Any:
+        wrapped: Any = self.accelerator.deepspeed_engine_wrapped
+        return wrapped.engine
+
+    def _resume(self) -> int:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        state = checkpoint.load_checkpoint(self.settings.run / "checkpoint", self.parameters, optimizer, self.ema)
+        if not state:
+            return 0
+        self.watch.mean, self.watch.count = state.get("loss_mean", 0.0), state.get("loss_count", 0)
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if is_deepspeed(self.accelerator):
+            self._engine().load_checkpoint(str(self.settings.run / "deepspeed"), tag=f"step-{state['step']}")
+        logger.info("resuming at %d samples", state["step"] * self.settings.batch_size)
+        return state["step"]

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..data.shapes import BACKGROUNDS, COLORS, KINDS, MOTIONS, SHAPES, draw_scene
+from .draws import Draw
+from .stage import Outcome, Stage
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -67,17 +69,20 @@ def make_text_encoder(tokenizer: CLIPTokenizer, **config: Any) -> CLIPTextModel:
     )
 
 
-def encode_text(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, texts: list[str]) -> Tensor:
+def encode_text(
+    tokenizer: CLIPTokenizer, encoder: nn.Module, texts: list[str], device: torch.device | str = "cpu"
+) -> Tensor:
     """Text states ``[B, M, D]``; each distinct text is encoded once."""
     distinct = list(dict.fromkeys(texts))
     tokens = tokenizer(
         distinct, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
-    states = encoder(tokens.input_ids.to(encoder.device))[0]
-    return states[torch.tensor([distinct.index(text) for text in texts])]
+    states = encoder(tokens.input_ids.to(device))[0]
+    places = {text: place for place, text in enumerate(distinct)}
+    return states[torch.tensor([places[text] for text in texts], device=device)]
 
 
-class TextStage:
+class TextStage(Stage):
     """A text encoder from scratch: its mean state must tell, through linear heads, what a caption of the world says.
 
     This stands in for CLIP's pre-training: the U-Net then finds colour, shape, motion and background in the text states
@@ -95,23 +100,35 @@ class TextStage:
             "kind": KINDS,
         }
         width = encoder.config.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(known)) for name, known in self.attributes.items()})
+        heads = nn.ModuleDict({name: nn.Linear(width, len(known)) for name, known in self.attributes.items()})
+        reader = _Reader(encoder, heads)
+        super().__init__({"text_encoder": encoder, "heads": heads}, {"text_encoder": reader, "heads": nn.Identity()})
 
-    def modules(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.encoder, "heads": self.heads}
-
-    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        scenes = [draw_scene(generator) for _ in range(batch_size)]
-        states = encode_text(self.tokenizer, self.encoder, [scene.caption for scene in scenes]).mean(1)
-        total = states.new_zeros(())
-        hits = 0.0
+    def loss(self, draw: Draw) -> Outcome:
+        scenes = [draw_scene(generator) for generator in draw.generators()]
+        captions = [scene.caption for scene in scenes]
+        scores = self.calls["text_encoder"](self.tokenizer, captions, self.device)
+        losses, hits = [], 0.0
         for name, known in self.attributes.items():
-            target = torch.tensor([known.index(getattr(scene, name)) for scene in scenes])
-            scores = self.heads[name](states)
-            total = total + F.cross_entropy(scores, target)
-            hits += float((scores.argmax(1) == target).float().mean())
-        return total, {"accuracy": hits / len(self.attributes)}
+            target = torch.tensor([known.index(getattr(scene, name)) for scene in scenes], device=self.device)
+            losses.append(F.cross_entropy(scores[name], target))
+            hits += float((scores[name].argmax(1) == target).float().mean())
+        return Outcome(torch.stack(losses).sum(), {"accuracy": hits / len(self.attributes)}, captions)
 
     def export(self, folder: Path) -> None:
-        self.encoder.save_pretrained(folder / "text_encoder")
-        self.tokenizer.save_pretrained(folder / "tokenizer")
+        if self.is_main:
+            self.encoder.save_pretrained(folder / "text_encoder")
+            self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+class _Reader(nn.Module):
+    """Captions to the scores of every head, in one call that can be wrapped for several processes."""
+
+    def __init__(self, encoder: CLIPTextModel, heads: nn.ModuleDict):
+        super().__init__()
+        self.encoder = encoder
+        self.heads = heads
+
+    def forward(self, tokenizer: CLIPTokenizer, captions: list[str], device: torch.device) -> dict[str, Tensor]:
+        states = encode_text(tokenizer, self.encoder, captions, device).mean(1)
+        return {name: head(states) for name, head in self.heads.items()}

@@ -1,114 +1,172 @@
-"""Training the U-Net in the paper's stages: first on single frames, then inflated on images and video together."""
+"""Training the U-Net: noise prediction on clips and single frames, with captions (arXiv 2309.03549)."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..data.latents import LatentClips
+from ..models.autoencoder import VidRDAutoencoderKL
 from ..models.layers import TempConv
 from ..models.unet import VidRDUNet
+from .distributed import gathered
+from .draws import Draw
+from .freezing import PAPER_POLICY, freeze
+from .lora import save_lora
+from .objective import (
+    UNetObjective,
+    by_noise_level,
+    draw_noise,
+    draw_times,
+    make_scheduler,
+    target_of,
+    weights_of,
+)
+from .previews import PreviewSettings, write_previews
+from .sources import ClipBatch, ReadAhead, Source
+from .stage import Outcome, Stage
 from .text import encode_text
 
-# The paper trains Temp-Conv, Temp-Attn, self- and cross-attention and freezes the ResNets.
-PAPER_POLICY = ("*temp_convs*", "*temp_norm*", "*temp_attn*", "*attn1*", "*attn2*")
+logger = logging.getLogger(__name__)
+
 # Texts that stand for "no caption": the empty one, and the release's negative prompt.
 EMPTY_CAPTIONS = ("", "watermark")
+ENCODED_FRAMES = 16  # that the VAE encodes at once
 
 
-@dataclass(frozen=True)
-class UNetObjective:
-    """What the U-Net learns from."""
+class UNetStage(Stage):
+    """Noise prediction on latents; trains those parameters of U-Net and text encoder that need gradients.
 
-    num_frames: int = 8  # frames per video clip
-    image_share: float = 0.0  # share of batches that are single frames
-    images_per_clip: int = 8  # single frames in place of one clip, to keep the cost of a batch even
-    caption_dropout: float = 0.1  # share of captions that are emptied, for classifier-free guidance
-    # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss
-    # of v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
-    max_weight: float = 1.0
-    temp_conv_dropout: float = 0.1  # the release's; 0 suits a small model that sees each clip a few times
-
-
-def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, sampled by DDIM as in the release."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def freeze(model: nn.Module, trained: Sequence[str]) -> None:
-    """Let only parameters whose name matches one of the ``trained`` patterns (``*`` matches anything) learn."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in trained))
-
-
-class UNetStage:
-    """Noise prediction on stored latents; trains those parameters of U-Net and text encoder that need gradients."""
+    Args:
+        source: of training clips.
+        held_out: of clips for the held-out loss, or None.
+        vae: encodes pixels, decodes previews and completes the exported model; None where latents are stored.
+        previews: validation videos.
+    """
 
     def __init__(
         self,
         unet: VidRDUNet,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        clips: LatentClips,
+        source: Source,
         objective: UNetObjective,
+        held_out: Source | None = None,
+        vae: VidRDAutoencoderKL | None = None,
+        previews: PreviewSettings | None = None,
     ):
+        modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
+        super().__init__(modules if vae is None else {**modules, "vae": vae.requires_grad_(False)})
         self.unet = unet
+        self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
-        self.clips = clips
+        self.source = ReadAhead(source)
+        self.held_out_source = held_out
         self.objective = objective
-        self.scheduler: Any = make_scheduler()
+        self.previews = previews or PreviewSettings()
+        self.scheduler: Any = make_scheduler(objective.prediction)
+        self.has_lora = hasattr(unet, "peft_config")
+        self.may_skip_parameters = objective.image_share > 0  # temporal layers, by single frames
         for module in unet.modules():
             if isinstance(module, TempConv):
                 module.set_dropout(objective.temp_conv_dropout)
         self.trains_text = any(p.requires_grad for p in text_encoder.parameters())
 
-    def modules(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "text_encoder": self.text_encoder}
+    def loss(self, draw: Draw) -> Outcome:
+        return self._loss(self.source.batch(draw), draw)
 
-    def loss(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        objective = self.objective
-        image = float(torch.rand((), generator=generator)) < objective.image_share
-        count, frames = (batch_size * objective.images_per_clip, 1) if image else (batch_size, objective.num_frames)
-        latents, captions = self.clips.batch(count, frames, generator)
-        text = self._encode(self._drop(captions, generator))
-        noise = torch.randn(latents.shape, generator=generator)
-        times = torch.randint(self.scheduler.config.num_train_timesteps, (count,), generator=generator)
-        noisy = self.scheduler.add_noise(latents, noise, times)
-        predicted = self.unet(noisy, times, text).sample
-        error = (predicted.float() - noise).square().mean((1, 2, 3, 4))
-        signal = self.scheduler.alphas_cumprod[times]
-        loss = (error * (1 / signal).clamp(max=objective.max_weight)).mean()  # 1 + 1 / SNR is 1 / alphas_cumprod
-        return loss, {"image_loss" if image else "video_loss": loss.item()} if objective.image_share else {}
+    def held_out(self, draw: Draw) -> Outcome | None:
+        return None if self.held_out_source is None else self._loss(self.held_out_source.batch(draw), draw)
 
     def export(self, folder: Path) -> None:
-        self.unet.save_pretrained(folder / "unet")
+        """A model folder that the pipeline loads, or without a VAE its U-Net, text encoder and tokenizer; or a LoRA."""
+        if self.has_lora:
+            save_lora(self.unet, folder / "lora.safetensors", self.is_main)
+            return
+        unet = gathered(self.unet)
+        if not self.is_main:
+            return
+        if self.vae is not None:
+            self._pipeline(unet).save_pretrained(folder)
+            return
+        unet.save_pretrained(folder / "unet")
         self.text_encoder.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
-    def _drop(self, captions: list[str], generator: torch.Generator) -> list[str]:
-        draws = torch.rand(len(captions), generator=generator) / self.objective.caption_dropout
-        # A draw below 1 empties the caption; its place below 1 picks with what.
-        return [
-            EMPTY_CAPTIONS[int(draw * len(EMPTY_CAPTIONS))] if draw < 1 else caption
-            for draw, caption in zip(draws.tolist(), captions, strict=True)
-        ]
+    def preview(self, folder: Path) -> None:
+        if self.previews.prompts and self.vae is not None:
+            write_previews(self._pipeline(self.unet), self.previews, folder, self.is_main)
 
-    def _encode(self, captions: list[str]) -> Tensor:
-        with torch.set_grad_enabled(self.trains_text):
-            return encode_text(self.tokenizer, self.text_encoder, captions)
+    # -- parts of the loss ---------------------------------------------------------------------------------------------
+
+    def _loss(self, batch: ClipBatch, draw: Draw) -> Outcome:
+        objective = self.objective
+        latents = self._latents(batch)
+        text = self._text(batch, draw)
+        noise = draw_noise(objective, draw, latents.shape).to(self.device)
+        times = draw_times(draw, latents.shape[0], self.scheduler.config.num_train_timesteps).to(self.device)
+        noisy = self.scheduler.add_noise(latents, noise, times)
+        predicted = self.calls["unet"](noisy, times, text).sample
+        target = target_of(objective, self.scheduler, latents, noise, times)
+        errors = (predicted.float() - target).square().mean((1, 2, 3, 4))
+        signal = self.scheduler.alphas_cumprod.to(self.device)[times]
+        loss = (errors * weights_of(objective, signal)).mean()
+        levels = by_noise_level(errors.detach(), times, self.scheduler.config.num_train_timesteps)
+        figures: dict[str, float | Tensor] = {**levels}
+        if objective.image_share:
+            figures["image_loss" if latents.shape[2] == 1 else "video_loss"] = loss.item()
+        return Outcome(loss, figures, batch.items)
+
+    def _latents(self, batch: ClipBatch) -> Tensor:
+        if batch.latents is not None:
+            return batch.latents.to(self.device)
+        if self.vae is None or batch.pixels is None:
+            raise ValueError("the data set holds pixels and the starting model no VAE: set 'vae', or store latents")
+        with torch.no_grad():
+            clips = batch.pixels.to(self.device)
+            frames = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # the encoder treats every frame alone
+            parts = [self.vae.encode(part).latent_dist.mode() for part in frames.split(ENCODED_FRAMES)]
+            latents = torch.cat(parts)[:, :, 0].unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+            return latents.float() * self.vae.config["scaling_factor"]
+
+    def _text(self, batch: ClipBatch, draw: Draw) -> Tensor:
+        """Text states ``[B, M, D]``; a share of the captions is emptied."""
+        dropout = self.objective.caption_dropout
+        each = len(batch.captions) // draw.micro_batch
+        drawn = torch.cat([torch.rand(each, generator=g) for g in draw.generators("caption")]).tolist()
+        # A draw below the dropout empties the caption; its place below it picks with what.
+        emptied = [int(d / dropout * len(EMPTY_CAPTIONS)) if d < dropout else None for d in drawn]
+        with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
+            if batch.text is None:
+                known = zip(batch.captions, emptied, strict=True)
+                captions = [caption if e is None else EMPTY_CAPTIONS[e] for caption, e in known]
+                return encode_text(self.tokenizer, self.calls["text_encoder"], captions, self.device)
+            empty = encode_text(self.tokenizer, self.calls["text_encoder"], list(EMPTY_CAPTIONS), self.device)
+            states = batch.text.to(self.device)
+            if states.shape[1:] != empty.shape[1:]:
+                raise ValueError(
+                    f"stored text states are {list(states.shape[1:])}, the text encoder makes {list(empty.shape[1:])}: "
+                    "prepare the embeddings with the text encoder of the model that is trained"
+                )
+            rows = [states[n] if e is None else empty[e].to(states.dtype) for n, e in enumerate(emptied)]
+            return torch.stack(rows)
+
+    def _pipeline(self, unet: VidRDUNet) -> Any:
+        from ..pipeline import VidRDPipeline
+
+        return VidRDPipeline(
+            unet=unet,
+            vae=self.vae,  # type: ignore[arg-type]
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            scheduler=self.scheduler,
+            defaults={"num_frames": self.objective.num_frames},
+        )
+
+
+__all__ = ["EMPTY_CAPTIONS", "PAPER_POLICY", "UNetObjective", "UNetStage", "freeze", "make_scheduler"]

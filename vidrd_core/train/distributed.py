@@ -1,0 +1,98 @@
+"""One process or many: the accelerate set-up, and tensors that several processes hold in pieces.
+
+Which processes there are, and how they share the model (DDP, FSDP, DeepSpeed), is accelerate's configuration; the
+loop only asks here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import Tensor, nn
+
+from ..models.inflate import build_empty
+from .settings import TrainSettings
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def make_accelerator(settings: TrainSettings, may_skip_parameters: bool) -> Accelerator:
+    """The accelerate object of a run, on the devices and processes that its launcher arranged.
+
+    Raises:
+        ValueError: the batch cannot be shared out, or the precision or the kind of sharding is not supported.
+    """
+    AcceleratorState._reset_state()  # of an earlier run in this process, perhaps of another precision
+    precision = "no" if settings.precision == "fp32" else settings.precision
+    unused = DistributedDataParallelKwargs(find_unused_parameters=may_skip_parameters)
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision is 'fp16', which a CPU does not train in: use 'bf16' or 'fp32'")
+    _, accelerator.gradient_accumulation_steps = settings.micro_batches(accelerator.num_processes)
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if accelerator.distributed_type == DistributedType.FSDP and plugin.fsdp_version != 2:
+        raise ValueError(f"fsdp_version is {plugin.fsdp_version}; expected 2: set it in accelerate's configuration")
+    deepspeed: Any = getattr(accelerator.state, "deepspeed_plugin", None)
+    if is_deepspeed(accelerator):
+        if deepspeed.zero_stage > 2:
+            raise ValueError(
+                f"zero_stage is {deepspeed.zero_stage}; expected 0 to 2: use FSDP to share the weights out"
+            )
+        deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = settings.micro_batches(
+            accelerator.num_processes
+        )[0]
+        deepspeed.deepspeed_config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
+        deepspeed.deepspeed_config["gradient_clipping"] = settings.clip_norm
+    return accelerator
+
+
+def is_deepspeed(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def prepare(
+    accelerator: Accelerator, calls: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, nn.Module], Any]:
+    """Wrap the modules with trained parameters, and the optimiser.
+
+    Raises:
+        ValueError: FSDP or DeepSpeed was asked for and several modules are trained.
+    """
+    trained = {name: call for name, call in calls.items() if any(p.requires_grad for p in call.parameters())}
+    if len(trained) > 1 and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"{accelerator.distributed_type.value} shares out one model, this stage trains {sorted(trained)}: use DDP"
+        )
+    *wrapped, optimizer = accelerator.prepare(*trained.values(), optimizer)
+    return dict(zip(trained, wrapped, strict=True)), optimizer
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of one that the processes hold in pieces; every process must call it."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def shared_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """``tensor`` on the device, and in the pieces, of ``model``."""
+    mesh = getattr(model, "device_mesh", None)
+    if mesh is None:
+        return tensor.to(model.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(model.device), mesh, model.placements)  # type: ignore[attr-defined]
+
+
+def gathered(module: Module) -> Module:
+    """A diffusers model with whole weights: itself, or where it is in pieces a copy; every process must call it."""
+    if not any(hasattr(p, "full_tensor") for p in module.parameters()):
+        return module
+    state = {name: whole(value).cpu() for name, value in module.state_dict().items()}
+    config: Any = module.config
+    copy = build_empty(type(module), dict(config))
+    copy.load_state_dict(state, assign=True)
+    return copy

@@ -1,0 +1,100 @@
+"""The order of the data: batches of one shape each, as a pure function of the seed and the batch's number."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..data.shards import SampleInfo
+from .draws import derived_generator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all samples of a batch are brought to: frames, and height and width in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+
+def assign(
+    samples: Sequence[SampleInfo],
+    sizes: Sequence[tuple[int, int]],
+    frames: Sequence[int],
+    images_as_video: bool,
+) -> dict[Shape, list[int]]:
+    """Put samples into buckets by frame count and aspect ratio; those that fit none are left out and logged.
+
+    Args:
+        sizes: (height, width) in pixels to choose from, by the nearest aspect ratio; stored latents keep their own.
+        frames: clip lengths to choose from; a video takes the longest that it fills.
+        images_as_video: images become videos, of the longest length; else they are single frames.
+    """
+    buckets: dict[Shape, list[int]] = {}
+    short = 0
+    for index, sample in enumerate(samples):
+        if sample.kind == "image":
+            count = max(frames) if images_as_video else 1
+        else:
+            count = max((f for f in frames if f <= sample.frames), default=0)
+        if count == 0:
+            short += 1
+            continue
+        size = (sample.height, sample.width)
+        if "latents.npy" not in sample.members:
+            aspect = math.log(sample.width / sample.height)
+            size = min(sizes, key=lambda s: abs(math.log(s[1] / s[0]) - aspect))
+        buckets.setdefault(Shape(count, *size), []).append(index)
+    if short:
+        logger.info("%d of %d samples are shorter than %d frames and are left out", short, len(samples), min(frames))
+    return buckets
+
+
+class BatchPlan:
+    """Epoch after epoch over all samples, in batches of one bucket each, everything shuffled.
+
+    A bucket whose samples do not fill its last batch fills it with others of its own, so that every sample is seen in
+    every epoch.
+    """
+
+    def __init__(self, buckets: dict[Shape, list[int]], batch_size: int, seed: int):
+        if not any(buckets.values()):
+            raise ValueError("no sample of the data set can be used: check the clip lengths and kinds in the settings")
+        self.buckets = {shape: torch.tensor(members) for shape, members in buckets.items() if members}
+        self.batch_size = batch_size
+        self.seed = seed
+        self.batches_per_epoch = sum(math.ceil(len(m) / batch_size) for m in self.buckets.values())
+        self._epoch = -1
+        self._batches: list[tuple[Shape, torch.Tensor]] = []
+
+    def batch(self, number: int) -> tuple[Shape, list[int]]:
+        """Shape and sample indices of the batch with this number, counted from 0 over all epochs."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        if epoch != self._epoch:
+            self._batches, self._epoch = self._shuffled(epoch), epoch
+        shape, chosen = self._batches[place]
+        return shape, chosen.tolist()
+
+    def _shuffled(self, epoch: int) -> list[tuple[Shape, torch.Tensor]]:
+        generator = derived_generator(self.seed, "epoch", epoch)
+        batches = []
+        for shape, members in self.buckets.items():
+            order = members[torch.randperm(len(members), generator=generator)]
+            wanted = math.ceil(len(order) / self.batch_size) * self.batch_size
+            filled = order.repeat(math.ceil(wanted / len(order)))[:wanted]
+            batches += [(shape, part) for part in filled.split(self.batch_size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def interleaved(step: int, share: float) -> tuple[bool, int]:
+    """Whether ``step`` is of the rarer kind, which takes ``share`` of the steps evenly, and its number in its kind."""
+    before = math.floor(step * share + 1e-9)
+    chosen = math.floor((step + 1) * share + 1e-9) > before
+    return chosen, before if chosen else step - before

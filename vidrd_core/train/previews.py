@@ -1,0 +1,51 @@
+"""Videos that a run makes of the same prompts and seeds every now and then, chained clips included."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from ..pipeline import VidRDPipeline
+
+
+@dataclass(frozen=True)
+class PreviewSettings:
+    """Which videos to make; each prompt has the seed of its place in the list."""
+
+    prompts: tuple[str, ...] = ()  # none: no previews
+    clips: int = 2  # chained, per video
+    frames: int = 8  # per clip
+    steps: int = 25  # of the sampler, per clip
+    guidance_scale: float = 7.5
+    fps: float = 8.0
+    height: int | None = None  # pixels; None: what the U-Net was configured for
+    width: int | None = None
+
+
+def write_previews(pipe: VidRDPipeline, settings: PreviewSettings, folder: Path, is_main: bool) -> None:
+    """One MP4 file for each prompt; every process samples, since the model may be in pieces, the main one writes."""
+    from ..video import to_uint8, write_video
+
+    pipe.set_progress_bar_config(disable=True)
+    for number, prompt in enumerate(settings.prompts):
+        output = pipe(
+            prompt,
+            num_clips=settings.clips,
+            num_frames=settings.frames,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            height=settings.height,
+            width=settings.width,
+            seed=number,
+            output_type="pt",
+        )
+        if is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            words = re.sub(r"[^0-9a-zA-Z]+", "-", prompt)[:60].strip("-")
+            frames = torch.as_tensor(output.frames)
+            write_video(folder / f"{number:02d}-{words}.mp4", to_uint8(frames), settings.fps)
