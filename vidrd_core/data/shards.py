@@ -15,7 +15,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -83,9 +83,10 @@ class SampleInfo:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that ``path`` holds either the old or the whole new text, whatever happens."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1, sort_keys=True)
-        file.write("\n")
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+    with partial.open("wb") as file:
+        # A file name can hold bytes that are no UTF-8 (lone surrogates): they are left as JSON's escapes.
+        file.write(text.encode("utf-8", "backslashreplace"))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -116,6 +117,11 @@ class ShardWriter:
     @property
     def finished(self) -> bool:
         return (self.folder / INDEX).exists()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no item has brought a sample so far."""
+        return not self.tables and not self._infos
 
     def add(self, item: int, samples: Sequence[Sample], note: Mapping[str, Any] | None = None) -> None:
         """Store what became of ``item``: its samples, perhaps none, and a JSON note of what was dropped."""
@@ -288,14 +294,16 @@ class ShardDataset:
                 raise ValueError(f"{sample.key}: latents of {sample.height}x{sample.width} pixels cannot become {size}")
             made["latents"] = self._array(sample, "latents.npy")[:, start : start + count].contiguous()
         else:
-            frames = self._frames(sample, start, count)
+            frames = self.frames(i, start, count)
             pixels = torch.from_numpy(fit(frames, *size)).permute(3, 0, 1, 2)
             made["pixels"] = pixels.float().div(127.5).sub(1.0).contiguous()
         if "text.npy" in sample.members:
             made["text"] = self._array(sample, "text.npy")
         return made
 
-    def _frames(self, sample: SampleInfo, start: int, count: int) -> np.ndarray:
+    def frames(self, i: int, start: int = 0, count: int | None = None) -> np.ndarray:
+        """Frames of sample ``i`` as stored, uint8 ``[T, H, W, 3]``. BrokenItem if they cannot be read."""
+        sample = self.samples[i]
         suffix = next((s for s in ("mp4", "jpg", "png") if s in sample.members), None)
         if suffix is None:
             raise BrokenItem(sample.key, f"holds no media, only {sorted(sample.members)}")
@@ -349,12 +357,3 @@ def _draw(count: int, generator: torch.Generator | None) -> int:
     import torch
 
     return int(torch.randint(count, (), generator=generator))
-
-
-def write_reports(folder: Path, statistics: Mapping[str, Any], dropped: Iterable[Dropped]) -> None:
-    """Write ``statistics.json`` and ``dropped.jsonl`` of a data set."""
-    lines = "".join(json.dumps(asdict(d), ensure_ascii=False, sort_keys=True) + "\n" for d in dropped)
-    partial = folder / "dropped.jsonl.partial"
-    partial.write_bytes(lines.encode("utf-8", "backslashreplace"))
-    os.replace(partial, folder / "dropped.jsonl")
-    write_json(folder / "statistics.json", statistics)

@@ -1,0 +1,146 @@
+"""From a video file to clips: the wanted frame rate, length and size, never across a cut, in bounded memory."""
+
+from __future__ import annotations
+
+import collections
+import random
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..video.reading import _at_rate, _FileSource
+from .media import fit
+
+_THUMBNAIL = (32, 32)  # pixels; enough to see a cut, little enough to keep every source frame of a long video
+_NEIGHBOURS = 8  # source frames whose changes a cut must stand out from
+_STANDS_OUT = 3.0  # times
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What a clip of the data set is. The values are our own; the paper states none but 256x256 and 8 frames."""
+
+    fps: float = 4.0  # as the released model
+    frames: int = 16  # at most, per clip; longer than a training clip, so that its start varies
+    min_frames: int = 8
+    height: int = 256  # pixels, even
+    width: int = 256
+    aspect: str = "crop"  # "crop": cut to height x width; "keep": keep the aspect, at about as many pixels
+    crop: str = "center"  # or "random", from the seed
+    per_video: int = 1  # clips of one video at most, spread at random over its length
+    cut_threshold: float = 0.12  # mean change of a pixel, 0 to 1, from which a jump may be a cut; 0: no detection
+    quality: float = 8.0  # of MP4 and JPEG, 0 to 10
+    image_side: int = 512  # pixels; larger images are scaled down until their shorter side is this
+    image_format: str = "jpg"  # or png
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0 or not 1 <= self.min_frames <= self.frames or self.per_video < 1:
+            raise ValueError(
+                "fps must be above 0, min_frames from 1 to frames, per_video at least 1, got "
+                f"{self.fps}, {self.min_frames}, {self.frames}, {self.per_video}"
+            )
+        if min(self.height, self.width) < 8 or self.height % 2 or self.width % 2 or self.image_side < 8:
+            raise ValueError(f"sizes must be even and at least 8 pixels, got {self.height}x{self.width}")
+        for name, value, known in (
+            ("aspect", self.aspect, ("crop", "keep")),
+            ("crop", self.crop, ("center", "random")),
+            ("image_format", self.image_format, ("jpg", "png")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Successive frames of one shot, at the wanted rate and size."""
+
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    start: float  # seconds from the start of the file
+    source_size: tuple[int, int]  # height and width of the file's frames
+
+
+def target_size(settings: ClipSettings, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a clip from frames of ``height`` x ``width`` pixels; multiples of 8 where aspect is kept."""
+    if settings.aspect == "crop":
+        return settings.height, settings.width
+    scale = (settings.height * settings.width / (height * width)) ** 0.5
+    return max(8, round(height * scale / 8) * 8), max(8, round(width * scale / 8) * 8)
+
+
+def windows(
+    path: Path,
+    settings: ClipSettings,
+    start: float | None = None,
+    end: float | None = None,
+    place: tuple[float, float] = (0.5, 0.5),
+) -> Iterator[Window]:
+    """Every stretch of ``min_frames`` to ``frames`` frames between two cuts, one after the other, none twice.
+
+    start, end: seconds of the file to look at. place: of the crop, as in :func:`~vidrd_core.data.media.fit`.
+    Memory is that of one window. VideoError for a file that is broken, also where it breaks off later.
+    """
+    source = _FileSource(path)
+    timed = _shots(source.frames(), settings.cut_threshold, start or 0.0, end)
+    held: list[np.ndarray] = []
+    shot, began, size = 0, 0.0, (0, 0)
+    # `_at_rate` repeats and drops what it is given without looking at it: here frames with the number of their shot.
+    for count, (number, frame) in enumerate(_at_rate(timed, settings.fps, source.fps)):  # type: ignore[arg-type]
+        if held and (number != shot or len(held) == settings.frames):
+            if len(held) >= settings.min_frames:
+                yield Window(np.stack(held), began, size)
+            held = []
+        if not held:
+            shot, began, size = int(number), (start or 0.0) + count / settings.fps, frame.shape[:2]
+        held.append(fit(frame[None], *target_size(settings, *size), place)[0])
+    if len(held) >= settings.min_frames:
+        yield Window(np.stack(held), began, size)
+
+
+def choose(found: Iterable[Window], count: int, length: int, draw: random.Random) -> list[Window]:
+    """``count`` of the windows at random, in their order; the others are not held.
+
+    Those of ``length`` frames are all equally likely; shorter ones only fill up what these leave.
+    """
+    kept: dict[bool, list[Window]] = {True: [], False: []}
+    seen = {True: 0, False: 0}
+    for window in found:
+        whole = len(window.frames) >= length
+        seen[whole] += 1
+        if len(kept[whole]) < count:
+            kept[whole].append(window)
+        elif (slot := draw.randrange(seen[whole])) < count:
+            kept[whole][slot] = window
+    return sorted((kept[True] + kept[False])[:count], key=lambda window: window.start)
+
+
+def _shots(
+    timed: Iterator[tuple[float, np.ndarray]], threshold: float, start: float, end: float | None
+) -> Iterator[tuple[float, tuple[int, np.ndarray]]]:
+    """Frames from ``start`` to ``end`` seconds, their time from ``start`` and the number of their shot.
+
+    A cut is a change of picture above ``threshold`` and far above the changes before it, which fast motion is not.
+    Fades and dissolves are no cuts to it.
+    """
+    import cv2
+
+    shot, last = 0, None
+    changes: collections.deque[float] = collections.deque(maxlen=_NEIGHBOURS)
+    for now, turned in timed:
+        if now < start:
+            continue
+        if end is not None and now >= end:
+            return
+        frame = np.ascontiguousarray(turned)
+        if threshold > 0:
+            small = cv2.resize(frame, _THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.int16)
+            if last is not None:
+                change = float(np.abs(small - last).mean()) / 255
+                # The median, since the cut before this one is among the changes.
+                if change > threshold and change > _STANDS_OUT * (statistics.median(changes) if changes else 0.0):
+                    shot += 1
+                changes.append(change)
+            last = small
+        yield now - start, (shot, frame)
