@@ -1,8 +1,12 @@
-"""Measure a model of the procedural world with the rule-based tracker, on prompts that training never saw.
+"""Measure a model: on the bundled model's world, whose truth is known, and on UCF-101 as the paper does.
 
-    python training/evaluate.py --model vidrd_core/demo_model --prompts 200 --clips 8 --output docs/demo_evaluation
+    python training/evaluate.py world --model vidrd_core/demo_model --output docs/demo_evaluation
+    python training/evaluate.py compare --model vidrd_core/demo_model --results runs/evaluation --dtype bf16
+    python training/evaluate.py document --results runs/evaluation --document docs/evaluation.md
+    accelerate launch training/evaluate.py ucf101 --model MODEL --output runs/ucf101 --trainlist trainlist01.txt \
+        --videos UCF-101 --i3d i3d_torchscript.pt --c3d c3d_ucf101.pt
 
-Prints a Markdown table and writes it beside the figures as JSON.
+Every command goes on where it was stopped when it is called again, except `world`.
 """
 
 from __future__ import annotations
@@ -11,16 +15,26 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
+from vidrd_core.metrics.comparison import SETS, Comparison, canonical
+from vidrd_core.metrics.document import write_document
+from vidrd_core.metrics.ucf101 import Ucf101Settings, evaluate_ucf101
 from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
 from vidrd_core.pipeline import VidRDPipeline
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16"]
+PROMPTS = Path(__file__).parent / "configs" / "ucf101_prompts.txt"
+
 
 @dataclass(frozen=True)
-class Arguments:
+class World:
+    """Does a video show what its prompt says? Independent clips and the paper's settings beside each other."""
+
     model: Path  # model folder
     output: Path | None = None  # name of the .json and .md files to write
     prompts: int = 200  # distinct captions of held-out combinations
@@ -29,32 +43,122 @@ class Arguments:
     guidance_scale: float = 4.0
     batch: int = 20  # videos at a time
     methods: tuple[str, ...] = tuple(METHODS)
+    dtype: Precision = "fp32"
     seed: int = 0
 
 
-def main(arguments: Arguments) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    pipe = VidRDPipeline.from_pretrained(arguments.model)
-    pipe.set_progress_bar_config(disable=True)
+@dataclass(frozen=True)
+class Compare:
+    """Methods side by side on long videos: seams, motion, identity, drift, repetition, flicker."""
+
+    model: Path  # model folder
+    results: Path  # folder for one JSON file and one picture per method; several processes may share it
+    sets: tuple[Literal["methods", "remedies", "sweeps"], ...] = ("methods",)  # those of vidrd_core.metrics.comparison
+    methods: tuple[str, ...] = ()  # instead of sets, for example "paper" "paper, alpha=2, match"
+    videos: int = 100  # distinct prompts
+    clips: int = 16  # per video
+    steps: int = 25  # denoising steps per clip
+    guidance_scale: float = 4.0
+    batch: int = 25  # videos at a time
+    dtype: Precision = "fp32"
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Document:
+    """Tables, charts and filmstrips of the evaluation document, made again from the results."""
+
+    results: Path  # folder of `compare`
+    document: Path = Path("docs/evaluation.md")
+    ucf101: Path | None = None  # results.json of `ucf101`
+
+
+@dataclass(frozen=True)
+class Ucf101:
+    """The paper's UCF-101 evaluation: FVD, inception score and CLIP similarity of 10,000 videos."""
+
+    model: Path  # model folder
+    measure: tyro.conf.OmitArgPrefixes[Ucf101Settings]
+    prompts: Path = PROMPTS  # one line per class, "ClassName: prompt"; the bundled ones are ours
+    dtype: Precision = "fp32"
+
+
+def world(options: World) -> None:
+    pipe = load(options.model, options.dtype)
     evaluation = WorldEvaluation(
         pipe,
-        arguments.prompts,
-        arguments.clips,
-        arguments.steps,
-        arguments.guidance_scale,
-        arguments.batch,
-        arguments.seed,
+        options.prompts,
+        options.clips,
+        options.steps,
+        options.guidance_scale,
+        options.batch,
+        options.seed,
     )
-    rows = {name: evaluation.run(METHODS[name]) for name in arguments.methods}
+    rows = {name: evaluation.run(METHODS[name]) for name in options.methods}
     table = markdown_table(rows)
     logging.info("\n%s", table)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        settings = {k: str(v) for k, v in vars(arguments).items()} | {"torch": torch.__version__}
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        settings = {k: str(v) for k, v in vars(options).items()} | {"torch": torch.__version__}
         text = json.dumps({"settings": settings, "methods": rows}, indent=2)
-        arguments.output.with_suffix(".json").write_text(text, encoding="utf-8")
-        arguments.output.with_suffix(".md").write_text(table, encoding="utf-8")
+        options.output.with_suffix(".json").write_text(text, encoding="utf-8")
+        options.output.with_suffix(".md").write_text(table, encoding="utf-8")
+
+
+def compare(options: Compare) -> None:
+    pipe = load(options.model, options.dtype).to(options.device)
+    comparison = Comparison(
+        pipe,
+        options.results,
+        options.videos,
+        options.clips,
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        batch=options.batch,
+        seed=options.seed,
+    )
+    names = options.methods or tuple(name for chosen in options.sets for name in SETS[chosen])
+    for name in dict.fromkeys(map(canonical, names)):
+        logging.info("%s: %s", name, json.dumps(comparison.run(name)["figures"], indent=1))
+
+
+def document(options: Document) -> None:
+    for path in write_document(options.document, options.results, options.ucf101):
+        logging.info("wrote %s", path)
+
+
+def ucf101(options: Ucf101) -> None:
+    pipe = load(options.model, options.dtype)
+    evaluate_ucf101(pipe, options.prompts, options.measure, name=options.model.name)
+
+
+def load(model: Path, dtype: Precision) -> VidRDPipeline:
+    pipe = VidRDPipeline.from_pretrained(model, torch_dtype=DTYPES[dtype])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+Command = (
+    Annotated[World, tyro.conf.subcommand("world")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Document, tyro.conf.subcommand("document")]
+    | Annotated[Ucf101, tyro.conf.subcommand("ucf101")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options = tyro.cli(Command, args=arguments)
+    if isinstance(options, World):
+        world(options)
+    elif isinstance(options, Compare):
+        compare(options)
+    elif isinstance(options, Document):
+        document(options)
+    else:
+        ucf101(options)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main()

@@ -1,0 +1,222 @@
+"""Methods side by side on the procedural world: the same prompts and seeds for each, measured with the tracker.
+
+Every method has one JSON file, written after each batch, so that a stopped run goes on where it was, several processes
+can share a folder by taking different methods, and tables and pictures can be made again without the model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..decoding import decode_windows
+from ..pipeline import VidRDPipeline
+from ..state import fingerprint
+from ..video import to_uint8
+from .longvideo import VideoRecord, from_json, measure, summarise, to_json
+from .methods import BASES, Job, Made, find_method
+from .world import held_out_scenes
+
+logger = logging.getLogger(__name__)
+
+METHODS = tuple(BASES)
+REMEDIES = tuple(
+    f"{base}, {remedy}"
+    for base in ("independent", "paper", "forward", "forward guided", "joint windows", "FreeNoise")
+    for remedy in ("match", "rescale")
+)
+SWEEPS: dict[str, tuple[str, ...]] = {
+    "alpha": tuple(f"paper, alpha={value}" for value in (0, 1, 2, 4, 8, "inf")),
+    "beta": tuple(f"paper, beta={value}" for value in (0, 0.2, 0.4, 0.6, 0.8, 1)),
+    "overlap": tuple(f"paper, overlap={value}" for value in (1, 2, 4, 6, 8)),
+    "alpha, forward guided": tuple(f"forward guided, alpha={value}" for value in (0, 1, 2, 4)),
+    "beta, forward guided": tuple(f"forward guided, beta={value}" for value in (0.2, 0.4, 0.6, 0.8, 1)),
+    "overlap, forward guided": tuple(f"forward guided, overlap={value}" for value in (1, 2, 3, 4, 6)),
+}
+SETS: dict[str, tuple[str, ...]] = {
+    "methods": METHODS,
+    "remedies": REMEDIES,
+    "sweeps": tuple(name for names in SWEEPS.values() for name in names),
+}
+SAMPLES = 2  # videos per method whose frames are kept as pictures
+
+
+def canonical(name: str) -> str:
+    """The shortest name of a method: the base's own where the changes change nothing, so that sweeps share results."""
+    base = name.partition(",")[0].strip()
+    method = find_method(name)
+    return base if method == BASES[base] else ", ".join(part.strip() for part in name.split(","))
+
+
+def result_path(folder: Path, name: str) -> Path:
+    """The JSON file of a method; the pictures beside it end in .png."""
+    return folder / (re.sub(r"[^A-Za-z0-9.]+", "-", canonical(name)).strip("-.") + ".json")
+
+
+@dataclass
+class Comparison:
+    """One run over the same prompts and seeds.
+
+    Args:
+        pipe: a pipeline whose model draws the world, in the precision to use.
+        folder: where results go.
+        videos: number of distinct held-out captions, one video each.
+        clips: clips per video.
+        num_frames: frames per clip.
+        steps, guidance_scale: of sampling.
+        batch: videos in one U-Net batch.
+        seed: of the first video; the others count on.
+    """
+
+    pipe: VidRDPipeline
+    folder: Path
+    videos: int = 100
+    clips: int = 16
+    num_frames: int = 8
+    steps: int = 25
+    guidance_scale: float = 4.0
+    batch: int = 25
+    seed: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must agree for videos to stand in one table."""
+        return {
+            "model": fingerprint(self.pipe.unet),
+            "clips": self.clips,
+            "num_frames": self.num_frames,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "seed": self.seed,
+            "dtype": str(self.pipe.unet.dtype).removeprefix("torch."),
+            "scheduler": type(self.pipe.scheduler).__name__,
+        }
+
+    @torch.no_grad()
+    def run(self, name: str) -> dict[str, Any]:
+        """Make and measure a method's videos, or those that are missing; returns its summary.
+
+        Raises:
+            ValueError: the method is not known, or its file holds results of other settings.
+        """
+        name = canonical(name)
+        method = find_method(name)
+        path = result_path(self.folder, name)
+        records = self._finished(path)
+        scenes = held_out_scenes(self.videos, self.seed)
+        while len(records) < self.videos:
+            began, first = time.monotonic(), len(records)
+            part = scenes[first : first + self.batch]
+            seeds = [self.seed + first + n for n in range(len(part))]
+            job = Job(self.pipe, part, seeds, self.clips, self.num_frames, self.steps, self.guidance_scale)
+            made = method.make(job)
+            frames = self._frames(made)
+            records += [measure(scene, video, made.starts) for scene, video in zip(part, frames, strict=True)]
+            if first == 0:
+                _save_samples(path.with_suffix(".png"), frames[:SAMPLES])
+            self._write(path, name, records, frames.shape[2])
+            took = time.monotonic() - began
+            logger.info(
+                "%s: %d of %d videos, %.4f videos per second (%.2f s per clip and video)",
+                name,
+                len(records),
+                self.videos,
+                len(part) / took,
+                took / len(part) / self.clips,
+            )
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["summary"]
+        return summary
+
+    def _finished(self, path: Path) -> list[VideoRecord]:
+        if not path.is_file():
+            return []
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differing = [k for k, v in self.settings.items() if stored["settings"].get(k) != v]
+        if differing:
+            changes = ", ".join(f"{k} was {stored['settings'].get(k)} and is {self.settings[k]}" for k in differing)
+            raise ValueError(f"{path} holds results of other settings: {changes}; choose another folder or delete it")
+        return [from_json(record) for record in stored["records"]]
+
+    def _write(self, path: Path, name: str, records: list[VideoRecord], frames: int) -> None:
+        result = {
+            "method": name,
+            "settings": self.settings,
+            "captions": [record.caption for record in records[:SAMPLES]],
+            "summary": {"frames": frames, **summarise(records, self.num_frames)},
+            "records": [to_json(record) for record in records],
+        }
+        write_json(path, result)
+
+    def _frames(self, made: Made) -> Tensor:
+        """``[B, 3, T, H, W]`` in [-1, 1], decoded in windows as the pipeline does."""
+        if made.frames is not None:
+            return made.frames
+        assert made.latents is not None
+        vae = self.pipe.vae
+
+        def decode(latents: Tensor) -> Tensor:
+            latents = latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"]
+            return vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1).cpu()
+
+        return torch.cat(list(decode_windows(decode, made.latents, self.num_frames)), dim=2)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _save_samples(path: Path, frames: Tensor) -> None:
+    """Videos as rows of frames, lossless: ``[B, 3, T, H, W]`` to a picture of B*H by T*W pixels."""
+    rows = [np.concatenate(list(to_uint8(video)), axis=1) for video in frames]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def load_samples(path: Path, size: int) -> list[np.ndarray]:
+    """The videos of :func:`_save_samples`, each uint8 ``[T, H, W, 3]`` with H = W = ``size``."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    rows = pixels.reshape(pixels.shape[0] // size, size, pixels.shape[1] // size, size, 3)
+    return list(rows.transpose(0, 2, 1, 3, 4))
+
+
+def load_results(folder: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Results by method name, without their records: those of ``names`` that exist, in that order, or all.
+
+    Raises:
+        ValueError: there is none, or they were not made with the same settings.
+    """
+    if names is None:
+        paths = sorted(folder.glob("*.json"))
+    else:
+        paths = [path for name in dict.fromkeys(map(canonical, names)) if (path := result_path(folder, name)).is_file()]
+    results: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        results[stored["method"]] = {key: value for key, value in stored.items() if key != "records"}
+    if not results:
+        raise ValueError(f"{folder} has no results of these methods; make them with `training/evaluate.py compare`")
+    first, *others = results.values()
+    for other in others:
+        if other["settings"] != first["settings"]:
+            raise ValueError(
+                f"{other['method']!r} was made with {other['settings']}, {first['method']!r} with {first['settings']}: "
+                "they cannot stand in one table"
+            )
+    return results

@@ -1,0 +1,247 @@
+"""Makes the generated parts of docs/evaluation.md - tables, charts, filmstrips - from stored results.
+
+The document is written by hand but for what stands between markers ``<!-- generated: NAME -->`` and
+``<!-- end: NAME -->``, which is replaced. A document that does not exist begins with :data:`FRAME`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..video import ContactSheet
+from . import charts
+from .comparison import METHODS, REMEDIES, SWEEPS, canonical, load_results, load_samples, result_path, write_json
+
+Results = Mapping[str, Mapping[str, Any]]
+
+SHARES = (
+    "motion kept",
+    "identity at the last clip",
+    "colour and shape as prompted, first clip",
+    "colour and shape as prompted, last clip",
+    "motion as prompted, first clip",
+    "motion as prompted, later clips",
+    "runs back after a seam",
+    "replays its predecessor",
+    "rewinds its predecessor",
+)
+MAIN = (
+    "seam ratio",
+    "motion kept",
+    "identity at the last clip",
+    "background drift at the last clip",
+    "shape colour drift at the last clip",
+    "runs back after a seam",
+    "replays its predecessor",
+    "rewinds its predecessor",
+    "flicker inside clips",
+    "flicker at seams",
+)
+PROMPTED = (
+    "colour and shape as prompted, first clip",
+    "colour and shape as prompted, last clip",
+    "motion as prompted, first clip",
+    "motion as prompted, later clips",
+    "step inside clips",
+    "contrast at the last clip",
+    "brightness drift at the last clip",
+)
+SHOWN_FRAMES = 32  # of each video in the filmstrips
+
+FRAME = """\
+# Evaluation
+
+## The measures
+
+The bundled model draws a world whose truth is known, and a tracker without anything learned finds its shape in every
+frame. Each method makes the same videos from the same prompts and seeds.
+
+- **Seam ratio**: jump of the shape's centre over the seams between clips / its mean step inside clips. 1 is perfect.
+- **Motion kept**: share of seams after which the shape moves on in the direction (or turns in the sense) it had before.
+- **Identity**: share of videos whose shape and colour in a clip are those of clip 1.
+- **Drift**: change of the background's or the shape's mean colour against clip 1, in levels of 255.
+- **Runs back**: share of seams after which a straight motion goes against its direction.
+- **Replays, rewinds**: share of clips whose path is their predecessor's, forwards or backwards.
+- **Flicker**: change of background pixels, which never move, from frame to frame, in levels of 255.
+
+"truth" is the rendered world itself, "truth decoded" its pass through the model's autoencoder: the best there can be.
+
+<!-- generated: settings -->
+<!-- end: settings -->
+
+## The methods
+
+<!-- generated: methods -->
+<!-- end: methods -->
+
+## Remedies against drift
+
+<!-- generated: remedies -->
+<!-- end: remedies -->
+
+## Sweeps
+
+<!-- generated: sweeps -->
+<!-- end: sweeps -->
+
+## Filmstrips
+
+<!-- generated: filmstrips -->
+<!-- end: filmstrips -->
+
+## UCF-101
+
+<!-- generated: ucf101 -->
+<!-- end: ucf101 -->
+"""
+
+
+def write_document(document: Path, results: Path, ucf101: Path | None = None) -> list[Path]:
+    """Renew the generated parts of ``document``; pictures and a summary go into a folder beside it, named like it.
+
+    Args:
+        results: the folder of a comparison.
+        ucf101: the JSON file of a UCF-101 evaluation; None leaves that part as it is.
+
+    Returns:
+        All files written.
+
+    Raises:
+        ValueError: no results, results that do not belong together, or a document whose markers are broken.
+    """
+    text = document.read_text(encoding="utf-8") if document.is_file() else FRAME
+    pictures = document.with_suffix("")
+    found = load_results(results)
+    summaries = {name: result["summary"] for name, result in found.items()}
+    written: list[Path] = []
+
+    def picture(name: str, figure: Any, alternative: str) -> str:
+        path = pictures / name
+        charts.save(figure, path)
+        written.append(path)
+        return f"![{alternative}]({pictures.name}/{name})"
+
+    parts = {"settings": _settings(found)}
+    methods = _chosen(summaries, METHODS)
+    if methods:
+        made = {name: value for name, value in methods.items() if not name.startswith("truth")} or methods
+        parts["methods"] = "\n\n".join(
+            (
+                table(methods, MAIN),
+                picture("methods.png", charts.draw_bars(methods), "seam ratio, motion kept, identity, drift"),
+                picture("profile.png", charts.draw_profiles(made), "motion by position in a clip"),
+                picture("curves.png", charts.draw_curves(made), "identity, motion and drift by clip number"),
+                table(methods, PROMPTED),
+            )
+        )
+    bases = [canonical(name.partition(",")[0]) for name in REMEDIES]
+    remedies = _chosen(summaries, [n for base, name in zip(bases, REMEDIES) for n in (base, name)])
+    if any("," in name for name in remedies):
+        parts["remedies"] = "\n\n".join(
+            (table(remedies, MAIN), picture("remedies.png", charts.draw_curves(remedies), "drift by clip number"))
+        )
+    sweeps = _sweeps(summaries, picture)
+    if sweeps:
+        parts["sweeps"] = sweeps
+    strips = _filmstrips(found, results, pictures)
+    if strips:
+        written += strips
+        parts["filmstrips"] = "\n\n".join(
+            f'"{_caption(found, number)}"\n\n![the same prompt by every method]({pictures.name}/{path.name})'
+            for number, path in enumerate(strips)
+        )
+    if ucf101 is not None:
+        from .ucf101 import markdown
+
+        parts["ucf101"] = markdown(json.loads(ucf101.read_text(encoding="utf-8")))
+    for name, content in parts.items():
+        text = replace_part(text, name, content)
+    summary = pictures / "summary.json"
+    write_json(summary, {name: {k: v for k, v in result.items()} for name, result in found.items()})
+    document.parent.mkdir(parents=True, exist_ok=True)
+    partial = document.with_name(document.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, document)
+    return [document, summary, *written]
+
+
+def replace_part(text: str, name: str, content: str) -> str:
+    """Put ``content`` between the markers of ``name``."""
+    pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"the document needs `<!-- generated: {name} -->` and `<!-- end: {name} -->` once each")
+    return pattern.sub(lambda match: match[1] + content.rstrip("\n") + "\n" + match[2], text)
+
+
+def table(summaries: Results, figures: Sequence[str]) -> str:
+    """One row per method, one column per figure."""
+    lines = ["| method | videos | " + " | ".join(figures) + " |", "|---" * (len(figures) + 2) + "|"]
+    for name, summary in summaries.items():
+        cells = [_cell(figure, summary["figures"][figure]) for figure in figures]
+        lines.append(f"| {name} | {summary['videos']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(figure: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if figure in SHARES else f"{value:.2f}"
+
+
+def _chosen(summaries: Results, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    return {name: summaries[name] for name in dict.fromkeys(map(canonical, names)) if name in summaries}
+
+
+def _sweeps(summaries: Results, picture: Any) -> str:
+    parts = []
+    for title, names in SWEEPS.items():
+        found = _chosen(summaries, names)
+        if len(found) < 2:
+            continue
+        values = {name.rpartition("=")[2]: found[canonical(name)] for name in names if canonical(name) in found}
+        field = title.partition(",")[0]
+        file = "sweep_" + re.sub(r"\W+", "_", title) + ".png"
+        parts += [f"### {title}", picture(file, charts.draw_sweep(field, values), f"sweep of {title}")]
+        parts += [table({f"{field} {value}": summary for value, summary in values.items()}, MAIN)]
+    return "\n\n".join(parts)
+
+
+def _filmstrips(found: Results, results: Path, pictures: Path) -> list[Path]:
+    """One sheet per sample prompt, a row per method."""
+    samples = {}
+    for name in _chosen(found, METHODS):
+        path = result_path(results, name).with_suffix(".png")
+        if path.is_file():
+            samples[name] = load_samples(path, 64)
+    if not samples:
+        return []
+    written = []
+    for number in range(min(map(len, samples.values()))):
+        sheet = ContactSheet(cell=64, max_columns=SHOWN_FRAMES, frame_numbers=False)
+        for name, videos in samples.items():
+            sheet.add_row(videos[number][:SHOWN_FRAMES], name)
+        path = pictures / f"filmstrip_{number + 1}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.render().save(path)
+        written.append(path)
+    return written
+
+
+def _caption(found: Results, number: int) -> str:
+    return str(next(iter(found.values()))["captions"][number])
+
+
+def _settings(found: Results) -> str:
+    result = next(iter(found.values()))
+    settings, videos = result["settings"], [r["summary"]["videos"] for r in found.values()]
+    count = f"{min(videos)}" if min(videos) == max(videos) else f"{min(videos)} to {max(videos)}"
+    return (
+        f"{count} videos of {settings['clips']} clips of {settings['num_frames']} frames per method, "
+        f"{settings['scheduler']} with {settings['steps']} steps, guidance scale {settings['guidance_scale']:g}, "
+        f"{settings['dtype']}; prompts of combinations that training never saw, first seed {settings['seed']}."
+    )
