@@ -20,6 +20,15 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 OWN_VIDEO = FOLDER / "own_video.mp4"
 RELEASED = "5_released_weights_upscaled_and_interpolated"
 BUNDLED = "bundled demo model"
+# Where the clips of each example begin, and how many frames it makes.
+CLIPS = {
+    "1_chained_demo": [0, 8, 16, 24],
+    "2_prompt_per_clip": [0, 8, 16, 24, 32],
+    "3_many_clips_with_resume": [0, 8, 16, 24, 32, 40, 48],
+    "4_continue_your_own_video": [0, 12, 20, 28],
+    "6_save_a_video_to_continue_later": [0, 8, 16],
+    "7_continue_a_saved_video": [0, 8, 16, 24],
+}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 ONLY_SHOWN = {"Note", "MarkdownNote"}  # nodes of the frontend alone
 
@@ -115,6 +124,14 @@ def latents(history: dict[str, Any], output: Path) -> dict[str, torch.Tensor]:
             path = output / file["subfolder"] / file["filename"]
             found[key.removeprefix("latents of ")] = load_file(path)["latent_tensor"]
     return found
+
+
+def seam_jumps(name: str, video: torch.Tensor) -> list[float]:
+    """How far the tracked shape is off, in pixels, from each clip's last frame to the next clip's first."""
+    from vidrd_core.metrics.tracker import seam_jump, track
+
+    seen = track(video)
+    return [seam_jump(seen[seam - 1 : seam], seen[seam : seam + 1]) for seam in CLIPS[name][1:-1]]
 
 
 def with_bundled_model(prompt: Prompt) -> Prompt:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import examples
 import pytest
 from comfy_server import PATIENCE, TREE, NoServer, Server, make_base, running_server
 
@@ -72,9 +73,11 @@ def open_page(playwright: Any, chromium: str, url: str) -> Iterator[Any]:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of the server."""
     try:
-        return make_base(tmp_path_factory.mktemp("comfyui") / "base")
+        made = make_base(tmp_path_factory.mktemp("comfyui") / "base")
     except OSError as error:
         pytest.skip(f"this system makes no links for us: {error}")
+    examples.prepare(made)
+    return made
 
 
 @pytest.fixture(scope="session", params=["pinned", "other"])
@@ -100,14 +103,9 @@ def browser_page(server: Server, sync_playwright: Any, chromium: str) -> Iterato
 
 
 @pytest.fixture
-def comfy_page(browser_page: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The page with an empty graph; a picture is kept after the test where VIDRD_SCREENSHOTS asks for it."""
+def comfy_page(browser_page: Any) -> Any:
+    """The page with an empty graph."""
     browser_page.evaluate("() => { app.canvas.setGraph(app.rootGraph ?? app.graph); app.graph.clear(); }")
     browser_page.wait_for_timeout(300)
     browser_page.lines.clear()
-    yield browser_page
-    folder = os.environ.get("VIDRD_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        browser_page.wait_for_timeout(1000)
-        browser_page.screenshot(path=str(Path(folder) / f"{request.node.name.replace('[', '-').strip(']')}.png"))
+    return browser_page

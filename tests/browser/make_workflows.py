@@ -35,7 +35,7 @@ from recipes import RECIPES, SIZES  # noqa: E402
 
 logger = logging.getLogger("make_workflows")
 
-COLUMNS, ROWS, CELL, GAP = 4, 3, 160, 4  # of a thumbnail; cells in pixels
+COLUMNS, ROWS, CELL, GAP = 4, 4, 128, 4  # of a thumbnail; cells in pixels
 STAND_IN = "made with the bundled model"
 
 
@@ -126,8 +126,10 @@ def make_thumbnails(server: Server, names: list[str]) -> None:
         video = result(server, name)
         picture = thumbnail(video, STAND_IN if name == examples.RELEASED else "")
         picture.save(examples.FOLDER / f"{name}.jpg", quality=88, optimize=True)
-        seconds = time.monotonic() - started
-        logger.info("%s: %d frames in %.0f s", name, video.shape[1], seconds)
+        logger.info("%s: %d frames in %.0f s", name, video.shape[1], time.monotonic() - started)
+        if name in examples.CLIPS:
+            jumps = ", ".join(f"{jump:.1f}" for jump in examples.seam_jumps(name, video))
+            logger.info("    the shape is off by %s pixels at the seams", jumps)
 
 
 if __name__ == "__main__":

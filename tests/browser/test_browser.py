@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import examples
 import pytest
 from node_schemas import read_nodes
 
-PACK = Path(__file__).resolve().parents[2]
 HELPERS = (Path(__file__).parent / "graph.js").read_text(encoding="utf-8")
-DEMO_MODEL = PACK / "vidrd_core" / "demo_model" / "model_index.json"
-EXAMPLES = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
 TITLE = 30  # pixels of a node above its position
+PLAYING = """count => [...document.querySelectorAll("video")]
+    .filter((video) => video.currentTime > 0 && !video.paused && video.videoWidth === 64).length >= count"""
 
 pytest_plugins = ["comfy_browser"]
 pytestmark = pytest.mark.browser
@@ -34,8 +35,8 @@ class Graph:
             )
         )
 
-    def run(self, script: str) -> Any:
-        return self.page.evaluate(script)
+    def run(self, script: str, argument: Any = None) -> Any:
+        return self.page.evaluate(script, argument)
 
     def describe(self, node: str) -> dict[str, Any]:
         return self.call("describe", node)
@@ -165,8 +166,6 @@ def test_the_server_gives_help_pages_and_labels(graph: Graph) -> None:
 
 
 def test_the_grown_graph_runs(graph: Graph) -> None:
-    if not DEMO_MODEL.is_file():
-        pytest.skip("the bundled model is not in vidrd_core/demo_model")
     first, *_ = graph.call("firstClip", {"steps": 4})
     (second,) = graph.call("take", first)
     graph.call("take", second)
@@ -174,35 +173,84 @@ def test_the_grown_graph_runs(graph: Graph) -> None:
     assert run(graph) == {"PreviewImage": 3 * 8}
 
 
-@pytest.mark.parametrize("name", EXAMPLES or [pytest.param("", marks=pytest.mark.skip(reason="no example workflows"))])
-def test_an_example_workflow_opens_with_every_node_and_wire_in_place(graph: Graph, name: str) -> None:
-    workflow = open_example(graph, name)
-    assert len(graph.call("ids")) == len(workflow["nodes"])
-    unknown = {node["type"] for node in workflow["nodes"]} - set(graph.run("() => app.graph.nodes.map((n) => n.type)"))
-    assert not unknown and not graph.run("() => app.graph.nodes.filter((n) => n.has_errors).map((n) => n.type)")
+@pytest.mark.parametrize("name", examples.NAMES)
+def test_an_example_opens_from_the_template_browser_with_every_node_and_wire(graph: Graph, name: str) -> None:
+    open_template(graph, name)
+    workflow = examples.workflow(name)
+    kinds = graph.run("() => app.graph.nodes.map((node) => node.type)")
+    assert sorted(kinds) == sorted(node["type"] for node in workflow["nodes"])
+    assert not graph.run("() => app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type)")
+    wires = graph.run("() => app.graph.nodes.flatMap((n) => n.inputs.filter((i) => i.link != null)).length")
+    assert wires == len(workflow["links"])
+    assert all(apart(a, b) for a, b in combinations(graph.boxes(), 2))
+
+
+@pytest.mark.parametrize("name", examples.NAMES)
+def test_the_frontend_makes_of_an_example_the_prompt_that_the_server_checks_run(graph: Graph, name: str) -> None:
+    open_template(graph, name)
+    made = json.loads(graph.run("async () => JSON.stringify((await app.graphToPrompt()).output)"))
+    definitions = graph.run("async () => (await fetch('/object_info')).json()")
+    for node in made.values():
+        node.pop("_meta")
+        known = set().union(*definitions.get(node["class_type"], {"input": {}})["input"].values())
+        node["inputs"] = {key: value for key, value in node["inputs"].items() if key in known}  # no buttons, previews
+    ran = {identity: node for identity, node in made.items() if node["class_type"] not in examples.ONLY_SHOWN}
+    assert ran == examples.to_prompt(examples.workflow(name), definitions)
+
+
+def test_the_first_example_runs_its_preview_plays_and_it_grows_by_a_click(graph: Graph) -> None:
+    open_template(graph, examples.NAMES[0])
     graph.call("fit")
+    shown = run(graph)
+    assert shown["VidRDPreviewClip"] == 1 and shown["SaveVideo"] == 1
+    graph.page.wait_for_function(PLAYING, arg=4)
+    assert all(apart(a, b) for a, b in combinations(graph.boxes(), 2))
+    picture(graph, "comfyui_chained_demo")
 
-
-@pytest.mark.skipif(not EXAMPLES, reason="no example workflows")
-def test_the_first_example_workflow_runs_and_its_preview_plays(graph: Graph) -> None:
-    if not DEMO_MODEL.is_file():
-        pytest.skip("the bundled model is not in vidrd_core/demo_model")
-    open_example(graph, EXAMPLES[0])
-    graph.call("fit")
-    assert run(graph)
-    graph.page.wait_for_function("""() => app.graph.nodes.flatMap((n) => [...(n.widgets ?? [])])
-        .flatMap((w) => [...(w.element?.querySelectorAll?.("video, img") ?? [])])
-        .concat([...document.querySelectorAll("video")])
-        .some((shown) => shown.currentTime > 0 || shown.naturalWidth > 0)""")
-
-
-def open_example(graph: Graph, name: str) -> dict[str, Any]:
-    """Load a workflow from the address that the template browser takes it from."""
-    return json.loads(
-        graph.run(f"""async () => {{ const answer = await fetch("/api/workflow_templates/VidRD/{name}.json");
-        const workflow = await answer.json(); await app.loadGraphData(structuredClone(workflow));
-        await new Promise((done) => setTimeout(done, 1500)); return JSON.stringify(workflow); }}""")
+    last = graph.run("() => String(app.graph.nodes.filter((n) => n.type === 'VidRDReuseAndDiffuse').at(-1).id)")
+    x, y = graph.run(
+        """(id) => { const node = app.graph.nodes.find((n) => String(n.id) === id), { ds } = app.canvas;
+        const place = (i) => (node.pos[i] + ds.offset[i]) * ds.scale, box = app.canvas.canvas.getBoundingClientRect();
+        return [box.left + place(0) + 30 * ds.scale, box.top + place(1) - 15 * ds.scale]; }""",
+        last,
     )
+    graph.page.mouse.click(x, y, button="right")
+    entry = graph.page.get_by_text("Add Reuse and Diffuse", exact=True)
+    entry.wait_for()
+    picture(graph, "comfyui_menu")
+    entry.click()
+    graph.page.wait_for_function("() => app.graph.nodes.filter((n) => n.type === 'VidRDReuseAndDiffuse').length === 3")
+    graph.call("fit")
+    run(graph)
+    graph.page.wait_for_function(PLAYING, arg=4)
+    seconds = graph.run("() => Math.max(...[...document.querySelectorAll('video')].map((video) => video.duration))")
+    assert round(seconds * 8) == 32
+    picture(graph, "comfyui_grown_by_a_clip")
+
+
+def open_template(graph: Graph, name: str) -> None:
+    """Take an example from the template browser, as a person does."""
+    graph.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    graph.page.get_by_text("VidRD", exact=True).first.click()
+    card = graph.page.get_by_test_id(f"template-workflow-{name}")
+    card.wait_for()
+    if name == examples.NAMES[0]:
+        graph.page.wait_for_timeout(2000)  # for the thumbnails
+        picture(graph, "comfyui_templates")
+    card.click()
+    count = len(examples.workflow(name)["nodes"])
+    graph.page.wait_for_function("count => app.graph.nodes.length === count", arg=count)
+    card.wait_for(state="hidden")
+    graph.page.wait_for_timeout(1000)
+
+
+def picture(graph: Graph, name: str) -> None:
+    """Keep a picture of the page where VIDRD_SCREENSHOTS names a folder."""
+    folder = os.environ.get("VIDRD_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        graph.page.wait_for_timeout(1000)
+        graph.page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 def run(graph: Graph) -> dict[str, int]:

@@ -31,7 +31,7 @@ def comfyui() -> Path:
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_inside_comfyui(check: str, comfyui: Path) -> None:
-    command = [interpreter(), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_files=check_*.py"]
+    command = [interpreter(), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_files=check_*.py"]
     command += [
         "--rootdir",
         str(HERE),
