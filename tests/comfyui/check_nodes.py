@@ -53,6 +53,50 @@ def test_temporal_unet_and_decoder_load_from_comfyuis_own_folders(
     )
 
 
+def test_a_checkpoint_in_the_released_layout_gives_its_model_and_its_own_text_encoder(
+    nodes: dict[str, Any], base: Path
+) -> None:
+    """A pickle of weights alone, whose architecture is told from the shapes; U-Net and text encoder compute alike."""
+    import folder_paths
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from vidrd_core import VidRDUNet
+
+    torch.manual_seed(3)
+    unet = VidRDUNet(
+        block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=64, attention_head_dim=(1, 2)
+    )
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1}
+    text = CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=49408, hidden_act="gelu"))
+    for module in (unet, text):
+        for parameter in module.eval().parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+    state = {f"unet.{k}": v for k, v in unet.state_dict().items()}
+    state |= {f"text_encoder.text_model.{k.removeprefix('text_model.')}": v for k, v in text.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, base / "models/diffusion_models/Released.pth")
+    folder_paths.filename_list_cache.clear()
+
+    other = object()
+    model, clip = nodes["VidRDLoadUNet"](unet_name="Released.pth", weight_dtype="fp32", clip=other)
+    assert clip is not other
+    x, t, context = torch.randn(2, 4, 5, 8, 8), torch.tensor([500, 20]), torch.randn(2, 77, 64)
+    with torch.no_grad():
+        expected = unet(x, t, context).sample
+        torch.testing.assert_close(model.model.diffusion_model(x, t, context=context), expected, rtol=1e-4, atol=1e-5)
+        tokens = clip.tokenize("a red circle")
+        ids = torch.tensor([[int(token) for token, _ in next(iter(tokens.values()))[0]]])
+        inside = clip.encode_from_tokens_scheduled(tokens)[0][0]
+        torch.testing.assert_close(inside, text(ids).last_hidden_state, rtol=1e-3, atol=1e-3)
+
+    torch.save(
+        {"state_dict": {k: v for k, v in state.items() if k.startswith("unet.")}},
+        base / "models/diffusion_models/Bare.pth",
+    )
+    assert nodes["VidRDLoadUNet"](unet_name="Bare.pth", clip=other)[1] is other
+    assert nodes["VidRDLoadUNet"](unet_name="Bare.pth")[1] is None
+
+
 def test_missing_files_name_the_folder_they_belong_in(nodes: dict[str, Any], base: Path) -> None:
     with pytest.raises(FileNotFoundError, match="model_index.json at gone in .*vidrd"):
         nodes["VidRDLoadModel"](model_name="gone")

@@ -1,0 +1,163 @@
+"""Inversion against noising: how well a video without a trajectory is continued. Runs inside ComfyUI's interpreter.
+
+    cd ComfyUI && python custom_nodes/VidRD/benchmarks/rebuild_comparison.py [--videos 24] [--output FILE.md]
+    COMFYUI_PATH=~/ComfyUI python benchmarks/rebuild_comparison.py       # from anywhere, with ComfyUI's interpreter
+
+Two kinds of priors, continued by one clip of the bundled model with the released overlap, alpha and beta:
+
+- rendered videos of the model's world, encoded with its VAE, as a user's own video would be;
+- clips that the model made, whose true trajectory is known and gives a third column.
+
+Measured on the tracked shape: whether colour and shape stay, how far it jumps at the seam (pixels; a true step is 2.5),
+and for made clips how far the new frames are from those that the true trajectory gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PACK = Path(__file__).resolve().parents[1]
+TREE = Path(os.environ.get("COMFYUI_PATH", "." if Path("comfy/sd.py").is_file() else Path.home() / "comfy" / "ComfyUI"))
+METHODS = ("invert", "noise")
+STEPS, CFG, FRAMES = 25, 4.0, 8
+
+
+def load_pack() -> dict[str, Any]:
+    """The nodes by their ids, loaded as ComfyUI loads them."""
+    tree = TREE.expanduser().resolve()
+    sys.path.insert(0, str(tree))
+    os.chdir(tree)
+    given, sys.argv = sys.argv, ["main.py", "--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args
+
+    sys.argv = given
+    import nodes  # noqa: F401  (ComfyUI's own, before the pack's folder of that name can be seen)
+
+    name = "custom_nodes.VidRD"
+    spec = importlib.util.spec_from_file_location(name, PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    sys.path.append(str(PACK))
+
+    async def collect() -> list[Any]:
+        return await (await module.comfy_entrypoint()).get_node_list()
+
+    return {node.define_schema().node_id: node for node in asyncio.run(collect())}
+
+
+class Comparison:
+    """A batch of videos of the world with their captions, and the bundled model that continues them."""
+
+    def __init__(self, nodes: dict[str, Any], videos: int, seed: int):
+        import torch
+
+        from vidrd_core.metrics.world import held_out_scenes
+
+        self.nodes = nodes
+        self.model, clip, self.vae = nodes["VidRDLoadModel"].execute("bundled demo model", "fp32").args
+        self.scenes = held_out_scenes(videos, seed)
+        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(scene.caption))[0][0] for scene in self.scenes]
+        self.positive = [[torch.cat(encoded), {}]]
+        self.negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+
+    def rendered(self) -> Any:
+        """Latents of true videos."""
+        import torch
+
+        from vidrd_core.data.shapes import render
+
+        pictures = (render(self.scenes, FRAMES).permute(0, 2, 3, 4, 1) + 1) / 2
+        return {"samples": torch.cat([self.vae.encode(video) for video in pictures])}
+
+    def made(self) -> Any:
+        """First clips of the model, with their trajectories."""
+        (empty,) = self.nodes["VidRDEmptyLatent"].execute(64, 64, FRAMES, len(self.scenes)).args
+        given = (self.model, self.positive, self.negative, empty, 0, STEPS, CFG, "ddim", "ddim_uniform", 1.0, 0.0)
+        return self.nodes["VidRDSampleFirstClip"].execute(*given).args[0]
+
+    def continued(self, prior: Any, method: str) -> tuple[Any, float]:
+        """New clips ``[B, 4, T, h, w]``, and the seconds that they took."""
+        started = time.perf_counter()
+        reuse = (4, 4.0, 0.4, "reverse", 0)
+        steps = () if method == "auto" else (STEPS, "ddim", "ddim_uniform")
+        rest = (*(steps or (0, "from prior", "from prior")), method, 0)
+        given = (self.model, self.positive, self.negative, prior, 1000, CFG, *reuse, *rest)
+        clip = self.nodes["VidRDReuseAndDiffuse"].execute(*given).args[1]["samples"]
+        return clip, time.perf_counter() - started
+
+    def tracks(self, latents: Any) -> list[Any]:
+        from vidrd_core.metrics.tracker import track
+
+        pictures = self.vae.decode(latents).reshape(len(self.scenes), -1, 64, 64, 3)
+        return [track(video.permute(3, 0, 1, 2) * 2 - 1) for video in pictures]
+
+    def figures(self, prior: Any, clip: Any, seconds: float, true: Any = None) -> dict[str, float]:
+        from vidrd_core.metrics.tracker import seam_jump
+
+        before, after = self.tracks(prior["samples"]), self.tracks(clip)
+        pairs = list(zip(before, after, strict=True))
+        jumps = sorted(jump for jump in (seam_jump(a, b) for a, b in pairs) if jump == jump)
+        found = {
+            "colour stays": statistics.fmean(a.color == b.color for a, b in pairs),
+            "shape stays": statistics.fmean(a.shape == b.shape for a, b in pairs),
+            "seam jump, mean (pixels)": statistics.fmean(jumps),
+            "seam jump, median (pixels)": statistics.median(jumps),
+            "seams within 5 pixels": sum(jump < 5 for jump in jumps) / len(pairs),
+            "seconds per video": seconds / len(pairs),
+        }
+        if true is not None:
+            found["off the true continuation (relative, latents)"] = float((clip - true).norm() / true.norm())
+        return found
+
+
+def table(title: str, columns: dict[str, dict[str, float]]) -> str:
+    names = list(columns)
+    lines = [f"**{title}**", "", "| figure | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for figure in columns[names[0]]:
+        lines.append(f"| {figure} | " + " | ".join(f"{columns[name][figure]:.3g}" for name in names) + " |")
+    return "\n".join([*lines, ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--videos", type=int, default=24, help="videos, each with another held-out caption")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="also write the tables to this file")
+    given = parser.parse_args()
+    output = given.output and given.output.resolve()
+    nodes = load_pack()
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
+    with torch.inference_mode():
+        comparison = Comparison(nodes, given.videos, given.seed)
+        rendered, made = comparison.rendered(), comparison.made()
+        true, seconds = comparison.continued(made, "auto")
+        of_made = {"true trajectory": comparison.figures(made, true, seconds, true)}
+        of_rendered = {}
+        for method in METHODS:
+            of_made[method] = comparison.figures(made, *comparison.continued(made, method), true)
+            of_rendered[method] = comparison.figures(rendered, *comparison.continued(rendered, method))
+    text = table(f"Rendered videos, {given.videos}", of_rendered)
+    text += "\n" + table(f"Clips that the model made, {given.videos}", of_made)
+    print(text)
+    if output:
+        output.write_text(text, encoding="utf-8", newline="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
