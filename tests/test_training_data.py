@@ -1,0 +1,121 @@
+"""What the trainers are fed: buckets, order, images as video, broken samples, every kind of data set."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from training_components import SMALL, settings, shard_folder, unet_stage
+
+from vidrd_core import VidRDPipeline
+from vidrd_core.data.shards import SampleInfo, ShardDataset
+from vidrd_core.train.draws import Draw
+from vidrd_core.train.loop import train
+from vidrd_core.train.plan import BatchPlan, Shape, assign, interleaved
+from vidrd_core.train.sources import DataSettings, ReadAhead, ShardSource
+
+TWO_SIZES = ((48, 48), (36, 60))
+
+
+def info(key, kind="video", width=64, height=64, frames=16, members=("mp4",)):
+    return SampleInfo(key, kind, width, height, frames, 8.0, (key,), members={m: (0, 1) for m in members})
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Four videos and four images of two aspect ratios."""
+    return shard_folder(tmp_path_factory.mktemp("mixed") / "set", 4, 4, TWO_SIZES)
+
+
+def test_samples_go_to_the_bucket_of_their_aspect_and_the_longest_clip_they_fill():
+    samples = [info("a"), info("b", width=128), info("c", frames=5), info("d", frames=1), info("e", kind="image")]
+    buckets = assign(samples, [(32, 32), (24, 40)], [4, 8], images_as_video=True)
+    assert buckets == {Shape(8, 32, 32): [0, 4], Shape(8, 24, 40): [1], Shape(4, 32, 32): [2]}
+    stored = [info("f", width=256, height=192, members=("latents.npy",))]
+    assert assign(stored, [(32, 32)], [8], False) == {Shape(8, 192, 256): [0]}
+
+
+def test_every_sample_is_seen_in_every_epoch_and_a_batch_is_of_one_bucket():
+    plan = BatchPlan({Shape(4, 32, 32): [0, 1, 2, 3, 4], Shape(4, 24, 40): [5, 6]}, batch_size=2, seed=3)
+    epochs = [[plan.batch(e * plan.batches_per_epoch + n) for n in range(plan.batches_per_epoch)] for e in range(2)]
+    for epoch in epochs:
+        assert {i for _, chosen in epoch for i in chosen} == set(range(7))
+        assert all({5, 6} >= set(c) if s.width == 40 else {0, 1, 2, 3, 4} >= set(c) for s, c in epoch)
+    assert epochs[0] != epochs[1]
+    again = BatchPlan({shape: members.tolist() for shape, members in plan.buckets.items()}, 2, 3)
+    assert again.batch(5) == epochs[1][5 - plan.batches_per_epoch]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
+def test_two_kinds_of_steps_take_turns_in_the_wanted_shares_without_gaps(share):
+    numbers = {True: [], False: []}
+    for step in range(200):
+        kind, number = interleaved(step, share)
+        numbers[kind].append(number)
+    assert len(numbers[True]) == round(200 * share)
+    assert all(found == list(range(len(found))) for found in numbers.values())
+
+
+def test_a_batch_is_the_same_however_many_processes_and_micro_batches_share_it(mixed):
+    source = ShardSource([mixed], SMALL, 4, seed=1, image_share=0.5, images_per_clip=2)
+    for step in (0, 1):
+        whole = source.batch(Draw(1, step, 4, 4))
+        parts = [source.batch(Draw(1, step, 4, 1, rank, 2, part)) for part in range(2) for rank in range(2)]
+        assert torch.equal(whole.pixels, torch.cat([p.pixels for p in parts]))
+        assert whole.items == [name for p in parts for name in p.items]
+        assert whole.pixels.shape[:3] == ((4, 3, 4) if step == 0 else (8, 3, 1))
+
+
+def test_images_move_as_video_and_can_be_left_to_single_frames(mixed):
+    source = ShardSource([mixed], SMALL, 2, seed=0)
+    batches = [source.batch(Draw(0, step, 2, 2)) for step in range(4)]
+    assert {tuple(b.pixels.shape[2:]) for b in batches} == {(4, 32, 32), (4, 24, 40)}
+    images = [p for b in batches for p, name in zip(b.pixels, b.items) if name.startswith("image")]
+    assert images and all(not torch.equal(p[:, 0], p[:, 3]) for p in images)
+    frames_only = ShardSource([mixed], replace(SMALL, images="frame"), 2, seed=0, image_share=0.5)
+    kinds = [{name.split("-")[0] for name in frames_only.batch(Draw(0, step, 2, 2)).items} for step in range(4)]
+    assert kinds == [{"video"}, {"image"}, {"video"}, {"image"}]
+
+
+def test_what_is_read_ahead_is_what_would_have_been_read(mixed):
+    draw = Draw(4, 0, 2, 1)
+    ahead, plain = ReadAhead(ShardSource([mixed], SMALL, 2, 0)), ShardSource([mixed], SMALL, 2, 0)
+    for _ in range(4):
+        assert torch.equal(ahead.batch(draw).pixels, plain.batch(draw).pixels)
+        draw = draw.following()
+
+
+def test_a_broken_sample_is_told_and_replaced_by_another_of_its_bucket(tmp_path, caplog):
+    folder = shard_folder(tmp_path / "set", 4)
+    dataset = ShardDataset(folder)
+    sample = dataset.samples[1]
+    offset, size = sample.members["mp4"]
+    shard = folder / dataset.shards[sample.shard]["name"]
+    with shard.open("rb+") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    source = ShardSource([folder], SMALL, 2, seed=0)
+    items = [name for step in range(2) for name in source.batch(Draw(0, step, 2, 2)).items]
+    assert len(items) == 4 and sample.key not in items
+    assert sample.key in caplog.text
+
+
+def test_data_that_cannot_be_used_is_refused_with_the_reason(mixed):
+    with pytest.raises(ValueError, match="multiples of 8"):
+        DataSettings(sizes=((30, 32),))
+    with pytest.raises(ValueError, match="'video', 'frame' or 'none'"):
+        DataSettings(images="all")
+    with pytest.raises(ValueError, match="no sample of the data set can be used"):
+        ShardSource([mixed], replace(SMALL, frames=(32,), images="none"), 2, 0)
+
+
+def test_mixed_images_and_video_train_a_model_that_the_pipeline_loads(tmp_path, mixed):
+    stage = unet_stage(tmp_path, mixed, image_share=0.25, images_per_clip=2)
+    train(stage, settings(tmp_path / "run"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "statistics.jsonl").read_text().splitlines()]
+    assert "image_loss" in lines[-1] and "video_loss" in lines[0]
+    assert any(name.startswith("noise_level/") for name in lines[0])
+    pipe = VidRDPipeline.from_pretrained(tmp_path / "run" / "model")
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe("a red circle", num_clips=2, num_frames=4, height=32, width=32, num_inference_steps=2, output_type="pt")
+    assert out.frames.shape == (1, 3, 8, 32, 32)

@@ -1,0 +1,128 @@
+"""Noise, targets and weights of the U-Net's loss."""
+
+import pytest
+import torch
+from components import tiny_text_encoder, tiny_tokenizer, tiny_unet
+
+from vidrd_core.reuse import ReuseSettings
+from vidrd_core.train.draws import Draw
+from vidrd_core.train.objective import (
+    UNetObjective,
+    by_noise_level,
+    draw_noise,
+    draw_times,
+    make_scheduler,
+    target_of,
+    weights_of,
+)
+from vidrd_core.train.sources import ClipBatch
+from vidrd_core.train.unet import EMPTY_CAPTIONS, UNetStage
+
+SHAPE = torch.Size((64, 4, 8, 8, 8))
+DRAW = Draw(seed=0, step=3, batch_size=64, micro_batch=64)
+CLEAN = torch.tensor([0.9999, 0.9, 0.5, 0.1, 0.005])  # alphas_cumprod
+
+
+class Fixed:
+    """A source of one batch."""
+
+    def __init__(self, batch):
+        self.made = batch
+
+    def batch(self, draw):
+        return self.made
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"progressive_alpha": 2.0},
+        {"continuation_share": 1.0},
+        {"continuation_share": 1.0, "progressive_alpha": 2.0},
+    ],
+)
+def test_noise_has_unit_variance_in_every_frame(settings):
+    noise = draw_noise(UNetObjective(**settings), DRAW, SHAPE)
+    assert noise.std((0, 1, 3, 4)).sub(1).abs().max() < 0.03
+    assert noise.mean().abs() < 0.03
+
+
+def test_a_sample_gets_the_same_noise_and_time_in_any_micro_batch():
+    objective = UNetObjective(progressive_alpha=1.0, continuation_share=0.5, offset_noise=0.1)
+    whole = draw_noise(objective, Draw(0, 2, 4, 4), torch.Size((4, 4, 6, 2, 2)))
+    parts = [Draw(0, 2, 4, 1, rank, 2, part) for part in range(2) for rank in range(2)]
+    assert torch.equal(whole, torch.cat([draw_noise(objective, p, torch.Size((1, 4, 6, 2, 2))) for p in parts]))
+    assert torch.equal(draw_times(Draw(0, 2, 4, 4), 8, 1000), torch.cat([draw_times(p, 2, 1000) for p in parts]))
+
+
+def test_the_progressive_prior_ties_neighbouring_frames_as_its_equation_says():
+    noise = draw_noise(UNetObjective(progressive_alpha=2.0), DRAW, SHAPE)
+    correlation = (noise[:, :, 1:] * noise[:, :, :-1]).mean()
+    assert correlation == pytest.approx(2 / 5**0.5, abs=0.03)
+
+
+def test_a_continuation_reverses_its_predecessors_noise():
+    reuse = ReuseSettings(overlap_frames=8, noise_alpha=4.0)
+    first = draw_noise(UNetObjective(progressive_alpha=2.0), DRAW, SHAPE)
+    objective = UNetObjective(progressive_alpha=2.0, continuation_share=1.0, continuation=reuse)
+    assert torch.equal(draw_noise(objective, DRAW, SHAPE), first.flip(2))
+    half = draw_noise(UNetObjective(progressive_alpha=2.0, continuation_share=0.5, continuation=reuse), DRAW, SHAPE)
+    follows = sum(torch.equal(half[n], first[n].flip(1)) for n in range(64))
+    assert 15 < follows < 49 and sum(torch.equal(half[n], first[n]) for n in range(64)) == 64 - follows
+
+
+def test_offset_noise_moves_whole_clips():
+    plain = draw_noise(UNetObjective(), DRAW, SHAPE)
+    moved = draw_noise(UNetObjective(offset_noise=0.5), DRAW, SHAPE) - plain
+    assert moved.std((2, 3, 4)).max() < 1e-5 and moved[:, :, 0, 0, 0].std() == pytest.approx(0.5, rel=0.2)
+
+
+def test_weights_are_those_of_the_papers():
+    snr = CLEAN / (1 - CLEAN)
+    assert torch.allclose(weights_of(UNetObjective(), CLEAN), torch.ones(5))
+    assert torch.allclose(weights_of(UNetObjective(max_weight=10), CLEAN), (1 + 1 / snr).clamp(max=10))
+    assert torch.allclose(weights_of(UNetObjective(min_snr=5), CLEAN), snr.clamp(max=5) / snr)
+    v = UNetObjective(min_snr=5, prediction="v_prediction")
+    assert torch.allclose(weights_of(v, CLEAN), snr.clamp(max=5) / (snr + 1))
+    with pytest.raises(ValueError, match="max_weight"):
+        UNetObjective(max_weight=5, min_snr=5)
+
+
+def test_a_perfect_v_prediction_gives_back_the_clip():
+    scheduler = make_scheduler("v_prediction")
+    clip, noise, times = torch.randn(2, 4, 3, 2, 2), torch.randn(2, 4, 3, 2, 2), torch.tensor([100, 900])
+    v = target_of(UNetObjective(prediction="v_prediction"), scheduler, clip, noise, times)
+    noisy = scheduler.add_noise(clip, noise, times)
+    for n, time in enumerate(times):
+        step = scheduler
+        step.set_timesteps(1000)
+        found = step.step(v[n : n + 1], int(time), noisy[n : n + 1]).pred_original_sample
+        assert torch.allclose(found, clip[n : n + 1], atol=1e-4)
+
+
+def test_errors_are_told_by_noise_level():
+    levels = by_noise_level(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 50, 999]), 1000)
+    assert set(levels) == {"noise_level/0", "noise_level/9"} and levels["noise_level/0"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_share_of_the_captions_is_emptied_in_stored_texts_too(tmp_path, stored):
+    encoder, tokenizer = tiny_text_encoder().requires_grad_(False), tiny_tokenizer(tmp_path)
+    captions = ["a red circle"] * 64
+    text = torch.ones(64, 16, 32) if stored else None
+    batch = ClipBatch(captions, captions, latents=torch.zeros(64, 4, 1, 4, 4), text=text)
+    stage = UNetStage(tiny_unet(), encoder, tokenizer, Fixed(batch), UNetObjective(caption_dropout=0.5))
+    states = stage._text(batch, DRAW)
+    plain = stage._text(ClipBatch(list(EMPTY_CAPTIONS), ["", ""]), Draw(0, 0, 2, 2))
+    kept = text[0] if stored else None
+    kinds = {tuple(s.flatten()[:40].tolist()) for s in states}
+    assert len(kinds) == 3  # the caption, and both texts that stand for none
+    assert plain.shape == (2, 16, 32) and (kept is None or any(torch.equal(s, kept) for s in states))
+
+
+def test_impossible_objectives_are_refused():
+    with pytest.raises(ValueError, match="caption_dropout is 2"):
+        UNetObjective(caption_dropout=2)
+    with pytest.raises(ValueError, match="epsilon, v_prediction"):
+        UNetObjective(prediction="x0")
