@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .files import register_folders
 from .frame_nodes import InterpolateFrames, PreviewClip
 from .loader_nodes import EmptyLatent, LoadDecoder, LoadModel, LoadUNet
+from .report_nodes import SeamReport
 from .sampling_nodes import ManyClips, ReuseAndDiffuse, SampleFirstClip
 from .state_nodes import LoadState, SaveState
 
@@ -22,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadState,
     PreviewClip,
     InterpolateFrames,
+    SeamReport,
 ]
 
 

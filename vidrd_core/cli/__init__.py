@@ -1,4 +1,4 @@
-"""The ``vidrd`` command: generate, extend, convert, info.
+"""The ``vidrd`` command: generate, extend, convert, info, evaluate.
 
 Everything heavy is imported by the command that needs it, so that ``vidrd --help`` answers at once.
 """
@@ -343,6 +343,7 @@ def _say(text: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
+    from .evaluate import evaluate
     from .parser import build
 
-    return build(generate=generate, extend=extend, convert=convert, info=info)
+    return build(generate=generate, extend=extend, convert=convert, info=info, evaluate=evaluate)

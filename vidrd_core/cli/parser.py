@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 
 from .. import __version__
+from .evaluate import EVALUATE
+from .evaluate import add_options as _add_evaluate
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -15,6 +17,7 @@ examples:
   vidrd extend out.state --prompt "a red circle moves up over a dark blue background" --clips 2 --output longer.mp4
   vidrd convert ModelT2V.pth models/vidrd --base stable-diffusion-2-1-base --vae vae_finetuned
   vidrd info models/vidrd
+  vidrd evaluate out.mp4 --clip-length 8 --json out.json
 """
 GENERATE = """\
 Make a video of several chained clips. Finished clips are kept in a state folder: stopped or killed at any moment and
@@ -42,6 +45,7 @@ def build(**commands: Command) -> argparse.ArgumentParser:
         "extend": ("make more clips of a video", EXTEND, _add_extend),
         "convert": ("write a model folder from checkpoints", "Write a model folder, safetensors only.", _add_convert),
         "info": ("say what a file or folder is", "Say what models, states and videos are made of.", _add_info),
+        "evaluate": ("measure a video's seams, motion and drift", EVALUATE, _add_evaluate),
     }
     for name, (summary, description, add) in texts.items():
         command = subparsers.add_parser(name, help=summary, description=description)

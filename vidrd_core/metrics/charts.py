@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from .anyvideo import VideoReport
 
@@ -18,9 +19,16 @@ COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#bf8700", "#8250df", "#0a7ea4", "#bc
 
 
 def new_figure(rows: int, width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure with its axes, drawn by the Agg backend wherever it is made; sizes in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """A figure with its axes, drawn by the Agg backend wherever it is made; sizes in inches.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("charts need matplotlib: install it with `pip install matplotlib`") from error
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -39,6 +47,18 @@ def save(figure: Figure, path: Path) -> None:
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     figure.savefig(partial, dpi=120, facecolor="white")
     os.replace(partial, path)
+
+
+def to_pixels(figure: Figure) -> Tensor:
+    """The picture as ``[H, W, 3]`` in [0, 1]."""
+    import numpy as np
+    import torch
+
+    figure.set_dpi(120)
+    figure.set_facecolor("white")
+    figure.canvas.draw()
+    buffer = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
+    return torch.from_numpy(buffer[..., :3].copy()).float() / 255
 
 
 def _title(axis: Axes, text: str, x: str = "", y: str = "") -> None:

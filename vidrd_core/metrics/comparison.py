@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from ..decoding import decode_windows
 from ..pipeline import VidRDPipeline
 from ..state import fingerprint
 from ..video import to_uint8
+from .files import write_json
 from .longvideo import VideoRecord, from_json, measure, summarise, to_json
 from .methods import BASES, Job, Made, find_method
 from .world import held_out_scenes
@@ -171,14 +171,6 @@ class Comparison:
             return vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1).cpu()
 
         return torch.cat(list(decode_windows(decode, made.latents, self.num_frames)), dim=2)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _save_samples(path: Path, frames: Tensor) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..video import ContactSheet
 from . import charts
-from .comparison import METHODS, REMEDIES, SWEEPS, canonical, load_results, load_samples, result_path, write_json
+from .comparison import METHODS, REMEDIES, SWEEPS, canonical, load_results, load_samples, result_path
+from .files import write_json
 
 Results = Mapping[str, Mapping[str, Any]]
 

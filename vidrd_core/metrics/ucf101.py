@@ -22,8 +22,8 @@ from ..pipeline import VidRDPipeline
 from ..reuse import ReuseSettings
 from ..state import fingerprint
 from ..video import ContactSheet, read_video, to_uint8
-from .comparison import write_json
 from .detectors import C3D, C3D_HINT, CLIP_HINT, I3D, I3D_HINT, Clip, MissingWeights, file_digest
+from .files import write_json
 from .judging import Judges, Measurements, judge_all
 from .moments import frechet_distance
 

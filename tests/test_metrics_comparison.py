@@ -1,0 +1,121 @@
+"""Methods side by side on a tiny model of the world's size, and the document made of their results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from components import tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
+from diffusers import DDIMScheduler
+
+from vidrd_core import VidRDPipeline
+from vidrd_core.metrics.comparison import SETS, SWEEPS, Comparison, canonical, load_results, load_samples, result_path
+from vidrd_core.metrics.document import FRAME, replace_part, write_document
+from vidrd_core.metrics.methods import find_method
+from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
+
+NAMES = ("truth", "independent", "paper", "paper, match", "paper, alpha=0", "joint windows")
+
+
+@pytest.fixture(scope="module")
+def world_pipe(tmp_path_factory: pytest.TempPathFactory) -> VidRDPipeline:
+    """16x16 latents of 64x64 pixels."""
+    pipe = VidRDPipeline(
+        unet=tiny_unet(sample_size=16),
+        vae=tiny_vae(),
+        text_encoder=tiny_text_encoder(),
+        tokenizer=tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")),
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def comparison(pipe: VidRDPipeline, folder: Path, **changes: int) -> Comparison:
+    return Comparison(pipe, folder, **{"videos": 3, "clips": 2, "steps": 1, "batch": 2, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def results(world_pipe: VidRDPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    for name in NAMES:
+        comparison(world_pipe, folder).run(name)
+    return folder
+
+
+def test_the_world_itself_compares_as_perfect(results: Path) -> None:
+    figures = load_results(results, ["truth"])["truth"]["summary"]["figures"]
+    assert figures["identity at the last clip"] == 1 and figures["background drift at the last clip"] < 0.01
+
+
+def test_results_are_kept_and_read_back_with_their_frames(results: Path) -> None:
+    found = load_results(results, NAMES)
+    assert list(found) == list(NAMES)
+    assert all(result["summary"]["videos"] == 3 and result["summary"]["clips"] == 2 for result in found.values())
+    first, second = load_samples(result_path(results, "truth").with_suffix(".png"), 64)
+    assert first.shape == second.shape == (16, 64, 64, 3)
+
+
+def test_a_run_goes_on_with_the_videos_that_are_missing(world_pipe: VidRDPipeline, tmp_path: Path) -> None:
+    comparison(world_pipe, tmp_path, videos=2).run("independent")
+    stored = json.loads(result_path(tmp_path, "independent").read_text(encoding="utf-8"))
+    stored["records"][0]["caption"] = "kept"
+    result_path(tmp_path, "independent").write_text(json.dumps(stored), encoding="utf-8")
+    assert comparison(world_pipe, tmp_path, videos=3).run("independent")["videos"] == 3
+    records = json.loads(result_path(tmp_path, "independent").read_text(encoding="utf-8"))["records"]
+    assert records[0]["caption"] == "kept" and len(records) == 3
+
+
+def test_results_of_other_settings_are_refused(world_pipe: VidRDPipeline, results: Path) -> None:
+    with pytest.raises(ValueError, match="steps was 1 and is 2"):
+        comparison(world_pipe, results, steps=2).run("paper")
+    with pytest.raises(ValueError, match="has no results"):
+        load_results(results, ["FreeNoise"])
+
+
+def test_one_method_has_one_name_and_one_file() -> None:
+    assert canonical("paper, alpha=4") == "paper" and canonical("paper ,alpha=2") == "paper, alpha=2"
+    names = [canonical(name) for names in SETS.values() for name in names]
+    files = {result_path(Path(), name) for name in names}
+    assert len(files) == len(set(names))
+    assert all(
+        set(str(file)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-") for file in files
+    )
+    assert all(find_method(name) for name in names) and all(
+        "paper" in map(canonical, SWEEPS[k]) for k in ("alpha", "beta")
+    )
+
+
+def test_the_document_is_made_from_the_results_alone(results: Path, tmp_path: Path) -> None:
+    document = tmp_path / "docs" / "evaluation.md"
+    written = write_document(document, results)
+    text = document.read_text(encoding="utf-8")
+    assert "| independent | 3 |" in text and "| paper, match | 3 |" in text and "| alpha 0 | 3 |" in text
+    assert all(path.is_file() for path in written)
+    for picture in ("methods", "profile", "curves", "remedies", "sweep_alpha", "filmstrip_1", "filmstrip_2"):
+        assert (
+            f"](evaluation/{picture}.png)" in text and (tmp_path / "docs" / "evaluation" / f"{picture}.png").is_file()
+        )
+    summary = json.loads((tmp_path / "docs" / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary) == set(NAMES) and "records" not in summary["paper"]
+
+
+def test_what_people_wrote_in_the_document_stays(results: Path, tmp_path: Path) -> None:
+    document = tmp_path / "evaluation.md"
+    document.write_text(FRAME.replace("## The methods\n", "## The methods\n\nOur own words.\n"), encoding="utf-8")
+    write_document(document, results)
+    once = document.read_text(encoding="utf-8")
+    write_document(document, results)
+    assert "Our own words." in once and document.read_text(encoding="utf-8") == once
+
+
+def test_a_document_without_its_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="generated: methods"):
+        replace_part("# Evaluation\n", "methods", "| a |")
+
+
+def test_the_worlds_table_has_both_columns(world_pipe: VidRDPipeline) -> None:
+    evaluation = WorldEvaluation(world_pipe, prompts=2, clips=2, steps=1, guidance_scale=2.0, batch=2)
+    table = markdown_table({name: evaluation.run(settings) for name, settings in METHODS.items()})
+    assert table.startswith("| figure | independent clips | paper settings |") and "| videos | 2 | 2 |" in table
