@@ -22,10 +22,13 @@ STATISTICS, DROPPED, SHEET = "statistics.json", "dropped.jsonl", "sample_sheet.p
 _SHEET_ROWS = 24
 
 
-def write_reports(folder: Path, writer: ShardWriter, unopened: Sequence[Dropped], items: int) -> dict[str, Any]:
+def write_reports(
+    folder: Path, writer: ShardWriter, unopened: Sequence[Dropped], items: int, media: ShardDataset | None = None
+) -> dict[str, Any]:
     """Write the three reports of a finished data set and return the statistics.
 
     unopened: rows that were dropped before any file was opened. items: how many rows the source had in all.
+    media: the data set to show on the sample sheet where this one holds latents.
     """
     notes = writer.notes()
     dropped = all_dropped(writer, unopened)
@@ -35,7 +38,7 @@ def write_reports(folder: Path, writer: ShardWriter, unopened: Sequence[Dropped]
     data = ShardDataset(folder)
     statistics = {**_statistics(data.samples), "items": items, **_drops(dropped), "rejected_clips": dict(rejected)}
     _write_dropped(folder, dropped)
-    write_sheet(data, folder / SHEET)
+    write_sheet(data if media is None else media, folder / SHEET)
     write_json(folder / STATISTICS, statistics)
     logger.info("%d samples; dropped: %s", len(data), statistics["dropped"] or "nothing")
     return statistics

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the processes that prepare media need no torch, and would e
 
 VERSION = 1
 INDEX = "index.json"
+UNCONDITIONAL = "unconditional.npy"  # text states of the empty caption, beside the shards of an embedded data set
 _RUN = "run.json"
 
 
@@ -256,6 +257,12 @@ class ShardDataset:
         for number, shard in enumerate(self.shards):
             self.samples += self._load(number, shard)
 
+    @property
+    def unconditional(self) -> torch.Tensor | None:
+        """Text states ``[M, D]`` float32 of the empty caption, where the data set holds text states."""
+        path = self.folder / UNCONDITIONAL
+        return _tensor(path.read_bytes()) if path.exists() else None
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -314,13 +321,10 @@ class ShardDataset:
             raise BrokenItem(sample.key, str(error)) from error
 
     def _array(self, sample: SampleInfo, suffix: str) -> torch.Tensor:
-        import torch
-
         try:
-            array = np.load(io.BytesIO(self.member(sample, suffix)), allow_pickle=False)
+            return _tensor(self.member(sample, suffix))
         except (ValueError, EOFError) as error:
             raise BrokenItem(sample.key, f"{suffix} is damaged ({error})") from error
-        return torch.from_numpy(array).float()
 
     def member(self, sample: SampleInfo, suffix: str) -> bytes:
         """The bytes of one member of a sample. BrokenItem if they cannot be read."""
@@ -357,3 +361,9 @@ def _draw(count: int, generator: torch.Generator | None) -> int:
     import torch
 
     return int(torch.randint(count, (), generator=generator))
+
+
+def _tensor(data: bytes) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False)).float()

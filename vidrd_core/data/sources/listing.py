@@ -159,7 +159,7 @@ class MediaFiles:
 
 def plain_words(label: str) -> str:
     """A class name in plain words: ``ApplyEyeMakeup`` and ``apply+eye_makeup`` become ``apply eye makeup``."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", re.sub(r"[+_]", " ", label))
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", re.sub(r"[+_]", " ", label))
     return " ".join(w if len(w) > 1 and w.isupper() else w.lower() for w in spaced.split())
 
 
