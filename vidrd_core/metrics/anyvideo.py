@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -125,7 +126,7 @@ def clip_seams(frames: int, clip_length: int, trim_frames: int = 0) -> list[int]
 
 @torch.no_grad()
 def evaluate_video(
-    frames: Tensor | Sequence[Any],
+    frames: Tensor | np.ndarray,
     clip_length: int,
     trim_frames: int = 0,
     clip: Clip | None = None,
@@ -144,7 +145,7 @@ def evaluate_video(
     Raises:
         ValueError: another shape, fewer than 2 frames, or an impossible clip length.
     """
-    shape = tuple(frames.shape)  # type: ignore[union-attr]
+    shape = tuple(frames.shape)
     if len(shape) != 4 or shape[3] != 3 or shape[0] < 2:
         raise ValueError(f"frames are {list(shape)}; expected [T, H, W, 3] with at least 2 frames")
     seams = clip_seams(shape[0], clip_length, trim_frames)
