@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -82,17 +82,23 @@ def _in_pool(work: Callable[[Given], Made], items: Sequence[Given], workers: int
                 doubtful = items[done : done + _AHEAD * workers]
         if done < len(items):
             logger.warning("a process died; the %d items that were under way are done one by one", len(doubtful))
-            for item in doubtful:
-                yield _alone(work, item)
+            yield from _one_by_one(work, doubtful)
             done += len(doubtful)
 
 
-def _alone(work: Callable[[Given], Made], item: Given) -> Made | None:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(work, item).result()
-        except BrokenProcessPool:
-            return None
+def _one_by_one(work: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made | None]:
+    """Never two items under way, so that a dead process tells which one it died over."""
+    waiting = deque(items)
+    while waiting:
+        with _pool(1) as pool:
+            try:
+                while waiting:
+                    made = pool.submit(work, waiting[0]).result()
+                    waiting.popleft()
+                    yield made
+            except BrokenProcessPool:
+                waiting.popleft()
+                yield None
 
 
 @contextlib.contextmanager
@@ -173,7 +179,7 @@ def _ray_results(work: Callable[[Given], Made], items: Sequence[Given], workers:
             row = next(found, None)
         else:
             logger.warning("a Ray process died over item %d or its neighbours; it is done here", index)
-            yield _alone(work, item)
+            yield from _one_by_one(work, [item])
     assert row is None and next(itertools.islice(found, 1), None) is None
 
 

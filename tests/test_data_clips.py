@@ -1,0 +1,169 @@
+"""Clips have the wanted rate and length and lie between cuts; filters refuse what they name and nothing else."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from data_material import CLIP, FILTERS, preparation, video, world
+from engine_work import double_or_die, fail_at_two
+from PIL import Image, ImageDraw, ImageFont
+
+from vidrd_core.data.clips import ClipSettings, choose, target_size, windows
+from vidrd_core.data.engines import EngineSettings, run_in_order
+from vidrd_core.data.filters import FilterSettings, brightness, judge_frames, motion, text_share
+from vidrd_core.data.media import decode_image, decode_mp4, encode_image, encode_mp4, fit
+from vidrd_core.data.preparation import prepare_item
+from vidrd_core.data.sources import Item
+from vidrd_core.video import VideoError, write_video
+
+
+def found(path, **changes):
+    return list(windows(path, replace(CLIP, **changes)))
+
+
+def test_a_video_is_cut_into_windows_of_the_wanted_rate_and_none_overlap(tmp_path):
+    path = video(tmp_path / "a.mp4", frames=40, fps=16.0)
+    made = found(path)
+    assert [len(w.frames) for w in made] == [8, 8, 4] and [w.start for w in made] == [0.0, 1.0, 2.0]
+    assert made[0].frames.shape == (8, 48, 48, 3) and made[0].source_size == (64, 64)
+    assert [len(w.frames) for w in found(path, min_frames=5)] == [8, 8]
+    slow = found(path, fps=4.0)
+    assert [len(w.frames) for w in slow] == [8]
+    every_fourth = fit(world(0, 40)[::4][:8], 48, 48)
+    assert np.abs(slow[0].frames.astype(int) - every_fourth).mean() < 4
+
+
+def test_a_stretch_of_a_video_is_taken_by_its_times(tmp_path):
+    path = video(tmp_path / "a.mp4", frames=32)
+    made = list(windows(path, CLIP, 1.0, 2.5))
+    assert [len(w.frames) for w in made] == [8, 4] and made[0].start == 1.0
+    assert np.abs(made[0].frames.astype(int) - fit(world(0, 32)[8:16], 48, 48)).mean() < 4
+
+
+def test_no_window_crosses_a_cut_and_motion_is_no_cut(tmp_path):
+    scenes = np.concatenate([world(0, 10), 255 - world(1, 14), world(2, 9)])
+    write_video(tmp_path / "cuts.mp4", scenes, 8.0, quality=9)
+    made = found(tmp_path / "cuts.mp4")
+    assert [(w.start, len(w.frames)) for w in made] == [(0.0, 8), (1.25, 8), (2.25, 6), (3.0, 8)]
+    blind = found(tmp_path / "cuts.mp4", cut_threshold=0.0)
+    assert [len(w.frames) for w in blind] == [8, 8, 8, 8]
+    noise = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    write_video(tmp_path / "wild.mp4", noise, 8.0, quality=9)
+    assert sum(len(w.frames) for w in found(tmp_path / "wild.mp4")) >= 12
+
+
+def test_a_video_that_breaks_off_is_broken_even_after_good_windows(tmp_path):
+    data = video(tmp_path / "a.mp4", frames=60).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 3 // 4])
+    with pytest.raises(VideoError):
+        found(tmp_path / "cut.mp4")
+
+
+def test_windows_are_chosen_by_the_seed_from_the_whole_length_and_whole_ones_first(tmp_path):
+    made = found(video(tmp_path / "a.mp4", frames=44))
+    assert [len(w.frames) for w in made] == [8] * 5 + [4]
+    starts = {choose(made, 1, 8, random.Random(seed))[0].start for seed in range(40)}
+    assert starts == {0.0, 1.0, 2.0, 3.0, 4.0}
+    two = choose(made, 2, 8, random.Random(3))
+    assert two[0].start < two[1].start and [w.start for w in two] == [
+        w.start for w in choose(made, 2, 8, random.Random(3))
+    ]
+    assert [len(w.frames) for w in choose(made, 9, 8, random.Random(0))] == [8] * 5 + [4]
+
+
+def test_a_random_crop_varies_with_the_item_and_a_kept_aspect_keeps_the_pixels(tmp_path):
+    path = video(tmp_path / "a.mp4", frames=8)
+    settings = preparation(tmp_path, tmp_path / "set", clip=replace(CLIP, height=32, width=48, crop="random"))
+    crops = set()
+    for number in range(5):
+        item = Item(f"{number}.mp4", path, "video", ("a clip",))
+        made = prepare_item((0, item), settings).samples[0]
+        assert made.members == prepare_item((0, item), settings).samples[0].members
+        crops.add(made.members["mp4"])
+    assert len(crops) > 1
+    assert target_size(ClipSettings(aspect="keep"), 720, 1280) == (192, 344)
+    assert target_size(ClipSettings(), 720, 1280) == (256, 256)
+
+
+def test_mp4_in_memory_is_the_same_every_time_and_close_to_what_went_in():
+    frames = world(1, 6)
+    data = encode_mp4(frames, 8.0, 9.0)
+    assert data == encode_mp4(frames, 8.0, 9.0)
+    assert np.abs(decode_mp4(data).astype(int) - frames).mean() < 3
+    assert np.array_equal(decode_mp4(data, 2, 3), decode_mp4(data)[2:5])
+    for damaged in (b"", data[: len(data) // 2], b"\0" * 100):
+        with pytest.raises(ValueError, match="readable MP4"):
+            decode_mp4(damaged)
+    with pytest.raises(ValueError, match="the video ends after 2"):
+        decode_mp4(data, 4, 3)
+
+
+def test_images_of_any_kind_become_rgb_and_broken_ones_are_told(tmp_path):
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    assert decode_image((tmp_path / "clear.png").read_bytes()).tolist()[0][0] == [255, 255, 255]
+    Image.new("I;16", (8, 8), 65535).save(tmp_path / "deep.png")
+    assert decode_image((tmp_path / "deep.png").read_bytes()).shape == (8, 8, 3)
+    whole = encode_image(world(0, 1)[0], "jpg", 9.0)
+    for damaged in (b"", b"GIF89a", whole[: len(whole) // 2]):
+        with pytest.raises(ValueError, match="readable image"):
+            decode_image(damaged)
+
+
+def picture_of_text(lines, size=256):
+    picture = np.random.default_rng(0).normal(120, 8, (size, size, 3)).clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(picture)
+    font = ImageFont.load_default(16)
+    for line in range(lines):
+        ImageDraw.Draw(image).text((10, 8 + line * 22), "Subscribe to the channel", fill="white", font=font)
+    return np.asarray(image)[None]
+
+
+def test_text_is_measured_by_the_room_it_takes():
+    shares = [text_share(picture_of_text(lines)) for lines in (0, 1, 3, 8)]
+    assert shares[0] == 0 and shares == sorted(shares) and shares[1] < 0.1 < 0.3 < shares[3]
+    assert max(text_share(world(seed, 2)) for seed in range(4)) == 0
+
+
+def test_filters_refuse_what_they_are_named_for():
+    settings = FilterSettings()
+    scene = world(2, 8)
+    assert judge_frames(settings, scene) is None and motion(scene) > 1
+    assert judge_frames(settings, scene[:1].repeat(8, 0)) == "too static"
+    assert judge_frames(settings, scene // 16) == "too dark" and brightness(scene // 16) < 16
+    assert judge_frames(settings, picture_of_text(8)) == "text-heavy"
+    off = FilterSettings(0, 0, 0, 0, 0)
+    assert judge_frames(off, np.zeros((8, 64, 64, 3), np.uint8)) is None
+
+
+@pytest.mark.parametrize("frames, reason", [(2, "too short"), (0, "too static"), (-1, "too dark")])
+def test_a_video_is_dropped_for_the_reason_of_its_clips(tmp_path, frames, reason):
+    pictures = {2: world(0, 2), 0: world(0, 1).repeat(12, 0), -1: world(0, 12) // 20}[frames]
+    write_video(tmp_path / "a.mp4", pictures, 8.0, quality=9)
+    item = Item("a.mp4", tmp_path / "a.mp4", "video", ("a clip",))
+    dropped = prepare_item((0, item), preparation(tmp_path, tmp_path / "set", filters=FILTERS)).dropped
+    assert dropped is not None and dropped.reason == reason
+
+
+@pytest.mark.parametrize("changes", [{"fps": 0}, {"min_frames": 9, "frames": 8}, {"height": 33}, {"crop": "left"}])
+def test_impossible_clips_are_refused(changes):
+    with pytest.raises(ValueError):
+        ClipSettings(**changes)
+
+
+def test_an_item_that_kills_its_process_costs_only_itself():
+    made = list(run_in_order(double_or_die, range(9), EngineSettings(workers=1)))
+    assert made == [0, 2, 4, 6, 8, None, 12, 14, 16]
+
+
+def test_an_error_in_our_own_code_ends_the_run():
+    with pytest.raises(KeyError):
+        list(run_in_order(fail_at_two, range(9), EngineSettings(workers=1)))
+
+
+def test_unknown_engines_are_refused():
+    with pytest.raises(ValueError, match="process or ray"):
+        EngineSettings("threads")
+    with pytest.raises(ValueError, match="needs engine ray"):
+        EngineSettings(address="ray://head:10001")
