@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 import yaml
+from accelerate import PartialState
 
 from vidrd_core.train.loop import train
 from vidrd_core.train.stage import Stage
@@ -72,3 +73,4 @@ def run(kind: type[Configuration], make_stage: Callable[[Configuration], Stage])
         configuration.train.run.mkdir(parents=True, exist_ok=True)
         (configuration.train.run / "config.txt").write_text(repr(configuration), encoding="utf-8")
     train(stage, configuration.train)
+    PartialState().destroy_process_group()

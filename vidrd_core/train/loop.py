@@ -205,7 +205,6 @@ class Trainer:
 
     def close(self) -> None:
         self.statistics.close()
-        self.accelerator.end_training()
         self.accelerator.free_memory()
 
     # -- parts of the above --------------------------------------------------------------------------------------------
