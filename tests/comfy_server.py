@@ -21,7 +21,7 @@ from typing import Any
 PACK = Path(__file__).resolve().parents[1]
 TREE = Path(os.environ.get("COMFYUI_PATH", Path.home() / "comfy" / "ComfyUI")).expanduser()
 PACK_NAME = "VidRD"
-PATIENCE = 1800  # seconds; only a broken server or page takes so long
+PATIENCE = 900  # seconds; only a broken server or page takes so long
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Notification.ShowVersionUpdates": False,

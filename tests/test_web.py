@@ -107,9 +107,11 @@ def test_the_menu_entry_is_translated_under_the_text_that_the_script_gives_it(la
     assert set(locale(language, "main.json")["contextMenu"]) == {label}
 
 
-def test_the_script_names_only_nodes_and_inputs_that_exist() -> None:
-    script = (ROOT / "web" / "js" / "add_reuse_and_diffuse.js").read_text(encoding="utf-8")
-    assert set(re.findall(r'"(VidRD\w+)"', script)) <= set(NODES)
+def test_the_scripts_name_only_nodes_and_inputs_that_exist() -> None:
+    scripts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "web" / "js").glob("*.js")}
+    for script in scripts.values():
+        assert set(re.findall(r'"(VidRD\w+)"', script)) <= set(NODES)
+    script = scripts["add_reuse_and_diffuse"]
     (settings,) = re.findall(r"^const SETTINGS = (\[.*\]);$", script, re.MULTILINE)
     known = {slot.id for slot in NODES["VidRDReuseAndDiffuse"].inputs}
     assert set(json.loads(settings)) <= known and {"model", "positive", "negative", "prior", "seed"} <= known

@@ -58,7 +58,7 @@ def apart(a: list[float], b: list[float]) -> bool:
 
 def own_complaints(page: Any) -> list[str]:
     """Console lines that this pack's script may have caused."""
-    words = ("add_reuse_and_diffuse", "VidRD", ".links is deprecated", ".link is deprecated", "getExtraMenuOptions")
+    words = ("add_reuse_and_diffuse", "play_previews", "VidRD", ".links is deprecated", ".link is deprecated", "getExtraMenuOptions")
     return [line for line in page.lines if any(word in line for word in words)]
 
 
@@ -203,7 +203,7 @@ def test_the_first_example_runs_its_preview_plays_and_it_grows_by_a_click(graph:
     graph.call("fit")
     shown = run(graph)
     assert shown["VidRDPreviewClip"] == 1 and shown["SaveVideo"] == 1
-    graph.page.wait_for_function(PLAYING, arg=4)
+    graph.page.wait_for_function(PLAYING, arg=4, timeout=120_000)
     assert all(apart(a, b) for a, b in combinations(graph.boxes(), 2))
     picture(graph, "comfyui_chained_demo")
 
@@ -222,7 +222,7 @@ def test_the_first_example_runs_its_preview_plays_and_it_grows_by_a_click(graph:
     graph.page.wait_for_function("() => app.graph.nodes.filter((n) => n.type === 'VidRDReuseAndDiffuse').length === 3")
     graph.call("fit")
     run(graph)
-    graph.page.wait_for_function(PLAYING, arg=4)
+    graph.page.wait_for_function(PLAYING, arg=4, timeout=120_000)
     seconds = graph.run("() => Math.max(...[...document.querySelectorAll('video')].map((video) => video.duration))")
     assert round(seconds * 8) == 32
     picture(graph, "comfyui_grown_by_a_clip")
