@@ -9,13 +9,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 from data_material import CLIP, caption, folder_of_traps, folder_of_videos, image, preparation, video
+from engine_work import double_or_die, fail_at_two
 
-from vidrd_core.data.engines import EngineSettings
-from vidrd_core.data.preparation import prepare
+from vidrd_core.data.engines import EngineSettings, run_in_order
+from vidrd_core.data.preparation import PreparationSettings, prepare
 from vidrd_core.data.shards import ShardDataset
-from vidrd_core.data.sources import SourceSettings
+from vidrd_core.data.sources import LAYOUTS, SourceSettings
 
 ROOT = Path(__file__).parent.parent
 ONE = EngineSettings(workers=1)
@@ -66,9 +69,29 @@ def test_two_processes_make_the_same_bytes_as_one_and_another_seed_other_ones(vi
     assert contents(tmp_path / "other")["shard-000000.tar"] != contents(prepared)["shard-000000.tar"]
 
 
-def test_ray_makes_the_same_bytes_as_the_process_pool(videos, prepared, tmp_path):
-    prepare(preparation(videos, tmp_path / "ray", engine=EngineSettings("ray", workers=1)))
+@pytest.fixture(scope="module")
+def ray_engine():
+    """Ray on this machine, started once for the tests that need it."""
+    ray = pytest.importorskip("ray")
+    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield EngineSettings("ray", workers=1)
+    ray.shutdown()
+
+
+def test_ray_makes_the_same_bytes_as_the_process_pool(videos, prepared, ray_engine, tmp_path):
+    prepare(preparation(videos, tmp_path / "ray", engine=ray_engine))
     assert contents(tmp_path / "ray") == contents(prepared)
+
+
+def test_an_item_that_kills_its_process_on_ray_costs_only_itself(ray_engine):
+    made = list(run_in_order(double_or_die, range(12), ray_engine))
+    assert made == [0, 2, 4, 6, 8, None, 12, 14, 16, 18, 20, 22]
+
+
+def test_an_error_in_our_own_code_ends_the_run_on_ray(ray_engine):
+    with pytest.raises(KeyError):
+        list(run_in_order(fail_at_two, range(4), ray_engine))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a POSIX signal")
@@ -86,8 +109,10 @@ def test_a_run_killed_in_the_middle_goes_on_and_makes_the_same_bytes(videos, pre
     first = tmp_path / "set" / "shard-000000.json"
     while not first.exists() and run.poll() is None:
         time.sleep(0.005)
+    workers = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
+    assert workers and psutil.wait_procs(workers, timeout=60)[1] == []
     assert not (tmp_path / "set" / "index.json").exists()
     prepare(preparation(videos, tmp_path / "set", engine=ONE))
     assert contents(tmp_path / "set") == contents(prepared)
@@ -133,6 +158,17 @@ def test_images_keep_their_aspect_and_are_not_enlarged(tmp_path):
     small = replace(CLIP, image_side=512, image_format="png")
     prepare(preparation(tmp_path / "raw", tmp_path / "set", clip=small, engine=ONE))
     assert [(s.height, s.width, s.frames) for s in ShardDataset(tmp_path / "set").samples] == [(64, 64, 1)] * 2
+
+
+def test_every_configuration_of_the_repository_is_one_of_a_preparation(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    from common import build
+
+    paths = sorted((ROOT / "training" / "configs").glob("data_*.yaml"))
+    assert len(paths) >= 5
+    for path in paths:
+        settings = build(PreparationSettings, yaml.safe_load(path.read_text(encoding="utf-8")))
+        assert settings.source.layout in LAYOUTS
 
 
 def test_the_script_prepares_by_a_configuration_file_and_shows_it_when_dry(videos, prepared, tmp_path):

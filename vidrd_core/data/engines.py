@@ -133,6 +133,8 @@ def _use_one_thread() -> None:
 
 def _on_ray(work: Callable[[Given], Made], items: Sequence[Given], settings: EngineSettings) -> Iterator[Made | None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+    # Ray's workers would starve on a machine that does anything else; those of the pool are not niced either.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
     import ray.data
 
@@ -166,7 +168,9 @@ def _ray_results(work: Callable[[Given], Made], items: Sequence[Given], workers:
     rows = [{"index": index, "item": item} for index, item in enumerate(items)]
     blocks = -(-len(rows) // _RAY_BLOCK)
     data = ray.data.from_items(rows, override_num_blocks=blocks).map(
-        _RayWork(work), concurrency=workers or None, max_retries=1
+        _RayWork(work),
+        compute=ray.data.TaskPoolStrategy(size=workers or None),
+        ray_remote_args_fn=_retry_once,  # Ray Data's own default is to try for ever
     )
     found = iter(data.iter_rows())
     row = next(found, None)
@@ -181,6 +185,10 @@ def _ray_results(work: Callable[[Given], Made], items: Sequence[Given], workers:
             logger.warning("a Ray process died over item %d or its neighbours; it is done here", index)
             yield from _one_by_one(work, [item])
     assert row is None and next(itertools.islice(found, 1), None) is None
+
+
+def _retry_once() -> dict[str, Any]:
+    return {"max_retries": 1}
 
 
 @dataclass(frozen=True)
