@@ -154,8 +154,8 @@ class TemporalDecoderStage(Stage):
         plain = decode_frame_by_frame(self.vae, latents)
         loss, _ = self.weights(output, clips)
         figures: dict[str, float | Tensor] = {
-            "held_out_flicker": flicker(output, clips).item(),
-            "held_out_psnr": psnr(output, clips).item(),
+            "flicker": flicker(output, clips).item(),
+            "psnr": psnr(output, clips).item(),
             "image_decoder_flicker": flicker(plain, clips).item(),
             "image_decoder_psnr": psnr(plain, clips).item(),
         }

@@ -24,7 +24,7 @@ from .failures import LossWatch, memory_advice, stop
 from .optimizers import make_optimizer
 from .settings import TrainSettings
 from .stage import Stage
-from .statistics import Statistics
+from .statistics import Means, Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -188,17 +188,17 @@ class Trainer:
         samples = self.step * self.settings.batch_size
         with checkpoint.averaged(self.parameters, self.ema), torch.no_grad():
             self.stage.set_training(False)
-            found = []
+            means = Means()
             draw = replace(self.draw, seed=0, step=0)
             for _ in range(HELD_OUT_BATCHES):
                 with self.accelerator.autocast():
                     outcome = self.stage.held_out(draw)
                 if outcome is not None:
-                    found.append(float(outcome.loss))
+                    means.add({"loss": float(outcome.loss), **outcome.figures})
                 draw = draw.following()
-            found = self._gather(found)
+            found = means.over(self._gather)
             if found:
-                self.statistics.note({"samples": samples, "held_out_loss": sum(found) / len(found)})
+                self.statistics.note({"samples": samples, **{f"held_out/{n}": value for n, value in found.items()}})
             self.stage.preview(self.settings.run / "previews" / f"{samples:09d}")
             self.stage.set_training(True)
         self.accelerator.wait_for_everyone()

@@ -15,6 +15,30 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 
+class Means:
+    """Running means of named figures."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, figures: Mapping[str, float | Tensor]) -> None:
+        """Count numbers, or tensors of several."""
+        for name, value in figures.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            if isinstance(value, Tensor):
+                self.sums[name] = (total + float(value.detach().double().sum()), count + value.numel())
+            else:
+                self.sums[name] = (total + value, count + 1)
+
+    def over(self, gather: Callable[[list[Any]], list[Any]]) -> dict[str, float]:
+        """The means over all processes, in the order of the names; every process must call it."""
+        together: dict[str, tuple[float, int]] = {}
+        for name, total, count in gather([(n, *s) for n, s in self.sums.items()]):
+            before = together.get(name, (0.0, 0))
+            together[name] = (before[0] + total, before[1] + count)
+        return {name: total / count for name, (total, count) in sorted(together.items()) if count}
+
+
 class Statistics:
     """Means of figures since the last line.
 
@@ -36,7 +60,7 @@ class Statistics:
         self.path = run / "statistics.jsonl"
         self.gather = gather
         self.is_main = is_main
-        self.sums: dict[str, tuple[float, int]] = {}
+        self.means = Means()
         self.since = time.monotonic()
         self.first = samples
         if is_main and self.path.exists():
@@ -53,25 +77,15 @@ class Statistics:
                 self.board = SummaryWriter(str(run / "tensorboard"), purge_step=samples if samples else None)
 
     def add(self, figures: Mapping[str, float | Tensor]) -> None:
-        """Count numbers, or tensors of several."""
-        for name, value in figures.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            if isinstance(value, Tensor):
-                self.sums[name] = (total + float(value.detach().double().sum()), count + value.numel())
-            else:
-                self.sums[name] = (total + value, count + 1)
+        self.means.add(figures)
 
     def write(self, samples: int, **more: float) -> dict[str, Any]:
         """Write the means over all processes since the last line, and return them."""
-        together: dict[str, tuple[float, int]] = {}
-        for name, total, count in self.gather([(n, *s) for n, s in self.sums.items()]):
-            before = together.get(name, (0.0, 0))
-            together[name] = (before[0] + total, before[1] + count)
-        means = {name: total / count for name, (total, count) in together.items() if count}
+        means = self.means.over(self.gather)
         seconds = max(time.monotonic() - self.since, 1e-9)
         line = {"samples": samples, **more, **means, "samples_per_second": (samples - self.first) / seconds}
         self.note(line)
-        self.sums, self.since, self.first = {}, time.monotonic(), samples
+        self.means, self.since, self.first = Means(), time.monotonic(), samples
         return line
 
     def note(self, line: Mapping[str, Any]) -> None:

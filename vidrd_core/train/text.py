@@ -70,9 +70,10 @@ def make_text_encoder(tokenizer: CLIPTokenizer, **config: Any) -> CLIPTextModel:
 
 
 def encode_text(
-    tokenizer: CLIPTokenizer, encoder: nn.Module, texts: list[str], device: torch.device | str = "cpu"
+    tokenizer: CLIPTokenizer, encoder: nn.Module, texts: list[str], device: torch.device | str | None = None
 ) -> Tensor:
-    """Text states ``[B, M, D]``; each distinct text is encoded once."""
+    """Text states ``[B, M, D]`` on ``device``, by default the encoder's; each distinct text is encoded once."""
+    device = next(encoder.parameters()).device if device is None else device
     distinct = list(dict.fromkeys(texts))
     tokens = tokenizer(
         distinct, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
