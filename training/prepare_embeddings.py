@@ -44,7 +44,8 @@ def main(arguments: Arguments) -> None:
     encode = None
     if arguments.embedding.text:
         tokenizer = CLIPTokenizer.from_pretrained(arguments.model / "tokenizer")
-        encoder = CLIPTextModel.from_pretrained(arguments.model / "text_encoder").to(arguments.device).eval()
+        encoder = CLIPTextModel.from_pretrained(arguments.model / "text_encoder").eval()
+        torch.nn.Module.to(encoder, arguments.device)  # transformers' own `to` is typed as a function without self
         encode = torch.no_grad()(functools.partial(encode_text, tokenizer, encoder))
     embed(data, arguments.output, vae, encode, {"folder": arguments.model.name}, arguments.embedding)
 
