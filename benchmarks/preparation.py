@@ -60,7 +60,7 @@ def measure(engine: str, arguments: Arguments, folder: Path, output: Path) -> tu
     settings = PreparationSettings(
         output=output,
         source=SourceSettings("folder", folder),
-        clip=ClipSettings(frames=16),
+        clip=ClipSettings(frames=16, min_frames=1),
         engine=EngineSettings(engine, arguments.workers),
     )
     items, _ = list_items(settings)
