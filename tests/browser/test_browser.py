@@ -58,7 +58,8 @@ def apart(a: list[float], b: list[float]) -> bool:
 
 def own_complaints(page: Any) -> list[str]:
     """Console lines that this pack's script may have caused."""
-    words = ("add_reuse_and_diffuse", "play_previews", "VidRD", ".links is deprecated", ".link is deprecated", "getExtraMenuOptions")
+    words = ("add_reuse_and_diffuse", "play_previews", "VidRD", ".links is deprecated", ".link is deprecated")
+    words += ("getExtraMenuOptions",)
     return [line for line in page.lines if any(word in line for word in words)]
 
 
