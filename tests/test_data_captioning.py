@@ -310,7 +310,7 @@ def test_answers_join_in_the_files_order_as_the_sentences_it_says() -> None:
         "scene": ["a brown dog"],
         "action": ["The image shows a dog running.", "A dog jumps!"],
     }
-    expected = "A dog running, then A dog jumps! A brown dog. The place is a city park."
+    expected = "A dog running, then a dog jumps! A brown dog. The place is a city park."
     assert merge(answers, merging(), None) == expected
 
 

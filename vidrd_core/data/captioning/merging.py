@@ -79,7 +79,7 @@ def _keep(answers: list[str], prompt: Prompt, rules: MergeRules) -> str:
     if prompt.keep == "vote":
         # most_common keeps the order of first appearance among equals.
         return first[Counter(_plain(answer) for answer in answers).most_common(1)[0][0]]
-    *others, last = first.values()
+    *others, last = [answer if number == 0 else _lowered(answer) for number, answer in enumerate(first.values())]
     return rules.then.join([*(answer.rstrip(".!? ") for answer in others), last])
 
 
@@ -88,8 +88,13 @@ def _inside(answer: str, write: str) -> str:
     head, _, tail = write.partition("{answer}")
     if tail.strip():
         answer = answer.rstrip(".!? ")
+    return _lowered(answer) if head.strip() else answer
+
+
+def _lowered(answer: str) -> str:
+    """Without the capital of a sentence's beginning; of abbreviations it stays."""
     second = answer[1:2]
-    return answer[0].lower() + answer[1:] if head.strip() and (second.islower() or second == " ") else answer
+    return answer[0].lower() + answer[1:] if second.islower() or second == " " else answer
 
 
 def _sentence(text: str) -> str:

@@ -1,0 +1,37 @@
+"""Remove a watermark that recurs over many videos of one size: estimate it, look at the mask, then inpaint or crop.
+
+    python training/remove_watermarks.py --config training/configs/watermark.yaml --source.root raw --estimate-only
+    python training/remove_watermarks.py --config training/configs/watermark.yaml --source.root raw
+
+Between the two, ``watermarks/<size>/picture.png`` in the output shows what was found and what removing it gives, and
+``mask.png`` may be edited. Run the same command again to go on after an interruption. The folder ``clean`` is laid out
+as the source, captions beside the videos included.
+"""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    # Imported here, since every process of the pool imports this file again and needs nothing of it.
+    import logging
+    import sys
+
+    from common import parse
+
+    from vidrd_core.data.watermarks.stage import WatermarkSettings, list_videos, remove_watermarks
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    settings, common = parse(WatermarkSettings, sys.argv[1:])
+    try:
+        if common.dry_run:
+            videos = list_videos(settings.source)
+            logging.info("%s", settings)
+            logging.info("%d videos, the first: %s", len(videos), videos[0].name)
+        else:
+            remove_watermarks(settings)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
