@@ -111,9 +111,9 @@ def chained_demo() -> Rows:
     model = Group("1 - Model and size", [[bundled(), empty()]])
     prompts = Group("2 - Prompts", [[text("positive", RED_RIGHT), text("negative", "", title="Negative prompt")]])
     clips = [
-        Group("3 - First clip", [[first(seed=2), look("look1", "first.0", title="Clip 1")]]),
-        Group("4 - Second clip", [[following("second", "first.0", 3), look("look2", "second.1", title="Clip 2")]]),
-        Group("5 - Third clip", [[following("third", "second.0", 4), look("look3", "third.1", title="Clip 3")]]),
+        Group("3 - First clip", [[first(seed=1), look("look1", "first.0", title="Clip 1")]]),
+        Group("4 - Second clip", [[following("second", "first.0", 2), look("look2", "second.1", title="Clip 2")]]),
+        Group("5 - Third clip", [[following("third", "second.0", 3), look("look3", "third.1", title="Clip 3")]]),
     ]
     return [[notes, model, prompts, *clips, finish("third.0", "vidrd_chained_demo")]]
 
