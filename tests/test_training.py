@@ -1,5 +1,6 @@
 """The training loop, its stages and the scripts, at tiny size."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -38,7 +39,14 @@ def tiny_vae(**changes):
 
 
 def settings(run, **changes):
-    known = {"samples": 8, "batch_size": 2, "warmup_samples": 4, "log_samples": 2, "save_samples": 2, "tensorboard": False}
+    known = {
+        "samples": 8,
+        "batch_size": 2,
+        "warmup_samples": 4,
+        "log_samples": 2,
+        "save_samples": 2,
+        "tensorboard": False,
+    }
     return TrainSettings(run=run, **{**known, **changes})
 
 
@@ -97,7 +105,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_items_and_checkpoint(tmp_path
             outcome.loss = outcome.loss * (float("nan") if draw.step == 2 else 1)
             return outcome
 
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 2; the last good checkpoint is .*; the batch") as e:
+    with pytest.raises(
+        FloatingPointError, match=r"loss is nan at step 2; the last good checkpoint is .*; the batch"
+    ) as e:
         train(Broken(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
     items = ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()).source.batch(Draw(0, 2, 2, 2)).items
     assert len(items) == 2 and all(item in str(e.value) for item in items)
@@ -199,14 +209,40 @@ def test_the_text_stage_learns_to_tell_captions_apart(tmp_path, text):
     assert lines[-1]["accuracy"] > lines[0]["accuracy"] + 0.3
 
 
-@pytest.mark.parametrize("name", ["vae", "text", "image", "video", "decoder"])
-def test_every_configuration_is_understood(name):
-    script = f"train_{name}.py" if name in ("vae", "text", "decoder") else "train_unet.py"
-    command = [sys.executable, f"training/{script}", "--config", f"training/configs/demo_{name}.yaml", "--dry-run"]
-    done = subprocess.run([*command, "--train.samples", "123"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "samples=123" in done.stderr
-    assert "='runs/" not in done.stderr  # every path is a Path
+SCRIPTS = {"demo_vae": "vae", "demo_text": "text", "demo_decoder": "decoder", "decoder": "decoder"}
+
+
+@pytest.mark.parametrize("name", ["demo_vae", "demo_text", "demo_image", "demo_video", "demo_decoder", "decoder"])
+def test_every_demo_configuration_is_understood(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    script, common = (importlib.import_module(m) for m in (f"train_{SCRIPTS.get(name, 'unet')}", "common"))
+    file = ROOT / "training" / "configs" / f"{name}.yaml"
+    made, _ = common.parse(script.Configuration, ["--config", str(file), "--train.samples", "123"])
+    assert made.train.samples == 123 and made.train.batch_size > 1
+    assert "='runs/" not in repr(made) and "='models/" not in repr(made)  # every path is a Path
+
+
+@pytest.mark.parametrize("name", ["paper", "lora", "demo_motion"])
+def test_every_unet_configuration_is_understood(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    script, common = (importlib.import_module(m) for m in ("train_unet", "common"))
+    made, _ = common.parse(script.Configuration, ["--config", str(ROOT / "training" / "configs" / f"{name}.yaml")])
+    assert bool(made.data.shards) == (made.latents is None)
+    assert made.train.micro_batches(processes=1)[0] >= 1
+
+
+def test_a_dry_run_prints_the_configuration_and_trains_nothing(tmp_path):
+    command = [sys.executable, "training/train_text.py", "--config", "training/configs/demo_text.yaml", "--dry-run"]
+    command += ["--train.run", str(tmp_path / "run"), "--train.samples", "123"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "samples=123" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_an_unknown_setting_is_refused_with_the_known_ones(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    common, script = (importlib.import_module(m) for m in ("common", "train_text"))
+    with pytest.raises(ValueError, match=r"unknown settings \['sample'\]; TrainSettings has .*'samples'"):
+        common.build(script.Configuration, {"train": {"sample": 3}})
 
 
 def test_impossible_settings_are_refused(tmp_path):
@@ -214,3 +250,19 @@ def test_impossible_settings_are_refused(tmp_path):
         settings(tmp_path, batch_size=0)
     with pytest.raises(ValueError, match="'fp32', 'bf16'"):
         settings(tmp_path, precision="fp8")
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+    assert settings(tmp_path, batch_size=8, micro_batch=2).micro_batches(2) == (2, 2)
+    with pytest.raises(ValueError, match="make it a multiple of 6"):
+        settings(tmp_path, batch_size=8, micro_batch=3).micro_batches(2)
+
+
+def test_statistics_go_to_tensorboard_too(tmp_path):
+    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path, tensorboard=True))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
+    assert [e.step for e in events.Scalars("loss")] == [2, 4, 6, 8]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])

@@ -27,10 +27,10 @@ def main(arguments: Arguments) -> None:
     for axis, run in zip(axes[0], arguments.runs, strict=True):
         text = (run / "statistics.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.splitlines()]
-        for name in ("loss", "image_loss", "video_loss"):
+        for name in ("loss", "image_loss", "video_loss", "held_out/loss"):
             points = [(line["samples"], line[name]) for line in lines if name in line]
-            if points and not (name == "loss" and "video_loss" in lines[-1]):
-                axis.plot(*zip(*points), label=name.replace("_", " "), linewidth=1)
+            if points and not (name == "loss" and any("video_loss" in line for line in lines)):
+                axis.plot(*zip(*points), label=name.replace("/", " ").replace("_", " "), linewidth=1)
         axis.set(title=run.name, xlabel="samples", yscale="log")
         axis.grid(alpha=0.3, which="both")
         axis.legend()

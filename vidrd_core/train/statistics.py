@@ -83,7 +83,13 @@ class Statistics:
         """Write the means over all processes since the last line, and return them."""
         means = self.means.over(self.gather)
         seconds = max(time.monotonic() - self.since, 1e-9)
-        line = {"samples": samples, **more, **means, "samples_per_second": (samples - self.first) / seconds}
+        line = {
+            "samples": samples,
+            **more,
+            "loss": means.get("loss"),
+            **means,
+            "samples_per_second": (samples - self.first) / seconds,
+        }
         self.note(line)
         self.means, self.since, self.first = Means(), time.monotonic(), samples
         return line
@@ -96,7 +102,7 @@ class Statistics:
             file.write(json.dumps(line) + "\n")
         if self.board is not None:
             for name, value in line.items():
-                if name != "samples":
+                if name != "samples" and value is not None:
                     self.board.add_scalar(name, value, line["samples"])
             self.board.flush()
 
