@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 256  # pixels of the shorter side; larger videos are measured at this size
 OCCLUDED = 1.0  # pixels by which forward and backward flow may disagree where nothing is hidden
+AROUND = 2  # steps before and after a step that give the motion there
 MOVING = 0.1  # pixels per frame, mean, below which a flow has no direction
 
 
@@ -37,8 +39,8 @@ class VideoReport:
         warping_error: the same after the earlier frame was moved along the optical flow, over the pixels that both
             frames show (arXiv 1808.00449).
         motion: mean length of the flow, in pixels per frame of ``size``.
-        agreement: cosine of the flow of this step and of the one before, -1 to 1; None where nothing moves. A motion
-            that runs back is negative.
+        agreement: cosine of the flows of the :data:`AROUND` steps before and after this one, -1 to 1; None where
+            nothing moves. A motion that runs back is negative, even where a frame is repeated at the turn.
         color_drift: by frame, mean red, green and blue against the first clip's, -255 to 255.
         consistency: cosine of the CLIP embeddings of the frames; None without CLIP.
         similarity: mean cosine of frames and prompt; None without CLIP or prompt.
@@ -60,8 +62,8 @@ class VideoReport:
         """Means inside clips and at seams, their ratios, and the drift of the last clip."""
         found: dict[str, float | None] = {}
         for name, values in self._series().items():
-            # The flow over a seam says what the seam does; agreement also needs the step after, which turns back first.
-            inside, at_seams = self._split(values, after=name == "flow agreement")
+            # Agreement looks at the steps around: those near a seam are neither inside a clip nor at the seam.
+            inside, at_seams = self._split(values, AROUND if name == "flow agreement" else 0)
             found[f"{name}, inside clips"], found[f"{name}, at seams"] = inside, at_seams
             if name != "flow agreement" and inside and at_seams is not None:
                 found[f"{name}, seams / inside"] = at_seams / inside
@@ -82,12 +84,12 @@ class VideoReport:
         }
         return series if self.consistency is None else {**series, "CLIP consistency": self.consistency}
 
-    def _split(self, values: Sequence[float | None], after: bool) -> tuple[float | None, float | None]:
-        steps = {seam for seam in self.seams} | ({seam + 1 for seam in self.seams} if after else set())
+    def _split(self, values: Sequence[float | None], margin: int) -> tuple[float | None, float | None]:
         groups: tuple[list[float], list[float]] = ([], [])
         for step, value in enumerate(values, 1):
-            if value is not None:
-                groups[step in steps].append(value)
+            nearest = min((abs(step - seam) for seam in self.seams), default=margin + 1)
+            if value is not None and (nearest == 0 or nearest > margin):
+                groups[nearest == 0].append(value)
         inside, at_seams = (statistics.fmean(group) if group else None for group in groups)
         return inside, at_seams
 
@@ -151,17 +153,22 @@ def evaluate_video(
     seams = clip_seams(shape[0], clip_length, trim_frames)
     before = _small(frames[0])
     report = VideoReport(shape[0], clip_length, seams, (before.shape[1], before.shape[2]), [], [], [], [], [])
-    means, flow_before, embedded = [before.mean((1, 2)) * 255], None, [_embedded(clip, before)]
+    means, embedded = [before.mean((1, 2)) * 255], [_embedded(clip, before)]
+    recent: deque[Tensor] = deque(maxlen=2 * AROUND + 1)
     for number in range(1, shape[0]):
         after = _small(frames[number])
         flow, back = optical_flow(before, after), optical_flow(after, before)
         report.change.append(round(float((after - before).abs().mean()) * 255, 4))
         report.warping_error.append(round(warping_error(before, after, flow, back), 4))
         report.motion.append(round(float(flow.norm(dim=0).mean()), 4))
-        report.agreement.append(None if flow_before is None else flow_agreement(flow_before, flow))
+        recent.append(flow)
+        report.agreement.append(None)
+        if len(recent) == recent.maxlen:
+            flows = torch.stack(tuple(recent))
+            report.agreement[-1 - AROUND] = flow_agreement(flows[:AROUND].mean(0), flows[-AROUND:].mean(0))
         means.append(after.mean((1, 2)) * 255)
         embedded.append(_embedded(clip, after))
-        before, flow_before = after, flow
+        before = after
         if on_step is not None:
             on_step()
     first = torch.stack(means[: seams[0] if seams else shape[0]]).mean(0)

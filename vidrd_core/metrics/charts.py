@@ -153,7 +153,7 @@ def draw_report(report: VideoReport) -> Figure:
         "Warping error along the optical flow": (report.warping_error, "levels of 255"),
     }
     for number, (axis, (title, (values, unit))) in enumerate(zip(axes, series.items())):
-        axis.plot(steps, values, color=COLORS[number], linewidth=1.2)
+        axis.plot(steps, values, color=COLORS[2 * number], linewidth=1.2)
         at_seams = [(s, values[s - 1]) for s in report.seams]
         axis.plot(*(zip(*at_seams) if at_seams else ((), ())), "o", color=COLORS[1], markersize=4)
         _title(axis, title, "", unit)

@@ -119,7 +119,8 @@ def evaluate_ucf101(pipe: VidRDPipeline, prompts: Path, settings: Ucf101Settings
     """
     from accelerate import PartialState
 
-    process = PartialState()
+    # Without an accelerator, several processes only find one another when told that they are on the CPU.
+    process = PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
     files = read_trainlist(settings.trainlist)
     texts = read_prompts(prompts)
     counts = Counter(file.partition("/")[0] for file in files)
