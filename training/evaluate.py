@@ -6,8 +6,8 @@
     accelerate launch training/evaluate.py ucf101 --model MODEL --output runs/ucf101 --trainlist trainlist01.txt \
         --videos UCF-101 --i3d i3d_torchscript.pt --c3d c3d_ucf101.pt
 
-Every command goes on where it was stopped when it is called again, except `world`. Several processes on CPUs are started
-with `torchrun --nproc-per-node 2` instead of accelerate's launcher.
+Every command goes on where it was stopped when it is called again, except `world`. Several processes on CPUs are
+started with `torchrun --nproc-per-node 2` instead of accelerate's launcher.
 """
 
 from __future__ import annotations
