@@ -139,7 +139,7 @@ def table(arguments: argparse.Namespace, found: dict[str, Contender]) -> str:
             for name, (m, c) in rates.items()
         ),
         "",
-        "| contender | parameters | s per step | GFLOP/s | of matrix rate | speed, released-fp32 = 1 | speed, ours-fp32 = 1 |",
+        "| contender | parameters | s per step | GFLOP/s | of matrix rate | released-fp32 = 1 | ours-fp32 = 1 |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, entry in found.items():
