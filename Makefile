@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tensors of a few megabytes come and go in every step: keep their memory instead of returning it to the system.
 FAST_MALLOC := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=268435456
 
-.PHONY: setup demo test test-slow style quality train-demo evaluate-demo clean
+.PHONY: setup demo test test-slow style quality train-demo evaluate-demo evaluate clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -38,11 +38,16 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 	$(FAST_MALLOC) $(BIN)/python training/train_text.py --config training/configs/demo_text.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_image.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_video.yaml
+	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_motion.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_decoder.py --config training/configs/demo_decoder.yaml
-	$(BIN)/python training/bundle.py --video runs/demo_video --decoder runs/demo_decoder --output vidrd_core/demo_model
+	$(BIN)/python training/bundle.py --video runs/demo_motion --decoder runs/demo_decoder --output vidrd_core/demo_model
 
 evaluate-demo: setup
-	$(BIN)/python training/evaluate.py --model vidrd_core/demo_model --output docs/demo_evaluation
+	$(FAST_MALLOC) $(BIN)/python training/evaluate.py world --model vidrd_core/demo_model --output docs/demo_evaluation
+
+evaluate: setup  ## docs/evaluation.md: every method side by side on the bundled model; hours, resumes where it stopped
+	$(FAST_MALLOC) $(BIN)/python training/evaluate.py compare --model vidrd_core/demo_model --results runs/evaluation --sets methods remedies sweeps
+	$(BIN)/python training/evaluate.py document --results runs/evaluation --document docs/evaluation.md
 
 clean:
 	rm -rf output .pytest_cache .ruff_cache .mypy_cache

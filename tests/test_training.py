@@ -252,6 +252,13 @@ def test_impossible_settings_are_refused(tmp_path):
         settings(tmp_path, precision="fp8")
 
 
+def test_an_early_stop_leaves_the_learning_rate_as_it_was_laid_out(tmp_path):
+    whole, early = settings(tmp_path, samples=80), settings(tmp_path, samples=80, stop_samples=40)
+    assert early.steps * 2 == whole.steps and early.rate(40) == whole.rate(40)
+    with pytest.raises(ValueError, match="stop_samples is 81; expected 1 to samples, which is 80"):
+        settings(tmp_path, samples=80, stop_samples=81)
+
+
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
     assert settings(tmp_path, batch_size=8, micro_batch=2).micro_batches(2) == (2, 2)
     with pytest.raises(ValueError, match="make it a multiple of 6"):

@@ -57,7 +57,7 @@ def train(stage: Stage, settings: TrainSettings) -> None:
     """
     trainer = Trainer(stage, settings)
     bar = tqdm(
-        total=settings.samples,
+        total=settings.steps * settings.batch_size,
         initial=trainer.step * settings.batch_size,
         unit="sample",
         mininterval=5,

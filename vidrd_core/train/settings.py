@@ -17,6 +17,7 @@ class TrainSettings:
     run: Path  # folder of statistics, checkpoint and exported models
     samples: int  # total number of training samples
     batch_size: int  # samples per step, of all processes together
+    stop_samples: int | None = None  # end here already, the learning rate still laid out for ``samples``
     micro_batch: int | None = None  # samples that one process takes through the model at once; None: its whole share
     learning_rate: float = 5e-4  # peak
     warmup_samples: int = 10_000  # linear from zero to the peak
@@ -38,6 +39,8 @@ class TrainSettings:
         for name in ("samples", "batch_size", "log_samples", "save_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.stop_samples is not None and not 1 <= self.stop_samples <= self.samples:
+            raise ValueError(f"stop_samples is {self.stop_samples}; expected 1 to samples, which is {self.samples}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; expected at least 1, or none for the whole share")
         if not 0 <= self.ema_decay < 1:
@@ -49,8 +52,8 @@ class TrainSettings:
 
     @property
     def steps(self) -> int:
-        """Steps until ``samples`` are reached."""
-        return math.ceil(self.samples / self.batch_size)
+        """Steps until the run ends."""
+        return math.ceil(min(self.samples, self.stop_samples or self.samples) / self.batch_size)
 
     def rate(self, samples: int) -> float:
         """Learning rate after so many samples: linear warm-up, then a cosine."""
