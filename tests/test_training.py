@@ -255,8 +255,8 @@ def test_impossible_settings_are_refused(tmp_path):
 def test_an_early_stop_leaves_the_learning_rate_as_it_was_laid_out(tmp_path):
     whole, early = settings(tmp_path, samples=80), settings(tmp_path, samples=80, stop_samples=40)
     assert early.steps * 2 == whole.steps and early.rate(40) == whole.rate(40)
-    with pytest.raises(ValueError, match="stop_samples is 81; expected 1 to samples, which is 80"):
-        settings(tmp_path, samples=80, stop_samples=81)
+    with pytest.raises(ValueError, match="stop_samples is 0; expected at least 1"):
+        settings(tmp_path, samples=80, stop_samples=0)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):

@@ -39,8 +39,8 @@ class TrainSettings:
         for name in ("samples", "batch_size", "log_samples", "save_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.stop_samples is not None and not 1 <= self.stop_samples <= self.samples:
-            raise ValueError(f"stop_samples is {self.stop_samples}; expected 1 to samples, which is {self.samples}")
+        if self.stop_samples is not None and self.stop_samples < 1:
+            raise ValueError(f"stop_samples is {self.stop_samples}; expected at least 1, or none to end at samples")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; expected at least 1, or none for the whole share")
         if not 0 <= self.ema_decay < 1:
