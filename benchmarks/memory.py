@@ -13,47 +13,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from models import environment, peak_memory
+
 TARGET = 1.05
 # Wide enough that a clip's activations are what counts, and quick enough for two CPU cores.
 UNET = {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 32, "attention_head_dim": 2}
 VAE = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1}
 PIXELS = 128
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 def make(clips: int, model: str | None, device: str) -> dict[str, Any]:
     """Make one video in this process and measure it."""
-    import psutil
-    import torch
-
-    sys.path.insert(0, str(ROOT))
-    process = psutil.Process()
     pipe, options = _pipeline(model, device)
     pipe.set_progress_bar_config(disable=True)
     pipe(**options, num_clips=1)  # what a first call allocates for good is no one video's
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    peak, done = [process.memory_info().rss], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    frames = pipe(**options, num_clips=clips).frames
-    done.set()
-    watcher.join()
-    on_device = torch.cuda.max_memory_allocated() if device.startswith("cuda") else 0
-    return {"clips": clips, "process": peak[0], "device": on_device, "frames": frames.nbytes}
+    with peak_memory(device) as peak:
+        frames = pipe(**options, num_clips=clips).frames
+    return {"clips": clips, **vars(peak), "frames": frames.nbytes}
 
 
 def _pipeline(model: str | None, device: str) -> tuple[Any, dict[str, Any]]:
@@ -88,8 +69,7 @@ def main() -> int:
     for clips in (4, 32):
         command = [sys.executable, str(Path(__file__).resolve()), "--clips", str(clips), "--device", options.device]
         command += ["--model", options.model] if options.model else []
-        environment = {**os.environ, **ALLOCATOR}
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment()).stdout
         rows.append(json.loads(output.splitlines()[-1]))
     print("clips  process MiB  device MiB  frames MiB  process less frames MiB")
     for row in rows:

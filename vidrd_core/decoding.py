@@ -6,8 +6,12 @@ into the other, so that no window edge shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,3 +95,46 @@ def decode_windows(decode: Decode, latents: Tensor, window: int, overlap: int | 
     decoder = WindowDecoder(decode, window, overlap)
     yield from decoder.push(latents)
     yield from decoder.flush()
+
+
+def decode_ahead(
+    tasks: Iterable[Callable[[], Iterator[Tensor]]], device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """The pieces of all tasks in order, each task run by a thread while the next one is fetched.
+
+    Where fetching a task means sampling the next clip, decoding and sampling overlap: on a GPU in a stream of its own,
+    so that neither waits for the other. At most one task waits or runs at a time, hence memory stays bounded; the
+    pieces are those that running the tasks one after the other gives.
+
+    Args:
+        device: where the tasks compute; their results must be on the CPU.
+    """
+    module: Any = getattr(torch, torch.device(device).type, None)
+    stream: Any = module.Stream(device) if hasattr(module, "Stream") and module.is_available() else None
+
+    def run(task: Callable[[], Iterator[Tensor]]) -> list[Tensor]:
+        with module.stream(stream) if stream is not None else contextlib.nullcontext():
+            return list(task())
+
+    pending: Future[list[Tensor]] | None = None
+    with ThreadPoolExecutor(1, "decoder") as worker:
+        for task in tasks:
+            if pending is not None:
+                yield from pending.result()
+            pending = worker.submit(run, task)
+        if pending is not None:
+            yield from pending.result()
+
+
+def joined(pieces: Iterable[Any], total: int, axis: int) -> Any:
+    """Pieces of a video in one array or tensor of at most ``total`` frames, without ever holding the frames twice."""
+    out: Any = None
+    end = 0
+    for piece in pieces:
+        if out is None:
+            shape = (*piece.shape[:axis], total, *piece.shape[axis + 1 :])
+            is_tensor = isinstance(piece, Tensor)
+            out = torch.empty(shape, dtype=piece.dtype) if is_tensor else np.empty(shape, piece.dtype)
+        start, end = end, end + piece.shape[axis]
+        out[(slice(None),) * axis + (slice(start, end),)] = piece
+    return None if out is None else out[(slice(None),) * axis + (slice(0, end),)]

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .denoising import ALWAYS, Interval, check_interval, interval_context, interval_of
 from .pipeline import VidRDPipeline
 from .schedulers import scheduler_context
 from .seeds import clip_seed
-from .state import Clip, SamplingSettings, VideoState, fingerprint, read_tensors, sync_and_replace, write_tensors
+from .state import Clip, SamplingSettings, VideoState, read_tensors, sync_and_replace, write_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,8 @@ class Plan:
         seed: from which the clips' seeds are derived.
         clip_seeds: clip index -> a seed that replaces the derived one.
         start: the state to go on from, of another video; clip indices count on from there.
+        guidance_interval: the share of the steps, from and to, in which guidance runs; None: all of them, or those of
+            ``start``.
     """
 
     prompts: Sequence[str]
@@ -59,10 +62,19 @@ class Plan:
     seed: int = 0
     clip_seeds: Mapping[int, int] = field(default_factory=dict)
     start: VideoState | None = None
+    guidance_interval: Interval | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("the plan has no prompts; give one per clip")
+        check_interval(self.interval)
+
+    @property
+    def interval(self) -> Interval:
+        """The guidance interval that holds."""
+        if self.guidance_interval is not None:
+            return self.guidance_interval
+        return ALWAYS if self.start is None else interval_of(self.start.trajectory.context)
 
     @property
     def first(self) -> int:
@@ -165,16 +177,25 @@ class JobFolder:
                 path.unlink()
         (self.path / SETTINGS).unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Delete everything a job wrote here, and the folder where nothing else is in it."""
+        self.clear()
+        if self.path.is_dir() and not self._entries():
+            self.path.rmdir()
+
 
 def made_with(pipe: VidRDPipeline, plan: Plan) -> dict[str, Any]:
     """What all clips of a job share; a clip made with anything else would not fit the others."""
-    parts = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
-    models = {name: fingerprint(model) for name, model in parts.items() if model is not None}
+    names = ("unet", "vae", "text_encoder")
+    models = {name: pipe.fingerprint_of(name) for name in names if getattr(pipe, name) is not None}
+    stored = next(parameter.dtype for parameter in pipe.unet.parameters() if parameter.ndim > 1)
+    storage = {} if stored == pipe.unet.dtype else {"storage": str(stored).removeprefix("torch.")}
     return {
         "seed": plan.base_seed,
         "sampling": plan.sampling.to_json(),
-        "scheduler": scheduler_context(pipe.scheduler),
+        "scheduler": scheduler_context(pipe.scheduler) | interval_context(plan.interval),
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        **storage,
         "start": None if plan.start is None else _digest(plan.start),
         **models,
     }
@@ -264,7 +285,7 @@ def make_clips(
 
     state = VideoState.load(folder.state_path(plan.first + finished - 1)) if finished else plan.start
     if state is not None:
-        state.check_model(fingerprint(pipe.unet))
+        state.check_model(pipe.fingerprint_of("unet"))
     if finished:
         logger.info("going on after %d finished clips in %s", finished, folder.path)
     rest = range(finished, len(plan.prompts))
@@ -276,6 +297,7 @@ def make_clips(
         seed=plan.base_seed,
         clip_seeds=[plan.clip_seeds.get(plan.first + number) for number in rest],
         callback_on_step_end=on_step,
+        guidance_interval=plan.interval,
     )
     for clip in stream:
         folder.save(clip)

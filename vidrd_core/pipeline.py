@@ -1,13 +1,15 @@
 """Text to clips to video outside ComfyUI: :class:`VidRDPipeline`, a diffusers pipeline (arXiv 2309.03549).
 
-The work is cut in three: :func:`denoise_clip` runs one clip through the U-Net, :meth:`VidRDPipeline.stream` chains
-clips one at a time, and :meth:`VidRDPipeline.__call__` and :meth:`VidRDPipeline.extend` collect them into a video.
+The work is cut in three: :func:`vidrd_core.denoising.denoise_clip` runs one clip through the U-Net,
+:meth:`VidRDPipeline.stream` chains clips one at a time, and :meth:`VidRDPipeline.__call__` and
+:meth:`VidRDPipeline.extend` collect them into a video.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from .decoding import WindowDecoder
+from .decoding import WindowDecoder, decode_ahead, joined
+from .denoising import ALWAYS, Interval, check_interval, denoise_clip, interval_context, interval_of
 from .models.autoencoder import VidRDAutoencoderKL
 from .models.unet import VidRDUNet
-from .reuse import ReuseSettings, Trajectory, TrajectoryRecorder, guide, initial_noise
+from .reuse import ReuseSettings, Trajectory, initial_noise
 from .schedulers import check_context, prepare_scheduler, scheduler_context
 from .seeds import clip_noise, clip_seed
 from .state import Clip, SamplingSettings, VideoState, fingerprint
@@ -27,6 +30,7 @@ from .state import Clip, SamplingSettings, VideoState, fingerprint
 NoiseSource = Callable[[int, Sequence[int]], Tensor]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 OUTPUT_TYPES = ("np", "pt", "latent")
+__all__ = ["VidRDPipeline", "VidRDPipelineOutput", "denoise_clip"]
 
 
 @dataclass
@@ -44,56 +48,6 @@ class VidRDPipelineOutput(BaseOutput):
     frames: np.ndarray | Tensor
     clips: list[Tensor]
     state: VideoState
-
-
-def denoise_clip(
-    unet: VidRDUNet,
-    scheduler: Any,
-    noise: Tensor,
-    text: Tensor,
-    negative: Tensor | None,
-    guidance_scale: float,
-    settings: ReuseSettings,
-    past: Trajectory | None = None,
-    on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
-    context: dict[str, Any] | None = None,
-) -> tuple[Tensor, Trajectory]:
-    """Denoise one clip, steered by the trajectory of the one before.
-
-    Args:
-        scheduler: with its timesteps set.
-        noise: unit-variance noise ``[B, C, N, h, w]`` on the model's device.
-        text, negative: states ``[B, M, D]``; no classifier-free guidance where ``negative`` is None.
-        past: the trajectory of the clip before, or None for a first clip.
-        on_step: called after each step with (step, timestep, latents); may return other latents, or raise to stop.
-
-    Returns:
-        The latents ``[B, C, N, h, w]`` and the trajectory for the next clip.
-    """
-    timesteps = scheduler.timesteps
-    recorder = TrajectoryRecorder(noise, settings, len(timesteps), context)
-    latents = noise * scheduler.init_noise_sigma
-    states = text if negative is None else torch.cat((negative, text))
-    for step, timestep in enumerate(timesteps):
-        # DSG, and what the next clip will be guided by.
-        latents = guide(latents, None if past is None else past.guidance(step, settings))
-        recorder.record(step, latents)
-
-        # Predict the noise; both halves of classifier-free guidance in one batch.
-        model_input = scheduler.scale_model_input(latents, timestep)
-        if negative is not None:
-            model_input = torch.cat((model_input, model_input))
-        # Some schedulers return the prediction's precision; the latents stay in theirs.
-        predicted = unet(model_input.to(text.dtype), timestep, states).sample.to(latents.dtype)
-        if negative is not None:
-            uncond, cond = predicted.chunk(2)
-            predicted = uncond + guidance_scale * (cond - uncond)
-
-        latents = scheduler.step(predicted, timestep, latents).prev_sample
-        if on_step is not None:
-            changed = on_step(step, timestep, latents)
-            latents = latents if changed is None else changed
-    return latents, recorder.finish()
 
 
 class _Interrupted(Exception):
@@ -134,6 +88,9 @@ class VidRDPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
         self.register_to_config(defaults=dict(defaults or {}))
         self.interrupt = False
+        self.split_guidance = False
+        self.background_decoding = False
+        self._fingerprints: dict[str, str] = {}
 
     # -- public calls --------------------------------------------------------------------------------------------------
 
@@ -156,6 +113,7 @@ class VidRDPipeline(DiffusionPipeline):
         output_type: str = "np",
         callback_on_step_end: StepCallback | None = None,
         clip_seeds: Sequence[int | None] | None = None,
+        guidance_interval: Interval = ALWAYS,
     ) -> VidRDPipelineOutput:
         """Make a video of ``num_clips`` chained clips.
 
@@ -175,6 +133,8 @@ class VidRDPipeline(DiffusionPipeline):
             callback_on_step_end: ``(pipe, step, timestep, {"latents", "clip_index"}) -> dict | None``; may return other
                 "latents", and may set ``pipe.interrupt = True`` to stop: finished clips are returned.
             clip_seeds: a seed per clip that replaces the derived one; None entries and missing ones stay derived.
+            guidance_interval: the share of the steps, from and to, in which classifier-free guidance runs; the others
+                run the prompt alone, in half the time. Changes the result.
 
         Raises:
             ValueError: an argument does not fit; the message says what came and what was expected.
@@ -198,6 +158,7 @@ class VidRDPipeline(DiffusionPipeline):
             clip_seeds=clip_seeds,
             noise=noise,
             callback_on_step_end=callback_on_step_end,
+            guidance_interval=guidance_interval,
         )
         return self._collect(stream, sampling, output_type, num_clips)
 
@@ -228,7 +189,7 @@ class VidRDPipeline(DiffusionPipeline):
             clip_seeds: as in a call, counted from the first new clip.
         """
         state = previous if isinstance(previous, VideoState) else previous.state
-        state.check_model(fingerprint(self.unet))
+        state.check_model(self.fingerprint_of("unet"))
         sampling = state.sampling
         if guidance_scale is not None:
             sampling = replace(sampling, guidance_scale=guidance_scale)
@@ -261,12 +222,17 @@ class VidRDPipeline(DiffusionPipeline):
         clip_seeds: Sequence[int | None] | None = None,
         noise: NoiseSource | None = None,
         callback_on_step_end: StepCallback | None = None,
+        guidance_interval: Interval | None = None,
     ) -> Iterator[Clip]:
         """Yield the clips one at a time, each on the CPU with the state to go on from.
 
-        Args as in :meth:`__call__`; ``state`` makes the clips that follow it.
+        Args as in :meth:`__call__`; ``state`` makes the clips that follow it, with its own guidance interval.
         """
         self._check(sampling, num_clips)
+        past = None if state is None else state.trajectory
+        if guidance_interval is None:
+            guidance_interval = ALWAYS if past is None else interval_of(past.context)
+        context = scheduler_context(self.scheduler) | interval_context(check_interval(guidance_interval))
         self.interrupt = False
         prompts, texts = self._encode_prompts(prompt, prompt_embeds, num_clips, state)
         batch = texts[0].shape[0]
@@ -274,9 +240,8 @@ class VidRDPipeline(DiffusionPipeline):
         first = 0 if state is None else state.clip_index + 1
         seeds = _batch_seeds(seed if state is None else state.seeds, batch)
         shape = self._latent_shape(batch, sampling)
-        past = None if state is None else state.trajectory
         if past is not None:
-            check_context(past.context, scheduler_context(self.scheduler))
+            check_context(past.context, context)
         clips = self.progress_bar(range(num_clips))
         clips.set_description("clips")
         for number in clips:
@@ -287,13 +252,13 @@ class VidRDPipeline(DiffusionPipeline):
             start = fresh if past is None else initial_noise(past.noise, fresh, sampling.reuse)
             try:
                 latents, past = self._denoise(
-                    start, texts[number], negative, sampling, past, index, callback_on_step_end
+                    start, texts[number], negative, sampling, past, index, callback_on_step_end, context
                 )
             except _Interrupted:
                 return
             clip = Clip(latents.cpu(), index, prompts[number], drawn)
             clip.state = VideoState.after(
-                clip, past, sampling, seeds, texts[number].cpu(), fingerprint(self.unet), state
+                clip, past, sampling, seeds, texts[number].cpu(), self.fingerprint_of("unet"), state
             )
             state = clip.state
             yield clip
@@ -301,7 +266,11 @@ class VidRDPipeline(DiffusionPipeline):
     def make_decoder(self, sampling: SamplingSettings) -> WindowDecoder:
         """A streaming decoder of the clips' latents (as :class:`Clip` holds them) to frames on the CPU."""
 
+        @torch.no_grad()
         def decode(latents: Tensor) -> Tensor:
+            offloading: Any = getattr(self.vae, "_hf_hook", None)
+            if hasattr(offloading, "pre_forward"):  # decode is no forward, for which offloading would bring the VAE in
+                offloading.pre_forward(self.vae)
             latents = latents.to(self._execution_device, self.vae.dtype) / self.vae.config["scaling_factor"]
             return self.vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1).cpu()
 
@@ -318,7 +287,6 @@ class VidRDPipeline(DiffusionPipeline):
         """
         decoder = self.make_decoder(sampling)
         skip = 0
-        started = False
 
         def trimmed(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
             nonlocal skip
@@ -328,14 +296,32 @@ class VidRDPipeline(DiffusionPipeline):
                 if dropped < piece.shape[2]:
                     yield piece[:, :, dropped:]
 
-        for clip in clips:
-            if state is not None and not started:  # run the decoder in on the frames before
-                skip = state.tail.shape[2]
-                yield from trimmed(decoder.push(state.tail))
-            started = True
-            yield from trimmed(decoder.push(clip.joined(sampling.reuse)))
-        if started:
-            yield from trimmed(decoder.flush())
+        def work() -> Iterator[Callable[[], Iterator[Tensor]]]:
+            nonlocal skip
+            started = False
+            for clip in clips:
+                if state is not None and not started:  # run the decoder in on the frames before
+                    skip = state.tail.shape[2]
+                    yield partial(decoder.push, state.tail)
+                started = True
+                yield partial(decoder.push, clip.joined(sampling.reuse))
+            if started:
+                yield decoder.flush
+
+        if self.background_decoding:
+            yield from trimmed(decode_ahead(work(), self._execution_device))
+        else:
+            for task in work():
+                yield from trimmed(task())
+
+    def fingerprint_of(self, name: str) -> str:
+        """The fingerprint of a component as it was loaded, also where its weights are cast or away from memory now."""
+        return self._fingerprints.get(name) or fingerprint(getattr(self, name))
+
+    def keep_fingerprints(self) -> None:
+        """Remember the fingerprints of all models; called before their weights are cast or moved away."""
+        models = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        self._fingerprints = {name: fingerprint(model) for name, model in models.items()}
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
@@ -348,6 +334,7 @@ class VidRDPipeline(DiffusionPipeline):
         past: Trajectory | None,
         index: int,
         callback: StepCallback | None,
+        context: dict[str, Any],
     ) -> tuple[Tensor, Trajectory]:
         device = self._execution_device
         scheduler = prepare_scheduler(self.scheduler, sampling, device)
@@ -374,7 +361,9 @@ class VidRDPipeline(DiffusionPipeline):
                 sampling.reuse,
                 past,
                 on_step,
-                scheduler_context(self.scheduler),
+                context,
+                interval_of(context),
+                self.split_guidance,
             )
 
     def _collect(
@@ -405,7 +394,7 @@ class VidRDPipeline(DiffusionPipeline):
             pieces = (clip.joined(sampling.reuse) for clip in collected())
         else:
             pieces = (_to_output(piece, output_type) for piece in self.decode_clips(collected(), sampling, state))
-        frames = _joined(pieces, total, axis=1 if output_type == "np" else 2)
+        frames = joined(pieces, total, axis=1 if output_type == "np" else 2)
         if last is None or not clips:
             raise RuntimeError("interrupted before the first clip was finished: there is nothing to return")
         return VidRDPipelineOutput(frames=frames, clips=clips, state=last)
@@ -471,20 +460,6 @@ class VidRDPipeline(DiffusionPipeline):
 
 def _to_output(piece: Tensor, output_type: str) -> np.ndarray | Tensor:
     return piece if output_type == "pt" else ((piece + 1) / 2).permute(0, 2, 3, 4, 1).contiguous().numpy()
-
-
-def _joined(pieces: Iterator[Any], total: int, axis: int) -> Any:
-    """Pieces of a video in one array or tensor of at most ``total`` frames, without ever holding the frames twice."""
-    out: Any = None
-    end = 0
-    for piece in pieces:
-        if out is None:
-            shape = (*piece.shape[:axis], total, *piece.shape[axis + 1 :])
-            is_tensor = isinstance(piece, Tensor)
-            out = torch.empty(shape, dtype=piece.dtype) if is_tensor else np.empty(shape, piece.dtype)
-        start, end = end, end + piece.shape[axis]
-        out[(slice(None),) * axis + (slice(start, end),)] = piece
-    return None if out is None else out[(slice(None),) * axis + (slice(0, end),)]
 
 
 def _batch_seeds(seed: int | Sequence[int], batch: int) -> list[int]:

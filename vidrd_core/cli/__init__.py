@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..presets import find_preset
 from .inputs import RELEASED, read_prompts, repeat_last, sampling_settings
 from .models import DEMO, load_pipeline, model_path
 
@@ -38,17 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
-        _say("stopped")
+        say("stopped")
         return INTERRUPTED
     except (ValueError, OSError) as error:
         if options.verbose:
             logger.exception("the traceback, because of --verbose")
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return FAILED
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        _say(f"error: {error}\nUse fewer --frames, a smaller --width and --height, or --dtype float16")
+        say(
+            f"error: {error}\nUse --dtype float16, --split-guidance, --offload model, --storage fp8, fewer --frames, "
+            "or a smaller --width and --height"
+        )
         return FAILED
 
 
@@ -56,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    """Make a video, or go on with one that was stopped."""
+    """Make a video, or go on with one that was stopped; or many."""
+    if options.videos:
+        from .videos import generate_videos
+
+        return generate_videos(options)
     from ..jobs import JobFolder, Plan, default_folder, open_job
     from ..video import probe_output
 
@@ -65,18 +73,17 @@ def generate(options: argparse.Namespace) -> int:
     clip_seeds = dict(options.clip_seed)
     _check_outputs(options)
     probe_output(options.output)
-    loading = {"model": options.model, "base": options.base, "vae": options.vae, "scheduler": options.scheduler}
-    pipe, defaults = load_pipeline(**loading, dtype=options.dtype, device=options.device)
+    pipe, defaults = load(options)
     sampling = sampling_settings(options, defaults, pipe)
-    plan = Plan(prompts, sampling, options.seed, clip_seeds)
+    plan = Plan(prompts, sampling, options.seed, clip_seeds, guidance_interval=options.guidance_interval)
     path = Path(options.state) if options.state else default_folder(options.output)
     if options.restart:
         JobFolder(path).clear()
     elif not options.state and not options.redo:
         _leave_finished_video(path, pipe, plan)
     folder = open_job(path, pipe, plan, options.redo)
-    folder.write(loading=_absolute(loading), extended_from=None)
-    return _run(pipe, folder, plan, options, _fps(options, defaults))
+    folder.write(loading=_absolute(_loading(options)), extended_from=None)
+    return _run(pipe, folder, plan, options, fps_of(options, defaults))
 
 
 def extend(options: argparse.Namespace) -> int:
@@ -94,7 +101,7 @@ def extend(options: argparse.Namespace) -> int:
     _check_outputs(options)
     probe_output(options.output)
     loading = _loading_of(options, source, settings)
-    pipe, defaults = load_pipeline(**loading, dtype=_dtype_of(options, settings), device=options.device)
+    pipe, defaults = load(options, loading, settings)
     if home is None or not source.is_dir():
         state = VideoState.load(source)
         number = options.clips or max(1, len(prompts))
@@ -106,7 +113,7 @@ def extend(options: argparse.Namespace) -> int:
         if options.state:
             raise JobError(f"--state {options.state} does not go with a state folder: {source} itself is extended")
         folder = open_job(source, pipe, plan)
-    return _run(pipe, folder, plan, options, _fps(options, {**defaults, **_stored_fps(settings)}))
+    return _run(pipe, folder, plan, options, fps_of(options, {**defaults, **_stored_fps(settings)}))
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -120,7 +127,7 @@ def convert(options: argparse.Namespace) -> int:
     folder = convert_checkpoint(
         sources, options.output, base=options.base, vae=options.vae, tokenizer=options.tokenizer, dtype=dtype
     )
-    _say(f"wrote the model folder {folder}")
+    say(f"wrote the model folder {folder}")
     return 0
 
 
@@ -147,7 +154,7 @@ def _run(pipe: VidRDPipeline, folder: JobFolder, plan: Plan, options: argparse.N
     folder.write(fps=fps, planned=list(plan.prompts))
     finished = min(folder.num_finished(), len(plan.prompts))
     if finished:
-        _say(f"{finished} of {len(plan.prompts)} clips are finished in {folder.path}")
+        say(f"{finished} of {len(plan.prompts)} clips are finished in {folder.path}")
     # One's own bars for loading and denoising, none in a log file.
     pipe.set_progress_bar_config(disable=True if options.quiet else None, leave=False)
     metadata = video_metadata(pipe, plan, fps, options)
@@ -159,11 +166,11 @@ def _run(pipe: VidRDPipeline, folder: JobFolder, plan: Plan, options: argparse.N
     if result.sheet is not None:
         _save_image(result.sheet, Path(options.contact_sheet))
     if result.clips:
-        _say(f"wrote {options.output}: {result.clips} clips, {result.frames} frames, {result.frames / fps:.1f} s")
+        say(f"wrote {options.output}: {result.clips} clips, {result.frames} frames, {result.frames / fps:.1f} s")
     if result.is_complete:
         return 0
     kept = "what is finished was kept" if result.clips else "no clip was finished"
-    _say(f"stopped after {result.clips} of {result.planned} clips; {kept}. Run the same command again to go on")
+    say(f"stopped after {result.clips} of {result.planned} clips; {kept}. Run the same command again to go on")
     return INTERRUPTED
 
 
@@ -172,12 +179,15 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
     import diffusers
     import torch
 
-    from ..state import fingerprint
+    from ..denoising import interval_context
 
     return {
         "software": f"vidrd {__version__}",
         "versions": {"vidrd": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
-        "model": {"name": Path(str(options.model)).name if options.model else None, "unet": fingerprint(pipe.unet)},
+        "model": {
+            "name": Path(str(options.model)).name if options.model else None,
+            "unet": pipe.fingerprint_of("unet"),
+        },
         "scheduler": type(pipe.scheduler).__name__,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "seed": plan.base_seed,
@@ -185,6 +195,7 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
             {"prompt": prompt, "seed": plan.seed_of(plan.first + number)} for number, prompt in enumerate(plan.prompts)
         ],
         "settings": plan.sampling.to_json(),
+        **interval_context(plan.interval),
         "fps": fps,
     }
 
@@ -201,7 +212,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        _say("stopping after this step, finished clips are kept; press Ctrl-C again to stop at once")
+        say("stopping after this step, finished clips are kept; press Ctrl-C again to stop at once")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -227,6 +238,7 @@ def _leave_finished_video(path: Path, pipe: VidRDPipeline, plan: Plan) -> None:
 
 def _extended_plan(folder: JobFolder, settings: dict[str, Any], prompts: list[str], clips: int | None) -> Plan:
     """The plan of a state folder with more clips; an extension that was interrupted is taken up, not made twice."""
+    from ..denoising import interval_of
     from ..jobs import JobError, Plan
     from ..state import SamplingSettings, VideoState
 
@@ -253,7 +265,8 @@ def _extended_plan(folder: JobFolder, settings: dict[str, Any], prompts: list[st
     # Seeds that a user chose are in the clips; a folder does not list them a second time.
     clip_seeds = {c.index: c.seeds[0] for c in done if c.seeds[0] != chosen.seed_of(c.index)}
     folder.write(extended_from=base)
-    return Plan([*kept, *added], chosen.sampling, chosen.seed, clip_seeds, start)
+    interval = interval_of(made["scheduler"])
+    return Plan([*kept, *added], chosen.sampling, chosen.seed, clip_seeds, start, interval)
 
 
 def _loading_of(options: argparse.Namespace, source: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -262,11 +275,44 @@ def _loading_of(options: argparse.Namespace, source: Path, settings: dict[str, A
     if options.model is not None:
         loading.update(model=options.model, base=options.base, vae=options.vae)
     if options.scheduler is not None:
-        loading["scheduler"] = options.scheduler
+        loading.update(scheduler=options.scheduler, scheduler_options=None)
     if not loading.get("model"):
         raise ValueError(f"{source} does not say which model made it; name it with --model")
     options.model = loading["model"]
     return _absolute(loading)
+
+
+def load(
+    options: argparse.Namespace, loading: dict[str, Any] | None = None, settings: dict[str, Any] | None = None
+) -> tuple[VidRDPipeline, dict[str, Any]]:
+    """The pipeline that the options ask for, and its model's defaults.
+
+    Args:
+        loading: model, scheduler and so on, where a state folder knows them.
+        settings: of that folder.
+    """
+    from ..memory import MemoryOptions
+
+    made = (settings or {}).get("made", {})
+    storage = options.storage or ("fp8" if "storage" in made else "same")
+    memory = MemoryOptions(options.offload, storage, options.split_guidance)
+    pipe, defaults = load_pipeline(
+        **(_loading(options) if loading is None else loading),
+        dtype=_dtype_of(options, settings or {}),
+        device=options.device,
+        memory=None if memory == MemoryOptions() else memory,
+        background_decoding=options.background_decoding,
+    )
+    return pipe, defaults
+
+
+def _loading(options: argparse.Namespace) -> dict[str, Any]:
+    """Model and scheduler as ``generate`` was told: a sampler by name goes before the preset's."""
+    chosen: dict[str, Any] = {"scheduler": options.scheduler}
+    if options.preset and options.scheduler is None:
+        preset = find_preset(options.preset)
+        chosen = {"scheduler": preset.scheduler, "scheduler_options": dict(preset.scheduler_options) or None}
+    return {"model": options.model, "base": options.base, "vae": options.vae, **chosen}
 
 
 def _dtype_of(options: argparse.Namespace, settings: dict[str, Any]) -> str:
@@ -296,7 +342,7 @@ def _stored_fps(settings: dict[str, Any]) -> dict[str, float]:
 def _absolute(loading: dict[str, Any]) -> dict[str, Any]:
     """Paths that still hold when the command is called from another folder."""
     kept = {k: v for k, v in loading.items() if v is not None}
-    return {k: v if k == "scheduler" or v == DEMO else os.path.abspath(v) for k, v in kept.items()}
+    return {k: v if k not in ("model", "base", "vae") or v == DEMO else os.path.abspath(v) for k, v in kept.items()}
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------
@@ -306,7 +352,7 @@ def _number_of_clips(clips: int | None, prompts: Sequence[str]) -> int:
     return clips or (len(prompts) if len(prompts) > 1 else DEFAULT_CLIPS)
 
 
-def _fps(options: argparse.Namespace, defaults: dict[str, Any]) -> float:
+def fps_of(options: argparse.Namespace, defaults: dict[str, Any]) -> float:
     return float(options.fps if options.fps is not None else {**RELEASED, **defaults}["fps"])
 
 
@@ -329,10 +375,10 @@ def _save_image(image: Any, path: Path) -> None:
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     image.save(partial)
     os.replace(partial, path)
-    _say(f"wrote {path}")
+    say(f"wrote {path}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Tell the user; standard output is for results only."""
     sys.stderr.write(f"vidrd: {text}\n")
     sys.stderr.flush()

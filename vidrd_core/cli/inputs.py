@@ -8,22 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..presets import PRESETS, find_preset
+
 if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
     from ..state import SamplingSettings
 
-# Where neither the command line nor the model folder says anything: the released values.
+# Where neither the command line, a preset nor the model folder says anything: the released values.
 RELEASED: dict[str, Any] = {
     "fps": 4.0,
     "num_frames": 8,
-    "num_inference_steps": 50,
     "guidance_scale": 10.0,
     "negative_prompt": "watermark",
-    "overlap_frames": 4,
-    "noise_alpha": 4.0,
-    "guidance_beta": 0.4,
-    "order": "reverse",
-    "trim_frames": 0,
+    **PRESETS["paper"].settings,
 }
 
 
@@ -48,6 +45,28 @@ def read_prompts(given: Sequence[str] | None, file: str | None, required: bool =
     return prompts
 
 
+def read_videos(file: str, clips: int | None, default_clips: int) -> list[list[str]]:
+    """The videos of ``--videos``: for each the prompts of its clips.
+
+    A file holds one video per line; ``|`` stands between the prompts of its clips, of which the last repeats up to
+    ``clips`` (without which a line of one prompt gives ``default_clips``, one of several as many as it has). Empty
+    lines and those that begin with ``#`` are left out. "-" is the standard input.
+    """
+    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    videos = []
+    for number, line in enumerate(lines, 1):
+        prompts = [prompt.strip() for prompt in line.split("|")]
+        if not all(prompts):
+            raise ValueError(
+                f"{file}, video {number}: {line!r} has an empty prompt; write text on both sides of each |"
+            )
+        videos.append(repeat_last(prompts, clips or (len(prompts) if len(prompts) > 1 else default_clips)))
+    if not videos:
+        raise ValueError(f"{file} holds no video; write one per line")
+    return videos
+
+
 def repeat_last(prompts: Sequence[str], number: int) -> list[str]:
     """One prompt per clip; the last repeats."""
     if len(prompts) > number:
@@ -59,9 +78,12 @@ def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pip
     from ..reuse import ReuseSettings
     from ..state import SamplingSettings
 
+    preset = find_preset(options.preset).settings if options.preset else {}
+    known = {**RELEASED, **defaults, **preset}
+
     def chosen(name: str) -> Any:
         given = getattr(options, name)
-        return {**RELEASED, **defaults}[name] if given is None else given
+        return known[name] if given is None else given
 
     num_frames = chosen("num_frames")
     if options.overlap_frames is None:  # a default, unlike a choice, gives way to short clips

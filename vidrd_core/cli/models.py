@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..presets import make_scheduler
 from .inputs import RELEASED
 
 if TYPE_CHECKING:
+    from ..memory import MemoryOptions
     from ..pipeline import VidRDPipeline
 
 DEMO = "demo"  # the name of the bundled model
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "dpmpp-2m": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "deis": "DEISMultistepScheduler",
-}
 DEMO_FPS = 8.0
 
 
@@ -31,15 +26,28 @@ def load_pipeline(
     scheduler: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    scheduler_options: Mapping[str, Any] | None = None,
+    memory: MemoryOptions | None = None,
+    background_decoding: bool = False,
 ) -> tuple[VidRDPipeline, dict[str, Any]]:
-    """A pipeline from a model folder, a checkpoint or the bundled model, and the defaults its folder names."""
-    import diffusers
+    """A pipeline from a model folder, a checkpoint or the bundled model, and the defaults its folder names.
+
+    Args:
+        scheduler: a short name; None keeps the model's own.
+        scheduler_options: settings of it that differ from the model's noise schedule.
+        memory: what to trade for memory on the device; None: nothing.
+        background_decoding: decode a clip while the next one is sampled.
+
+    Raises:
+        ValueError: something cannot be loaded or does not fit; the message says what to do.
+    """
     import torch
 
     from ..checkpoints import load_pipeline_parts
+    from ..memory import save_memory
     from ..pipeline import VidRDPipeline
 
-    chosen = _device() if device == "auto" else device
+    chosen = default_device() if device == "auto" else device
     if dtype == "auto":
         dtype = "float16" if chosen.startswith("cuda") else "float32"
     path = model_path(model)
@@ -47,13 +55,16 @@ def load_pipeline(
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {chosen} cannot be used here ({error}); use --device cpu or auto") from error
-    parts = load_pipeline_parts(path, base, vae=vae, dtype=getattr(torch, dtype), device=chosen)
+    home = chosen if memory is None else "cpu"
+    parts = load_pipeline_parts(path, base, vae=vae, dtype=getattr(torch, dtype), device=home)
     if scheduler is not None:
-        parts["scheduler"] = getattr(diffusers, SCHEDULERS[scheduler]).from_config(parts["scheduler"].config)
+        parts["scheduler"] = make_scheduler(scheduler, parts["scheduler"].config, scheduler_options)
     defaults = read_defaults(path)
     if model == DEMO:
         defaults.setdefault("fps", DEMO_FPS)
-    return VidRDPipeline(**parts, defaults=defaults), defaults
+    pipe = VidRDPipeline(**parts, defaults=defaults)
+    pipe.background_decoding = background_decoding
+    return pipe if memory is None else save_memory(pipe, memory, chosen), defaults
 
 
 def read_defaults(path: Path) -> dict[str, Any]:
@@ -68,7 +79,8 @@ def read_defaults(path: Path) -> dict[str, Any]:
     return dict(defaults)
 
 
-def _device() -> str:
+def default_device() -> str:
+    """The best device here."""
     import torch
 
     if torch.cuda.is_available():

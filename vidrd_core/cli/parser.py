@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from .. import __version__
+from ..presets import PRESETS, SCHEDULERS
 from .evaluate import EVALUATE
 from .evaluate import add_options as _add_evaluate
 
@@ -14,6 +15,8 @@ Command = Callable[[argparse.Namespace], int]
 EPILOG = """\
 examples:
   vidrd generate --model demo --prompt "a red circle moves left over a dark blue background" --clips 4 --output out.mp4
+  vidrd generate --model demo --videos prompts.txt --output videos --clips 4
+  accelerate launch --num_processes 8 -m vidrd_core.cli generate --model demo --videos prompts.txt --output videos
   vidrd extend out.state --prompt "a red circle moves up over a dark blue background" --clips 2 --output longer.mp4
   vidrd convert ModelT2V.pth models/vidrd --base stable-diffusion-2-1-base --vae vae_finetuned
   vidrd info models/vidrd
@@ -23,6 +26,11 @@ GENERATE = """\
 Make a video of several chained clips. Finished clips are kept in a state folder: stopped or killed at any moment and
 called again, the same command goes on after the last finished clip. Settings that are not given are the model
 folder's own ("defaults" in model_index.json) or else the released ones, which are named below.
+
+With --videos FILE there are many videos: one per line, all into the folder OUTPUT, numbered from 00000. Several
+processes may work on one folder, on one machine or on machines that share it; no video is made twice, a video is the
+same whichever process makes it, and the same command goes on where it was stopped. For all GPUs of a machine:
+accelerate launch --num_processes 8 -m vidrd_core.cli generate --videos FILE --output FOLDER --model MODEL
 """
 EXTEND = """\
 Make more clips of a video. STATE is a state folder (the new video has all clips, old and new) or a state file in one
@@ -48,7 +56,9 @@ def build(**commands: Command) -> argparse.ArgumentParser:
         "evaluate": ("measure a video's seams, motion and drift", EVALUATE, _add_evaluate),
     }
     for name, (summary, description, add) in texts.items():
-        command = subparsers.add_parser(name, help=summary, description=description)
+        command = subparsers.add_parser(
+            name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         command.set_defaults(run=commands[name])
         command.add_argument("--verbose", action="store_true", help="say more, and show tracebacks of errors")
         add(command)
@@ -57,6 +67,18 @@ def build(**commands: Command) -> argparse.ArgumentParser:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_prompts(parser)
+    group = parser.add_argument_group("many videos")
+    group.add_argument(
+        "--videos",
+        metavar="FILE",
+        help="a UTF-8 file with one video per line, | between the prompts of its clips; # begins a comment",
+    )
+    group.add_argument(
+        "--format", choices=("mp4", "webm", "gif", "png"), default="mp4", help="of each video; png is a folder (mp4)"
+    )
+    group.add_argument(
+        "--keep-states", action="store_true", help="keep finished videos' state folders, for vidrd extend"
+    )
     group = parser.add_argument_group("video")
     group.add_argument("--clips", type=_positive, metavar="N", help="clips to chain (as many as prompts; 4 for one)")
     group.add_argument("--frames", dest="num_frames", type=int, metavar="N", help="frames per clip, 1 to 32 (8)")
@@ -65,11 +87,28 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_output(group)
     group = parser.add_argument_group("sampling")
     group.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items()).replace("%", "%%"),
+    )
+    group.add_argument(
         "--steps", dest="num_inference_steps", type=int, metavar="N", help="denoising steps per clip (50)"
     )
     group.add_argument("--guidance-scale", type=float, metavar="X", help="weight of the prompt, 1 is off (10)")
     group.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from (watermark)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the video; each clip's derives from it (0)")
+    group.add_argument(
+        "--guidance-interval",
+        type=_interval,
+        metavar="FROM:TO",
+        help="share of the steps in which guidance runs; the others run the prompt alone in half the time (0:1)",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the video, the next video's is one more; each clip's derives from it (0)",
+    )
     group.add_argument(
         "--clip-seed",
         type=_clip_seed,
@@ -127,7 +166,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--output", required=True, metavar="PATH", help=".mp4, .webm or .gif, or a folder for PNGs without a suffix"
+        "--output", required=True, metavar="PATH", help=".mp4, .webm or .gif; a folder for PNGs or for many videos"
     )
     group.add_argument("--fps", type=float, metavar="X", help="frames per second (4; 8 for the demo model)")
     group.add_argument("--contact-sheet", metavar="FILE", help="also a picture with one row of frames per clip (.png)")
@@ -143,7 +182,7 @@ def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
     group.add_argument("--vae", metavar="PATH", help="a VAE in place of the model's")
     group.add_argument(
         "--scheduler",
-        choices=("ddim", "euler", "dpmpp-2m", "unipc", "heun", "deis"),
+        choices=tuple(SCHEDULERS),
         help="the sampler (the model's own; ddim for the released weights)",
     )
     group.add_argument(
@@ -153,6 +192,24 @@ def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
         help="precision of the models (auto: float16 on CUDA, else float32)",
     )
     group.add_argument("--device", default="auto", metavar="NAME", help="cuda, mps or cpu (auto)")
+    group = parser.add_argument_group("memory and speed")
+    group.add_argument(
+        "--offload",
+        choices=("none", "model", "sequential"),
+        default="none",
+        help="what waits in host memory: the models that are not at work, or all but the layer at work (slow) (none)",
+    )
+    group.add_argument(
+        "--storage",
+        choices=("same", "fp8"),
+        help="keep the U-Net's weights in 8 bits, half of float16; changes the result a little (same)",
+    )
+    group.add_argument(
+        "--split-guidance", action="store_true", help="guidance one half after the other: half a step's memory"
+    )
+    group.add_argument(
+        "--background-decoding", action="store_true", help="decode a clip while the next one is sampled; same result"
+    )
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +224,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
     return number
+
+
+def _interval(text: str) -> tuple[float, float]:
+    first, colon, last = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FROM:TO, for example 0.1:0.8")
+    return float(first), float(last)
 
 
 def _clip_seed(text: str) -> tuple[int, int]:

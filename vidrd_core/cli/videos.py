@@ -1,0 +1,110 @@
+"""``vidrd generate --videos``: many videos, by one process or by those that accelerate launched."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .inputs import read_videos, sampling_settings
+from .models import default_device
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that were launched together."""
+
+    index: int = 0
+    count: int = 1
+    device: str | None = None  # its own, where there are several
+    state: Any = None  # accelerate's
+
+    @contextmanager
+    def main_first(self) -> Iterator[bool]:
+        """Run a ``with`` block in the first process before the others run it; says whether this is the first."""
+        if self.state is None:
+            yield True
+            return
+        with self.state.main_process_first():
+            yield bool(self.state.is_main_process)
+        self.state.destroy_process_group()  # the processes need one another no more; any may end first
+
+
+def launched_process(device: str) -> Process:
+    """The process as `accelerate launch` or `torchrun` started it; one of one where neither did.
+
+    Args:
+        device: that the command was told to use.
+
+    Raises:
+        ValueError: there are several processes and accelerate is not installed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Process()
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ValueError(f"several processes need accelerate ({error}): pip install accelerate") from error
+    state = PartialState(cpu=device == "cpu" or (device == "auto" and default_device() == "cpu"))
+    return Process(state.process_index, state.num_processes, str(state.device), state)
+
+
+def generate_videos(options: argparse.Namespace) -> int:
+    """Make every video of a file into a folder."""
+    from ..many import Making, VideosFolder, make_videos, number_videos
+    from ..video import estimate_bytes, probe_output
+    from . import DEFAULT_CLIPS, FAILED, INTERRUPTED, fps_of, load, say, stop_on_signal, video_metadata
+
+    _check(options)
+    videos = number_videos(read_videos(options.videos, options.clips, DEFAULT_CLIPS), options.seed)
+    process = launched_process(options.device)
+    if process.device is not None and options.device == "auto":
+        options.device = process.device
+    pipe, defaults = load(options)
+    sampling = sampling_settings(options, defaults, pipe)
+    fps = fps_of(options, defaults)
+    making = Making(
+        pipe,
+        sampling,
+        fps,
+        options.guidance_interval,
+        lambda plan: video_metadata(pipe, plan, fps, options),
+        options.keep_states,
+        process.index,
+        process.count,
+    )
+    folder = VideosFolder(options.output, options.format)
+    with process.main_first() as is_first:
+        folder.open(making.made(videos), videos, redo=options.redo, restart=options.restart and is_first)
+    missing = [video for video in videos if not folder.is_finished(video.index)]
+    frames = sum(sampling.reuse.num_joined_frames(len(video.prompts), sampling.num_frames) for video in missing)
+    probe = folder.output(len(videos))  # a name that no video has
+    probe_output(probe, estimate_bytes(probe, frames, sampling.height, sampling.width))
+    if is_first and len(missing) < len(videos):
+        say(f"{len(videos) - len(missing)} of {len(videos)} videos are finished in {folder.path}")
+    pipe.set_progress_bar_config(disable=True if options.quiet or not is_first else None, leave=False)
+    prefix = f"process {process.index}: " if process.count > 1 else ""
+    with stop_on_signal() as should_stop:
+        tally = make_videos(folder, videos, making, should_stop, lambda text: say(prefix + text))
+    say(f"{prefix}made {tally.made} of {len(videos)} videos, {tally.skipped} were not this process's to make")
+    if tally.stopped:
+        say("stopped; what is finished was kept. Run the same command again to go on")
+        return INTERRUPTED
+    if tally.failures:
+        say(f"error: videos {', '.join(map(str, tally.failures))} failed; run the same command again to try them again")
+        return FAILED
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("prompt", "prompts", "state", "contact_sheet", "clip_seed"):
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')} goes with one video and not with --videos; leave it out")
+    if Path(options.output).suffix:
+        raise ValueError(
+            f"--output {options.output} looks like a file; --videos needs a folder, and --format says what is in it"
+        )

@@ -1,0 +1,263 @@
+"""Many videos into one folder, by any number of processes on any number of machines that share it.
+
+The folder holds ``videos.json`` (what the videos are made of and with), the finished videos ``00000.mp4`` ..., and for
+each one under way a state folder ``00000.state`` (:mod:`vidrd_core.jobs`) and a lock ``00000.lock``. A process makes a
+video only while it holds that video's lock, which the system releases when the process ends in whatever way: so no
+video is made twice, a killed run goes on where it was, with as many processes or another number, and one that fails
+takes no other along. A video's seed is the run's plus its number, hence the result depends on no process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from .denoising import Interval
+from .jobs import JobError, JobFolder, Plan, check_space, compare, made_with, open_job, run_job
+from .state import SamplingSettings, sync_and_replace
+
+if TYPE_CHECKING:
+    from .pipeline import VidRDPipeline
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "vidrd-videos-1"
+SETTINGS = "videos.json"
+SUFFIXES = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "png": ""}
+MAX_FAILURES = 3  # in a row: what fails so often is no one video's fault
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video of a run: its number, the prompts of its clips, its seed."""
+
+    index: int
+    prompts: tuple[str, ...]
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"prompts": list(self.prompts), "seed": self.seed}
+
+
+def number_videos(prompts: Sequence[Sequence[str]], seed: int) -> list[Video]:
+    """Videos in order; the seeds count on from ``seed``."""
+    return [Video(index, tuple(clips), seed + index) for index, clips in enumerate(prompts)]
+
+
+class VideosFolder:
+    """Where the videos of a run go.
+
+    Args:
+        path: of the folder.
+        kind: of the videos, a name of :data:`SUFFIXES`.
+
+    Raises:
+        JobError: ``path`` is a file.
+    """
+
+    def __init__(self, path: str | Path, kind: str = "mp4"):
+        self.path = Path(path)
+        self.kind = kind
+        if self.path.exists() and not self.path.is_dir():
+            raise JobError(f"{self.path} is a file; many videos need a folder, choose another name")
+
+    def output(self, index: int) -> Path:
+        return self.path / f"{index:05d}{SUFFIXES[self.kind]}"
+
+    def state(self, index: int) -> JobFolder:
+        return JobFolder(self.path / f"{index:05d}.state")
+
+    def read(self) -> dict[str, Any]:
+        """What an earlier run wrote; empty where there was none."""
+        path = self.path / SETTINGS
+        if not path.is_file():
+            return {}
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise JobError(f"{path} is broken ({error}); choose another folder") from error
+        if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+            raise JobError(f"{path} does not belong to a run of many videos ({FORMAT}); choose another folder")
+        return settings
+
+    def open(self, made: Mapping[str, Any], videos: Sequence[Video], redo: bool = False, restart: bool = False) -> None:
+        """Begin a run, or take up the one that is there; more videos or fewer at the end are no difference.
+
+        Args:
+            made: what all videos share, see :func:`vidrd_core.jobs.made_with`.
+            redo: make the videos again whose prompts have changed, instead of refusing.
+            restart: forget all videos that were made here.
+
+        Raises:
+            JobError: the folder's videos were made with other settings or prompts.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        made = json.loads(json.dumps({**made, "kind": self.kind}))
+        with FileLock(self.path / "videos.lock"):
+            before = self.read()
+            listed = before.get("videos", [])
+            if restart:
+                VideosFolder(self.path, before.get("made", made)["kind"]).forget(range(len(listed)))
+                before, listed = {}, []
+            differences = compare(before["made"], made) if before else []
+            if differences:
+                raise JobError(
+                    f"{self.path} was made with other settings: {'; '.join(differences)}. "
+                    "Set them back, choose another folder, or begin anew with --restart"
+                )
+            wanted = [video.to_json() for video in videos]
+            changed = [n for n, (old, new) in enumerate(zip(listed, wanted)) if old != new]
+            if changed and not redo:
+                old, new = listed[changed[0]], wanted[changed[0]]
+                raise JobError(
+                    f"{self.path}: {len(changed)} videos have changed; number {changed[0]} had the prompts "
+                    f"{old['prompts']} and has {new['prompts']}. Set them back, choose another folder, or make the "
+                    "changed ones again with --redo"
+                )
+            self.forget(changed)
+            self._write({"format": FORMAT, "made": made, "videos": wanted + listed[len(wanted) :]})
+
+    def _write(self, settings: Mapping[str, Any]) -> None:
+        partial = self.path / f"{SETTINGS}.partial"
+        partial.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        sync_and_replace(partial, self.path / SETTINGS)
+
+    def forget(self, indices: Sequence[int] | range) -> None:
+        """Delete videos and their states."""
+        from .video.formats import clear_frame_folder
+
+        for index in indices:
+            output = self.output(index)
+            if output.is_dir():
+                clear_frame_folder(output)
+            output.unlink(missing_ok=True)
+            self.state(index).remove()
+
+    def is_finished(self, index: int) -> bool:
+        """Whether the video is there to its last clip; a state folder says when it is not."""
+        if not self.output(index).exists():
+            return False
+        state = self.state(index).read()
+        return not state or bool(state.get("complete"))
+
+    @contextmanager
+    def claim(self, index: int) -> Iterator[bool]:
+        """Whether a video is this process's to make, for the length of a ``with`` block."""
+        if self.is_finished(index):
+            yield False
+            return
+        lock = FileLock(self.path / f"{index:05d}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield not self.is_finished(index)  # another process may just have finished it
+        finally:
+            done = self.is_finished(index)
+            lock.release()
+            if done:
+                Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@dataclass
+class Tally:
+    """What a process did."""
+
+    made: int = 0
+    clips: int = 0
+    seconds: float = 0.0
+    skipped: int = 0  # finished before, or in another process's hands
+    stopped: bool = False
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Making:
+    """How the videos of a run are made: everything but their prompts and seeds.
+
+    Args:
+        metadata: gives what a video's file says about how it was made.
+        keep_states: keep the state folders of finished videos, so that `vidrd extend` can go on from them.
+        index, count: number of this process, and how many there are; only for where each one begins.
+    """
+
+    pipe: VidRDPipeline
+    sampling: SamplingSettings
+    fps: float
+    guidance_interval: Interval | None = None
+    metadata: Callable[[Plan], Mapping[str, Any]] | None = None
+    keep_states: bool = False
+    index: int = 0
+    count: int = 1
+
+    def plan(self, video: Video) -> Plan:
+        return Plan(video.prompts, self.sampling, video.seed, guidance_interval=self.guidance_interval)
+
+    def made(self, videos: Sequence[Video]) -> dict[str, Any]:
+        """What all videos of the run share; their seeds are listed with their prompts."""
+        shared = made_with(self.pipe, self.plan(videos[0]))
+        return {**{key: value for key, value in shared.items() if key not in ("seed", "start")}, "fps": self.fps}
+
+
+def make_videos(
+    folder: VideosFolder,
+    videos: Sequence[Video],
+    making: Making,
+    should_stop: Callable[[], bool] = lambda: False,
+    report: Callable[[str], None] = logger.info,
+) -> Tally:
+    """Make the videos that no other process has made or is making; returns when none is left for this one.
+
+    A video that fails is left for a later run, and the next one made; the third failure in a row is raised.
+    """
+    tally, began, in_a_row = Tally(), time.monotonic(), 0
+    first = making.index * len(videos) // making.count  # where the processes rarely meet
+    for video in (*videos[first:], *videos[:first]):
+        if should_stop():
+            tally.stopped = True
+            break
+        with folder.claim(video.index) as is_mine:
+            if not is_mine:
+                tally.skipped += 1
+                continue
+            try:
+                clips = _make_video(folder, video, making, should_stop)
+            except (ValueError, OSError) as error:
+                tally.failures[video.index] = str(error)
+                report(f"video {video.index} failed: {error}")
+                in_a_row += 1
+                if in_a_row == MAX_FAILURES:
+                    raise
+                continue
+        in_a_row = 0
+        tally.clips += clips
+        tally.seconds = time.monotonic() - began
+        if folder.is_finished(video.index):
+            tally.made += 1
+            report(f"wrote {folder.output(video.index)} ({tally.clips / tally.seconds:.3g} clips per second)")
+    tally.stopped = tally.stopped or should_stop()
+    return tally
+
+
+def _make_video(folder: VideosFolder, video: Video, making: Making, should_stop: Callable[[], bool]) -> int:
+    """Make one video; returns how many clips it has now."""
+    plan, state = making.plan(video), folder.state(video.index)
+    check_space(state.path, making.pipe, plan)
+    job = open_job(state.path, making.pipe, plan)
+    output = folder.output(video.index)
+    metadata = None if making.metadata is None else making.metadata(plan)
+    job.write(fps=making.fps, planned=list(plan.prompts))
+    result = run_job(making.pipe, job, plan, output, making.fps, metadata=metadata, should_stop=should_stop)
+    if result.is_complete and not making.keep_states:
+        job.remove()
+    return result.clips

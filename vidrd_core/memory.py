@@ -1,0 +1,69 @@
+"""Run on small cards: models that wait in host memory, weights stored in 8 bits, guidance one half at a time.
+
+diffusers' and accelerate's own hooks do the work; here is what they need to know of this pipeline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .pipeline import VidRDPipeline
+
+OFFLOADS = ("none", "model", "sequential")
+STORAGES = ("same", "fp8")
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What to trade for memory on the device.
+
+    Args:
+        offload: "none"; "model": only the model at work is on the device, the others wait in host memory (little
+            slower); "sequential": only the layer at work (much slower, least memory). The result stays the same.
+        storage: "same" as the precision; "fp8": the U-Net's weights lie in 8 bits (float8_e4m3fn, its norms excepted)
+            and each layer's are cast when it runs, in half the memory of bf16. Changes the result a little.
+        split_guidance: the two halves of classifier-free guidance one after the other instead of in one batch: about
+            half the memory of a step. The result stays the same up to rounding.
+    """
+
+    offload: str = "none"
+    storage: str = "same"
+    split_guidance: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("offload", self.offload, OFFLOADS), ("storage", self.storage, STORAGES)):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+
+
+def save_memory(pipe: VidRDPipeline, options: MemoryOptions, device: torch.device | str) -> VidRDPipeline:
+    """Place a pipeline, whose models are on the CPU, on ``device`` as the options say; returns the same pipeline.
+
+    Raises:
+        ValueError: decoding in the background was asked for too, which needs the U-Net and the VAE on the device at
+            once; or layers were to be moved one by one to a CPU.
+    """
+    if options.offload != "none" and pipe.background_decoding:
+        raise ValueError(
+            f"offload is {options.offload!r} and decoding runs in the background, for which U-Net and VAE must be on "
+            "the device together: use one of the two"
+        )
+    if options.offload == "sequential" and torch.device(device).type == "cpu":
+        raise ValueError(
+            "offload is 'sequential' and the device 'cpu': a CPU has no memory of its own to save; use none"
+        )
+    pipe.keep_fingerprints()
+    pipe.split_guidance = options.split_guidance
+    if options.storage == "fp8":
+        pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=pipe.unet.dtype)
+    if options.offload == "none":
+        pipe.to(device)
+    elif options.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.enable_sequential_cpu_offload(device=device)
+    return pipe

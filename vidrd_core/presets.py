@@ -1,0 +1,84 @@
+"""Named settings that the pipeline, the command line and the nodes share, and the samplers by their short names.
+
+A preset says how clips are made and chained. What belongs to a model, such as its guidance scale, its frame rate and
+its negative prompt, stays the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEDULERS = {  # short name -> diffusers' class
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpmpp-2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings under a name.
+
+    Args:
+        summary: what it is for, one line.
+        num_inference_steps: S, per clip.
+        scheduler: a name of :data:`SCHEDULERS`.
+        scheduler_options: what differs from the model's own noise schedule, for example ``timestep_spacing``.
+        overlap_frames, noise_alpha, guidance_beta, order, trim_frames: as in :class:`vidrd_core.ReuseSettings`.
+    """
+
+    summary: str
+    num_inference_steps: int = 50
+    scheduler: str = "ddim"
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    overlap_frames: int = 4
+    noise_alpha: float = 4.0
+    guidance_beta: float = 0.4
+    order: str = "reverse"
+    trim_frames: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULERS:
+            raise ValueError(f"scheduler is {self.scheduler!r}; expected one of {', '.join(SCHEDULERS)}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The numbers, under the names that a model folder's "defaults" use."""
+        names = ("num_inference_steps", "overlap_frames", "noise_alpha", "guidance_beta", "order", "trim_frames")
+        return {name: getattr(self, name) for name in names}
+
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset("the released values: 50 steps of DDIM, overlap 4, alpha 4, beta 0.4, reversed order"),
+    # Chosen by benchmarks/few_steps.py; the table is in benchmarks/README.md.
+    "fast": Preset("the released reuse in 15 steps of DPM-Solver++ 2M", 15, "dpmpp-2m"),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """A preset by its name.
+
+    Raises:
+        ValueError: there is none of that name; the message lists them.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"{name!r} is no preset; known are: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def make_scheduler(name: str, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
+    """diffusers' scheduler of a short name, with the noise schedule of ``config`` and ``options`` instead of its own.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    import diffusers
+
+    if name not in SCHEDULERS:
+        raise ValueError(f"{name!r} is no scheduler; known are: {', '.join(SCHEDULERS)}")
+    return getattr(diffusers, SCHEDULERS[name]).from_config(dict(config), **dict(options or {}))
