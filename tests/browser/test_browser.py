@@ -216,7 +216,7 @@ def test_the_first_example_runs_its_preview_plays_and_it_grows_by_a_click(graph:
         last,
     )
     graph.page.mouse.click(x, y, button="right")
-    entry = graph.page.get_by_text("Add Reuse and Diffuse", exact=True)
+    entry = graph.page.get_by_role("menuitem", name="Add Reuse and Diffuse")
     entry.wait_for()
     picture(graph, "comfyui_menu")
     entry.click()
@@ -251,7 +251,7 @@ def picture(graph: Graph, name: str) -> None:
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         graph.page.wait_for_timeout(1000)
-        graph.page.screenshot(path=str(Path(folder) / f"{name}.png"))
+        graph.page.screenshot(path=str(Path(folder) / f"{name}.jpg"), quality=82)
 
 
 def run(graph: Graph) -> dict[str, int]:
