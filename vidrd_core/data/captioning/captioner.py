@@ -27,8 +27,8 @@ class CaptionerSettings:
     """What captions a video."""
 
     prompts: Path  # YAML file, see training/configs/caption_prompts.yaml
-    blip2: ModelSettings | None = None  # answers the questions; None: they are left out
-    instruct: ModelSettings | None = None  # answers the instructions
+    blip2: ModelSettings = ModelSettings()  # answers the questions
+    instruct: ModelSettings = ModelSettings()  # answers the instructions
     key_frames: int = 3  # of a video, at most
     candidates: int = 24  # evenly spaced frames that they are chosen from
     frame_side: int = 512  # pixels of a key frame's longer side, at most
@@ -41,8 +41,8 @@ class CaptionerSettings:
             )
         if self.frame_side < 16:
             raise ValueError(f"frame_side must be at least 16 pixels, got {self.frame_side}")
-        if self.blip2 is None and self.instruct is None:
-            raise ValueError("captioning needs a model: set models.blip2, models.instruct or both")
+        if self.blip2.folder is None and self.instruct.folder is None:
+            raise ValueError("captioning needs a model: set the folder of blip2, of instruct or of both")
 
     def load_prompts(self) -> Prompts:
         """The prompts of the file. ValueError where some of them have no model that answers."""
@@ -51,9 +51,9 @@ class CaptionerSettings:
             ("questions", prompts.questions, self.blip2),
             ("instructions", prompts.instructions, self.instruct),
         ):
-            if listed and model is None:
+            if listed and model.folder is None:
                 name = "blip2" if kind == "questions" else "instruct"
-                raise ValueError(f"{self.prompts} has {kind} but no {name} model is set; set it or remove them")
+                raise ValueError(f"{self.prompts} has {kind} but {name}.folder is not set; set it or remove them")
         return prompts
 
 
@@ -65,9 +65,9 @@ class Captioner:
         self.prompts = settings.load_prompts()
         device = pick_device(settings.device)
         self._answerers: list[tuple[Answerer, Sequence[Prompt]]] = []
-        if settings.blip2 is not None and self.prompts.questions:
+        if self.prompts.questions:
             self._answerers.append((Blip2Answerer(settings.blip2, device), self.prompts.questions))
-        if settings.instruct is not None and self.prompts.instructions:
+        if self.prompts.instructions:
             self._answerers.append((InstructionAnswerer(settings.instruct, device), self.prompts.instructions))
 
     def caption(self, items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -147,11 +147,10 @@ def caption_group(group: Sequence[Item], settings: CaptionerSettings) -> list[di
 def fingerprint(settings: CaptionerSettings) -> dict[str, Any]:
     """What the captions depend on, as JSON values: the settings and the very words of the prompts."""
     values = {key: value for key, value in asdict(settings).items() if key not in ("device", "prompts")}
-    for model in ("blip2", "instruct"):
-        if values[model] is not None:
-            values[model] = {k: v for k, v in values[model].items() if k != "batch_size"} | {
-                "folder": values[model]["folder"].name
-            }
+    for name, model in (("blip2", settings.blip2), ("instruct", settings.instruct)):
+        kept = {key: value for key, value in asdict(model).items() if key not in ("batch_size", "folder")}
+        # The name alone: models may move, and lie elsewhere on another machine.
+        values[name] = kept | {"folder": model.folder.name if model.folder else None}
     return values | {"prompts": asdict(settings.load_prompts())}
 
 

@@ -20,7 +20,7 @@ Asked = tuple[Sequence[np.ndarray], str]  # pictures uint8 [H, W, 3], text
 class ModelSettings:
     """One model and how it writes."""
 
-    folder: Path  # of config.json, the processor's files and safetensors weights
+    folder: Path | None = None  # of config.json, the processor's files and the weights; None: the model is not used
     batch_size: int = 8  # prompts at a time
     max_new_tokens: int = 48  # of an answer
     num_beams: int = 1  # above 1: beam search
@@ -35,13 +35,14 @@ class ModelSettings:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
 
-    def check_folder(self) -> None:
-        """FileNotFoundError where there is no model."""
-        if not (self.folder / "config.json").is_file():
+    def checked_folder(self) -> Path:
+        """The folder; FileNotFoundError where it holds no model."""
+        if self.folder is None or not (self.folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"{self.folder}: no model folder (config.json is missing); download the model there first, "
                 "nothing is downloaded while captioning"
             )
+        return self.folder
 
 
 class Answerer:
@@ -50,18 +51,18 @@ class Answerer:
     def __init__(self, settings: ModelSettings, device: str):
         import torch
 
-        settings.check_folder()
+        folder = settings.checked_folder()
         dtype = settings.dtype if settings.dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
         self.settings = settings
         self.device = device
         model_class, processor_class = self._classes()
-        self.processor = processor_class.from_pretrained(settings.folder, local_files_only=True)
+        self.processor = processor_class.from_pretrained(folder, local_files_only=True)
         tokenizer = self.processor.tokenizer
         # What is generated must follow the text directly, so padding goes before it.
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = model_class.from_pretrained(settings.folder, local_files_only=True, dtype=getattr(torch, dtype))
+        model = model_class.from_pretrained(folder, local_files_only=True, dtype=getattr(torch, dtype))
         self.model = model.to(device).eval()
 
     def answer(self, asked: Sequence[Asked]) -> list[str]:

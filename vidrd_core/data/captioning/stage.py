@@ -67,8 +67,8 @@ def caption_videos(settings: CaptionSettings) -> Counter[str]:
     """
     items = videos_to_caption(settings)
     for model in (settings.captioner.blip2, settings.captioner.instruct):
-        if model is not None:
-            model.check_folder()
+        if model.folder is not None:
+            model.checked_folder()
     _same_settings(settings)
     if settings.retry_failed:
         settings.failed.unlink(missing_ok=True)
