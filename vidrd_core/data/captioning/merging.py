@@ -50,6 +50,7 @@ def clean(answer: str, rules: MergeRules) -> str:
     """One answer without what models put around it; empty if it says nothing."""
     paragraphs = [line.strip() for line in answer.strip().splitlines() if line.strip()]
     text = " ".join(paragraphs[0].split()).strip("\"' ") if paragraphs else ""
+    text = text.lstrip(" .,:;!?-*#")
     text = re.sub(r"^(answer|assistant|caption|description)\s*:\s*", "", text, flags=re.IGNORECASE)
     for opening in sorted(rules.openings, key=len, reverse=True):
         if re.match(rf"{re.escape(opening)}\b", text, flags=re.IGNORECASE):
