@@ -14,23 +14,23 @@ RED_RIGHT = "a red circle moves right over a dark blue background"
 FIXED = {"control_after_generate": "fixed"}
 # Width and height of nodes whose own smallest size is too small to read or to look at.
 SIZES = {
-    "CLIPTextEncode": (340, 120),
-    "VidRDPreviewClip": (340, 420),
-    "SaveVideo": (340, 440),
-    "VidRDLoadModel": (340, 0),
-    "VidRDLoadUNet": (340, 0),
-    "VidRDLoadVideoDecoder": (340, 0),
-    "CLIPLoader": (340, 0),
-    "UpscaleModelLoader": (340, 0),
-    "VidRDEmptyLatent": (340, 0),
-    "VidRDSampleFirstClip": (340, 0),
-    "VidRDReuseAndDiffuse": (340, 0),
-    "VidRDManyClips": (480, 800),
-    "LoadVideo": (340, 480),
-    "PreviewAny": (340, 260),
-    "ImageScale": (340, 0),
-    "VidRDSaveState": (340, 0),
-    "VidRDLoadState": (340, 0),
+    "CLIPTextEncode": (300, 120),
+    "VidRDPreviewClip": (300, 380),
+    "SaveVideo": (300, 400),
+    "VidRDLoadModel": (300, 0),
+    "VidRDLoadUNet": (300, 0),
+    "VidRDLoadVideoDecoder": (300, 0),
+    "CLIPLoader": (300, 0),
+    "UpscaleModelLoader": (300, 0),
+    "VidRDEmptyLatent": (300, 0),
+    "VidRDSampleFirstClip": (300, 0),
+    "VidRDReuseAndDiffuse": (300, 0),
+    "VidRDManyClips": (440, 800),
+    "LoadVideo": (300, 440),
+    "PreviewAny": (360, 260),
+    "ImageScale": (300, 0),
+    "VidRDSaveState": (300, 0),
+    "VidRDLoadState": (300, 0),
 }
 
 
@@ -53,7 +53,7 @@ class Group:
 Rows = list[list[Group]]
 
 
-def note(text: str, size: tuple[int, int] = (420, 420)) -> Group:
+def note(text: str, size: tuple[int, int] = (380, 460)) -> Group:
     return Group("Read me", [[Node("note", "MarkdownNote", {"": text}, size=size)]])
 
 
@@ -92,7 +92,7 @@ def finish(samples: str, name: str, vae: str = "load.2") -> Group:
     play = Node("play", "VidRDPreviewClip", {"fps": 8}, {"images": "decode.0"}, "The whole video")
     video = Node("video", "CreateVideo", {"fps": 8}, {"images": "decode.0"})
     save = Node("save", "SaveVideo", {"filename_prefix": f"video/{name}"}, {"video": "video.0"})
-    return Group("Watch and save", [[decode, play], [video, save]])
+    return Group("Watch and save", [[decode, play, video, save]])
 
 
 def chained_demo() -> Rows:
@@ -106,16 +106,16 @@ def chained_demo() -> Rows:
         "- To grow the video, right-click the last *Reuse and Diffuse* and choose **Add Reuse and Diffuse**.\n\n"
         'The bundled model knows sentences such as "a yellow cross bounces up and down over a checkered gray '
         'background": 8 colours, 4 shapes (circle, square, triangle, cross), straight moves, orbits, bounces.',
-        (420, 520),
+        (380, 580),
     )
-    model = Group("1 - Model and size", [[bundled(), empty()]])
-    prompts = Group("2 - Prompts", [[text("positive", RED_RIGHT), text("negative", "", title="Negative prompt")]])
+    prompts = [text("positive", RED_RIGHT), text("negative", "", title="Negative prompt")]
+    model = Group("1 - Model and prompts", [[bundled(), empty(), *prompts]])
     clips = [
-        Group("3 - First clip", [[first(seed=1), look("look1", "first.0", title="Clip 1")]]),
-        Group("4 - Second clip", [[following("second", "first.0", 2), look("look2", "second.1", title="Clip 2")]]),
-        Group("5 - Third clip", [[following("third", "second.0", 3), look("look3", "third.1", title="Clip 3")]]),
+        Group("2 - First clip", [[first(seed=1), look("look1", "first.0", title="Clip 1")]]),
+        Group("3 - Second clip", [[following("second", "first.0", 2), look("look2", "second.1", title="Clip 2")]]),
+        Group("4 - Third clip", [[following("third", "second.0", 3), look("look3", "third.1", title="Clip 3")]]),
     ]
-    return [[notes, model, prompts, *clips, finish("third.0", "vidrd_chained_demo")]]
+    return [[notes, model, *clips, finish("third.0", "vidrd_chained_demo")]]
 
 
 def prompt_per_clip() -> Rows:
@@ -136,14 +136,15 @@ def prompt_per_clip() -> Rows:
     )
     keys = ["positive", "positive2", "positive3", "positive4"]
     encoders = [text(key, words[n], title=f"Prompt of clip {n + 1}") for n, key in enumerate(keys)]
-    model = Group("1 - Model and size", [[bundled(), empty()]])
-    prompts = Group("2 - Prompts", [[*encoders, text("negative", "", title="Negative prompt")]])
-    clips = [Group("3 - First clip", [[first(seed=2)]])]
+    model = Group(
+        "1 - Model and prompts", [[bundled(), empty(), text("negative", "", title="Negative prompt")], encoders]
+    )
+    clips = [[first(seed=2)]]
     before = "first.0"
     for n in (2, 3, 4):
-        clips.append(Group(f"{n + 2} - Clip {n}", [[following(f"clip{n}", before, 1 + n, keys[n - 1])]]))
+        clips.append([following(f"clip{n}", before, 1 + n, keys[n - 1])])
         before = f"clip{n}.0"
-    return [[notes, model, prompts, *clips, finish(before, "vidrd_prompt_per_clip")]]
+    return [[notes, model, Group("2 - Four clips", clips), finish(before, "vidrd_prompt_per_clip")]]
 
 
 def many_clips() -> Rows:
@@ -178,7 +179,7 @@ def own_video() -> Rows:
         "- Describe what the video shows in the prompt.\n"
         "- The bundled model knows only its own moving shapes, 64x64. For real footage load the released weights as "
         "in example 5, scale to 256x256, and set cfg to 10.",
-        (420, 480),
+        (380, 600),
     )
     load = Node("source", "LoadVideo", {"file": "own_video.mp4"})
     parts = Node("parts", "GetVideoComponents", {}, {"video": "source.0"})
@@ -263,16 +264,14 @@ def save_state() -> Rows:
         "`ComfyUI/output/vidrd/my_video.safetensors`.\n\n"
         "Continue with example 7, today or after a restart: the frames are the very ones that going on at once "
         "would have given. To continue on another computer, copy the file into its `ComfyUI/input`.",
-        (420, 340),
+        (380, 420),
     )
     words = "a cyan square moves diagonally down and right over a black background"
     state = Node("state", "VidRDSaveState", {"name": "my_video"}, {"latent": "second.0"})
-    model = Group("1 - Model and size", [[bundled(), empty()]])
-    prompts = Group("2 - Prompts", [[text("positive", words), text("negative", "", title="Negative prompt")]])
-    clips = Group("3 - Two clips", [[first(seed=3)], [following("second", "first.0", 4)]])
-    return [
-        [notes, model, prompts, clips, Group("4 - Keep", [[state]]), finish("second.0", "vidrd_saved")],
-    ]
+    prompts = [text("positive", words), text("negative", "", title="Negative prompt")]
+    model = Group("1 - Model and prompts", [[bundled(), empty(), *prompts]])
+    clips = Group("2 - Two clips", [[first(seed=3)], [following("second", "first.0", 4)]])
+    return [[notes, model, clips, Group("3 - Keep", [[state]]), finish("second.0", "vidrd_saved")]]
 
 
 def continue_state() -> Rows:
@@ -283,15 +282,15 @@ def continue_state() -> Rows:
         "The model must be the one that made the video. Prompt, seed and cfg are free; steps, sampler and scheduler "
         "come along with the file. The longer video is saved under another name, so that you can come back to "
         "either.",
-        (420, 340),
+        (380, 420),
     )
     words = "a cyan square moves diagonally down and right over a black background"
     state = Node("state", "VidRDLoadState", {"name": "my_video.safetensors"})
     longer = Node("longer", "VidRDSaveState", {"name": "my_longer_video"}, {"latent": "third.0"})
-    model = Group("1 - Model and saved video", [[bundled(), state]])
-    prompts = Group("2 - Prompts", [[text("positive", words), text("negative", "", title="Negative prompt")]])
-    clips = Group("3 - One more clip", [[following("third", "state.0", 5), longer]])
-    return [[notes, model, prompts, clips, finish("third.0", "vidrd_continued_later")]]
+    prompts = [text("positive", words), text("negative", "", title="Negative prompt")]
+    model = Group("1 - Model, saved video and prompts", [[bundled(), state, *prompts]])
+    clips = Group("2 - One more clip", [[following("third", "state.0", 5), longer]])
+    return [[notes, model, clips, finish("third.0", "vidrd_continued_later")]]
 
 
 RECIPES = {

@@ -221,6 +221,10 @@ def test_the_first_example_runs_its_preview_plays_and_it_grows_by_a_click(graph:
     picture(graph, "comfyui_menu")
     entry.click()
     graph.page.wait_for_function("() => app.graph.nodes.filter((n) => n.type === 'VidRDReuseAndDiffuse').length === 3")
+    assert all(apart(a, b) for a, b in combinations(graph.boxes(), 2))
+    loose = graph.run("""() => app.graph.nodes.filter((n) => !app.graph.groups.some((g) => [0, 1].every((i) =>
+        n.pos[i] >= g.pos[i] && n.pos[i] + n.size[i] <= g.pos[i] + g.size[i]))).length""")
+    assert loose == 1  # all but the new node keep their groups
     graph.call("fit")
     run(graph)
     graph.page.wait_for_function(PLAYING, arg=4, timeout=120_000)

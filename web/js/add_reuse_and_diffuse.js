@@ -163,12 +163,20 @@ function overlap(a, b) {
   );
 }
 
-// Shifts what was to the right of `source` and comes after it, until there is room for `added`; in a subgraph the box of
-// its outputs too.
+function holds(group, node) {
+  return [0, 1].every((i) => node.pos[i] >= group.pos[i] && node.pos[i] < group.pos[i] + group.size[i]);
+}
+
+// Shifts what was to the right of `source` and comes after it, until there is room for `added`; groups go along as a
+// whole, and in a subgraph the box of its outputs.
 function makeRoom(source, added, followers) {
+  const { graph } = source;
   const right = source.pos[0] + source.size[0];
-  const shifted = [...followers].filter((node) => !added.includes(node) && node.pos[0] >= right);
-  const box = source.graph.outputNode;
+  const nodes = [...followers].filter((node) => !added.includes(node) && node.pos[0] >= right);
+  const groups = (graph.groups ?? []).filter((group) => group.pos[0] >= right && nodes.some((node) => holds(group, node)));
+  const members = graph.nodes.filter((node) => !added.includes(node) && groups.some((group) => holds(group, node)));
+  const shifted = [...new Set([...nodes, ...members, ...groups])];
+  const box = graph.outputNode;
   if (box?.pos?.[0] >= right) shifted.push(box);
   const needed = Math.max(...added.map((node) => node.pos[0] + node.size[0])) + GAP;
   const by = needed - Math.min(...shifted.map((item) => item.pos[0]));
