@@ -80,7 +80,7 @@ def make_unet(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
     from vidrd_core.models.unet import VidRDUNet
 
     with torch.device("meta"):
-        model = VidRDUNet(**SIZES[size].unet, sample_size=SIZES[size].pixels // 8).to(dtype)
+        model = VidRDUNet(**SIZES[size].unet, sample_size=SIZES[size].pixels // 8, dtype=dtype)
     return fill(model.to_empty(device=device))
 
 
@@ -88,7 +88,7 @@ def make_vae(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
     from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 
     with torch.device("meta"):
-        model = VidRDAutoencoderKL(**SIZES[size].vae).to(dtype)
+        model = VidRDAutoencoderKL(**SIZES[size].vae, dtype=dtype)
     return fill(model.to_empty(device=device))
 
 

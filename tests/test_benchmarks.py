@@ -18,6 +18,10 @@ def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
     import importlib
 
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    contenders = importlib.import_module("contenders")
+    measured = contenders.best_time
+    # A machine's rate from one try instead of seven: the tests need no good one.
+    monkeypatch.setattr(contenders, "best_time", lambda work, device, repeats=1: measured(work, device, 1))
     return importlib.import_module(request.param)
 
 
@@ -33,6 +37,17 @@ def test_length_compares_long_videos_with_short_ones(script: ModuleType, capsys:
     found = rows(capsys.readouterr().out)
     assert [(row[0], row[1]) for row in found] == [("1", "8"), ("3", "24")]
     assert found[0][6] == "1.000" and float(found[1][5]) > 100
+
+
+@pytest.mark.parametrize("script", ["unet_step"], indirect=True)
+def test_unet_step_prints_the_contenders(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--size", "small", "--pixels", "32", "--frames", "2", "--rounds", "1", "--contenders", "ours-fp32"]
+    monkeypatch.setattr("sys.argv", ["unet_step.py", *options])
+    script.main()
+    (row,) = rows(capsys.readouterr().out)
+    assert row[0] == "ours-fp32" and float(row[2]) > 0
 
 
 @pytest.mark.parametrize("script", ["decoder"], indirect=True)
@@ -94,12 +109,11 @@ def test_throughput_counts_the_clips(script: ModuleType, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("script", ["profile_step"], indirect=True)
-@pytest.mark.parametrize("decoder", [False, True])
+@pytest.mark.parametrize("what", [[], ["--decoder"]])
 def test_a_profile_shares_the_time_out_by_kind_of_operation(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], decoder: bool
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: list[str]
 ) -> None:
-    options = ["--pixels", "32", "--output", str(tmp_path / "trace.json"), *(["--decoder"] if decoder else [])]
-    assert script.main(options) == 0
+    assert script.main(["--pixels", "32", "--output", str(tmp_path / "trace.json"), *what]) == 0
     text = capsys.readouterr().out
     kinds = {row[0]: int(row[2].rstrip("%")) for row in rows(text)}
     assert kinds["convolution"] > 0 and 95 <= sum(kinds.values()) <= 105
@@ -107,7 +121,8 @@ def test_a_profile_shares_the_time_out_by_kind_of_operation(
 
 
 @pytest.mark.parametrize("script", ["memory"], indirect=True)
-def test_memory_measures_a_call_that_returns_its_frames(script: ModuleType) -> None:
+def test_memory_measures_a_call_that_returns_its_frames(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "PIXELS", 32)
     found = script.make(1, None, "cpu")
     assert found["process"] > found["frames"] > 0 == found["device"]
 
