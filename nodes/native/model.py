@@ -16,12 +16,12 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...vidrd_core.models.unet import VidRDUNet
 from ...vidrd_core.state import fingerprint, same_model
 from .lora import accept_diffusers_lora
+from .operations import attend, ready
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +42,12 @@ MODEL_TYPES = {
 BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """The host's attention on ``[B, N, heads * d]``, whichever kernel the user started ComfyUI with."""
-    return optimized_attention(q, k, v, heads=heads)
-
-
 class NativeUNet(VidRDUNet):
     """The U-Net with the call signature of ComfyUI's models."""
 
     def __init__(self, *args: Any, dtype: torch.dtype | None = None, operations: Any = None, **kwargs: Any):
-        attending = type(operations.__name__, (operations,), {"attention_function": staticmethod(attend)})
-        super().__init__(*args, dtype=dtype, operations=attending, **kwargs)
+        layers = ready(operations, attention_function=staticmethod(attend))
+        super().__init__(*args, dtype=dtype, operations=layers, **kwargs)
         self.storage_dtype = dtype
 
     @property

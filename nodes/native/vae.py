@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...vidrd_core.decoding import decode_windows
 from ...vidrd_core.models.autoencoder import VidRDAutoencoderKL
+from .operations import ready
 
 WINDOW = 8  # frames, the clip length of the release, on which its decoder was trained
 
@@ -88,7 +89,7 @@ class VidRDVAE(comfy.sd.VAE):
         super().__init__(sd=AutoencoderKL(**STAND_IN).state_dict(), config={"params": STAND_IN})
         known = inspect.signature(VidRDAutoencoderKL.__init__).parameters
         model = NativeAutoencoder(
-            **{k: v for k, v in config.items() if k in known}, operations=comfy.ops.disable_weight_init
+            **{k: v for k, v in config.items() if k in known}, operations=ready(comfy.ops.disable_weight_init)
         )
         model.load_state_dict(dict(state))
         self.first_stage_model = model.eval().requires_grad_(False).to(self.vae_dtype)

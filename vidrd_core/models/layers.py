@@ -8,7 +8,8 @@ clip itself are views of one another, so that moving between spatial and tempora
 
 Leaf layers come from an ``operations`` namespace (``Linear``, ``Conv2d``, ``Conv3d``, ``GroupNorm``, ``LayerNorm``;
 default ``torch.nn``), so that a host can bring layers that cast, quantise or stream their weights. A namespace may also
-carry ``attention_function(q, k, v, heads)`` on ``[B, N, heads * d]`` tensors to replace scaled-dot-product attention.
+carry ``attention_function(q, k, v, heads)`` on ``[B, N, heads * d]`` tensors to replace scaled-dot-product attention,
+and its layers ``weights_are_ready()``: whether their weights are in place, of the input's type and final.
 """
 
 from __future__ import annotations
@@ -48,12 +49,16 @@ def _is_tiny(x: Tensor) -> bool:
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling the layer runs ``kind``'s own forward on weights in place, so that other code may do its work.
+    """Whether the layer does what ``kind`` does with the weights it has, so that other code may do its work.
 
     A host's layer may cast or stream its weights, an adapter may wrap it, hooks may move it: those must be called.
     """
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
-    return type(layer).forward is kind.forward and not hooked
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
+        return False
+    if type(layer).forward is kind.forward:
+        return True
+    ready = getattr(layer, "weights_are_ready", None)
+    return isinstance(layer, kind) and ready is not None and ready()
 
 
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
