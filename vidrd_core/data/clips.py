@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..video.reading import _at_rate, _FileSource
+from ..video.reading import FileSource, at_rate
 from .media import fit
 
 _THUMBNAIL = (32, 32)  # pixels; enough to see a cut, little enough to keep every source frame of a long video
@@ -82,12 +82,12 @@ def windows(
     start, end: seconds of the file to look at. place: of the crop, as in :func:`~vidrd_core.data.media.fit`.
     Memory is that of one window. VideoError for a file that is broken, also where it breaks off later.
     """
-    source = _FileSource(path)
+    source = FileSource(path)
     timed = _shots(source.frames(), settings.cut_threshold, start or 0.0, end)
     held: list[np.ndarray] = []
     shot, began, size = 0, 0.0, (0, 0)
-    # `_at_rate` repeats and drops what it is given without looking at it: here frames with the number of their shot.
-    for count, (number, frame) in enumerate(_at_rate(timed, settings.fps, source.fps)):  # type: ignore[arg-type]
+    # `at_rate` repeats and drops what it is given without looking at it: here frames with the number of their shot.
+    for count, (number, frame) in enumerate(at_rate(timed, settings.fps, source.fps)):  # type: ignore[arg-type]
         if held and (number != shot or len(held) == settings.frames):
             if len(held) >= settings.min_frames:
                 yield Window(np.stack(held), began, size)

@@ -131,7 +131,9 @@ def _use_one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _on_ray(work: Callable[[Given], Made], items: Sequence[Given], settings: EngineSettings) -> Iterator[Made | None]:
+@contextlib.contextmanager
+def ray_session(settings: EngineSettings, spare_cores: int = 0) -> Iterator[None]:
+    """Ray on this machine, with ``spare_cores`` more than workers, or a cluster; results come in order."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     # Ray's workers would starve on a machine that does anything else; those of the pool are not niced either.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -139,27 +141,30 @@ def _on_ray(work: Callable[[Given], Made], items: Sequence[Given], settings: Eng
     import ray.data
 
     started = not ray.is_initialized()
-    if started:
-        cores = None if settings.address else settings.workers or usable_cores()
-        ray.init(
-            settings.address,
-            num_cpus=cores,
-            include_dashboard=None if settings.address else False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if started and settings.address:
+        ray.init(settings.address, **quiet)
+    elif started:
+        ray.init(num_cpus=(settings.workers or usable_cores()) + spare_cores, include_dashboard=False, **quiet)
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order, context.enable_progress_bars, context.max_errored_blocks
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # a block lost with its process shows as missing rows, which are done below
+    context.execution_options.preserve_order, context.enable_progress_bars = True, False
     try:
-        for first in range(0, len(items), _RAY_ITEMS):
-            yield from _ray_results(work, items[first : first + _RAY_ITEMS], settings.workers)
+        yield
     finally:
         context.execution_options.preserve_order, context.enable_progress_bars, context.max_errored_blocks = before
         if started:
             ray.shutdown()
+
+
+def _on_ray(work: Callable[[Given], Made], items: Sequence[Given], settings: EngineSettings) -> Iterator[Made | None]:
+    with ray_session(settings):
+        import ray.data
+
+        # A block lost with its process shows as missing rows, which are done again below.
+        ray.data.DataContext.get_current().max_errored_blocks = -1
+        for first in range(0, len(items), _RAY_ITEMS):
+            yield from _ray_results(work, items[first : first + _RAY_ITEMS], settings.workers)
 
 
 def _ray_results(work: Callable[[Given], Made], items: Sequence[Given], workers: int) -> Iterator[Made | None]:

@@ -52,9 +52,9 @@ def read_video(
         raise ValueError(f"fps must be above 0 or None, got {fps}")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such video")
-    source = _PngSource(path, fps) if path.is_dir() else _FileSource(path)
+    source = _PngSource(path, fps) if path.is_dir() else FileSource(path)
     timed = source.frames()
-    images = (frame for _, frame in timed) if fps is None else _at_rate(timed, fps, source.fps)
+    images = (frame for _, frame in timed) if fps is None else at_rate(timed, fps, source.fps)
     if size is not None:
         images = (np.asarray(ImageOps.fit(Image.fromarray(image), (size[1], size[0]))) for image in images)
     frames = list(itertools.islice(images, max_frames))
@@ -73,7 +73,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such video")
     if path.is_dir():
         return text_to_metadata(_png_text(_png_names(path)[0]).get("Comment"))
-    with _open(path) as container:
+    with open_media(path) as container:
         # Matroska writes its tags in capitals.
         comments = [value for key, value in container.metadata.items() if key.lower() == "comment"]
         is_gif = container.format.name == "gif"
@@ -83,12 +83,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return text_to_metadata(comments[0] if comments else None)
 
 
-class _FileSource:
+class FileSource:
     """A file that FFmpeg decodes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _open(path) as container:
+        with open_media(path) as container:
             stream: Any = container.streams.video[0]
             if container.format.name == "gif":
                 rate = _gif_rate(container, stream)
@@ -101,7 +101,7 @@ class _FileSource:
     def frames(self) -> Iterator[tuple[float, np.ndarray]]:
         """Yield (seconds since the first frame, uint8 [H, W, 3]), turned upright. VideoError if the file breaks off."""
         first = last = None
-        with _open(self._path) as container:
+        with open_media(self._path) as container:
             stream: Any = container.streams.video[0]
             stream.thread_type = "AUTO"
             try:
@@ -119,7 +119,7 @@ class _FileSource:
                 raise VideoError(
                     f"{self._path}: breaks off after {(last or 0.0):.2f} s ({error}); copy it again"
                 ) from error
-            promised = _duration(container, stream)
+            promised = stream_duration(container, stream)
             is_gif = container.format.name == "gif"
         if first is None or last is None:
             return
@@ -158,7 +158,12 @@ class _PngSource:
             yield index / float(self.fps), frame
 
 
-def _open(path: Path) -> Any:
+def open_media(path: Path) -> Any:
+    """PyAV's container of a file with a video stream.
+
+    Raises:
+        VideoError: it cannot be read, or holds no video.
+    """
     try:
         container = av.open(
             os.fspath(path),
@@ -175,7 +180,7 @@ def _open(path: Path) -> Any:
     return container
 
 
-def _duration(container: Any, stream: Any) -> float:
+def stream_duration(container: Any, stream: Any) -> float:
     """Seconds of video the header promises; 0 where it says nothing about the video stream itself."""
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
@@ -227,7 +232,7 @@ def _png_text(name: Path) -> dict[str, str]:
         raise VideoError(f"{name}: is not a readable PNG ({error})") from error
 
 
-def _at_rate(
+def at_rate(
     timed: Iterable[tuple[float, np.ndarray]], fps: float, source_fps: float | Fraction
 ) -> Iterator[np.ndarray]:
     """Yield the frame on show at 0, 1/fps, 2/fps ... seconds, until the end of the last one."""

@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from ...video.formats import VideoError
-from ...video.reading import _duration, _open
+from ...video.reading import open_media, stream_duration
 
 _SEEK_SECONDS = 8.0  # decoding on is faster than seeking, up to about this far
 _DESCRIBED = 96  # pixels of the longer side, of the copy that sharpness and likeness are judged by
@@ -99,12 +99,12 @@ def read_candidates(path: Path, count: int, side: int, start: float | None = Non
     if count < 1 or side < 1:
         raise ValueError(f"count and side must be at least 1, got {count} and {side}")
     first = start or 0.0
-    with _open(path) as container:
+    with open_media(path) as container:
         stream: Any = container.streams.video[0]
         stream.thread_type = "AUTO"
         try:
             # A stream that is the only one need not say its length itself; with sound the file's is close enough.
-            length = _duration(container, stream) or (container.duration or 0) / av.time_base
+            length = stream_duration(container, stream) or (container.duration or 0) / av.time_base
             last = min(end if end is not None else length, length)
             if length > 0 and last > first:
                 found = _at_times(container, stream, np.linspace(first, last, 2 * count + 1)[1::2].tolist(), side)

@@ -6,11 +6,9 @@ takes it as its ``captions`` or, with the layout ``table``, as a source. Videos 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..engines import EngineSettings, run_in_order, usable_cores
+from ..engines import EngineSettings, ray_session, run_in_order
 from ..shards import write_json
 from ..sources import Item, SourceSettings, list_source
 from .captioner import Captioner, CaptionerSettings, caption_group, describe, fingerprint
@@ -147,9 +145,10 @@ class RayCaptioner:
 
 
 def _on_ray(groups: Sequence[tuple[Item, ...]], settings: CaptionSettings) -> Iterator[list[dict[str, Any]]]:
-    import ray.data
+    with ray_session(settings.engine, spare_cores=1):  # the tasks that feed the actors need a core as well
+        import ray.data
 
-    with _ray_session(settings.engine) as workers:
+        workers = settings.engine.workers or max(1, round(ray.cluster_resources().get("GPU", 0)))
         for first in range(0, len(groups), _RAY_GROUPS):
             part = groups[first : first + _RAY_GROUPS]
             # One group is one block: a finished one is handed on at once, and an actor never waits for a second.
@@ -165,31 +164,6 @@ def _on_ray(groups: Sequence[tuple[Item, ...]], settings: CaptionSettings) -> It
             for index, row in enumerate(data.iter_rows()):
                 assert row["index"] == index, "Ray keeps the order when told to"
                 yield json.loads(row["rows"])
-
-
-@contextlib.contextmanager
-def _ray_session(engine: EngineSettings) -> Iterator[int]:
-    """Ray on this machine or a cluster, with results in order; yields how many actors to run."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
-    import ray
-    import ray.data
-
-    started = not ray.is_initialized()
-    if started and engine.address:
-        ray.init(engine.address, log_to_driver=False, logging_level=logging.WARNING)
-    elif started:
-        # The tasks that feed the actors need a core as well.
-        cores = max(usable_cores(), engine.workers + 1)
-        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    context = ray.data.DataContext.get_current()
-    before = context.execution_options.preserve_order, context.enable_progress_bars
-    context.execution_options.preserve_order, context.enable_progress_bars = True, False
-    try:
-        yield engine.workers or max(1, round(ray.cluster_resources().get("GPU", 0)))
-    finally:
-        context.execution_options.preserve_order, context.enable_progress_bars = before
-        if started:
-            ray.shutdown()
 
 
 def _device_count() -> int:

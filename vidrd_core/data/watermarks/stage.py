@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ...video.formats import VideoError
-from ...video.reading import _FileSource
+from ...video.reading import FileSource
 from ...video.writing import VideoWriter
 from ..captioning.key_frames import read_candidates
 from ..captioning.table import GrowingTable
@@ -208,7 +208,7 @@ def _rewrite(item: Item, watermark: Watermark, settings: WatermarkSettings) -> d
         clear = _clear_part(watermark.mask, removal)
         if clear.height * clear.width >= removal.min_share * watermark.mask.size:
             window, action = clear, "cropped"
-    source = _FileSource(item.path)
+    source = FileSource(item.path)
     target = _target(item, settings, ".mp4")
     try:
         with VideoWriter(target, source.fps, quality=removal.quality) as writer:
