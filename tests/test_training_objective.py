@@ -53,7 +53,17 @@ def test_a_sample_gets_the_same_noise_and_time_in_any_micro_batch():
     whole = draw_noise(objective, Draw(0, 2, 4, 4), torch.Size((4, 4, 6, 2, 2)))
     parts = [Draw(0, 2, 4, 1, rank, 2, part) for part in range(2) for rank in range(2)]
     assert torch.equal(whole, torch.cat([draw_noise(objective, p, torch.Size((1, 4, 6, 2, 2))) for p in parts]))
-    assert torch.equal(draw_times(Draw(0, 2, 4, 4), 8, 1000), torch.cat([draw_times(p, 2, 1000) for p in parts]))
+    for evenly_or_not in (UNetObjective(), UNetObjective(time_power=2.0)):
+        times = draw_times(evenly_or_not, Draw(0, 2, 4, 4), 8, 1000)
+        assert torch.equal(times, torch.cat([draw_times(evenly_or_not, p, 2, 1000) for p in parts]))
+
+
+def test_noisy_times_are_drawn_as_often_as_their_power_says():
+    draw = Draw(seed=1, step=0, batch_size=4096, micro_batch=4096)
+    for power, median in ((1.0, 500), (2.0, 707)):
+        times = draw_times(UNetObjective(time_power=power), draw, 4096, 1000)
+        assert 0 <= int(times.min()) and int(times.max()) <= 999
+        assert abs(int(times.median()) - median) < 30
 
 
 def test_the_progressive_prior_ties_neighbouring_frames_as_its_equation_says():

@@ -27,6 +27,7 @@ class UNetObjective:
     # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss
     # of v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
     max_weight: float = 1.0
+    time_power: float = 1.0  # p: diffusion times are drawn with density ~ t^(p-1); 1: evenly, 2: noisy ones more often
     min_snr: float = 0.0  # gamma of min-SNR weighting (arXiv 2303.09556), 5 in its paper; 0: off
     prediction: str = "epsilon"  # as in the release; or "v_prediction"
     offset_noise: float = 0.0  # standard deviation of noise that is the same in all of a clip's channel; 0: off
@@ -41,6 +42,8 @@ class UNetObjective:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a share, 0 to 1")
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction is {self.prediction!r}; expected one of {', '.join(PREDICTIONS)}")
+        if not self.time_power > 0:
+            raise ValueError(f"time_power is {self.time_power}; expected above 0, 1 draws all times alike")
         if self.max_weight < 1 or self.min_snr < 0 or self.offset_noise < 0 or self.progressive_alpha < 0:
             raise ValueError("max_weight is at least 1, min_snr, offset_noise and progressive_alpha are at least 0")
         if self.max_weight > 1 and (self.min_snr or self.prediction != "epsilon"):
@@ -85,10 +88,13 @@ def draw_noise(objective: UNetObjective, draw: Draw, shape: torch.Size) -> Tenso
     return noise
 
 
-def draw_times(draw: Draw, count: int, num_train_timesteps: int) -> Tensor:
+def draw_times(objective: UNetObjective, draw: Draw, count: int, num_train_timesteps: int) -> Tensor:
     """Diffusion times of ``count`` clips, ``[count]``."""
-    each = count // draw.micro_batch
-    return torch.cat([torch.randint(num_train_timesteps, (each,), generator=g) for g in draw.generators("time")])
+    each, generators = count // draw.micro_batch, draw.generators("time")
+    if objective.time_power == 1:
+        return torch.cat([torch.randint(num_train_timesteps, (each,), generator=g) for g in generators])
+    shares = torch.cat([torch.rand(each, generator=g) for g in generators]) ** (1 / objective.time_power)
+    return (shares * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
 def target_of(objective: UNetObjective, scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:

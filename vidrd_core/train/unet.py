@@ -109,7 +109,7 @@ class UNetStage(Stage):
         latents = self._latents(batch)
         text = self._text(batch, draw)
         noise = draw_noise(objective, draw, latents.shape).to(self.device)
-        times = draw_times(draw, latents.shape[0], self.scheduler.config.num_train_timesteps).to(self.device)
+        times = draw_times(objective, draw, latents.shape[0], self.scheduler.config.num_train_timesteps).to(self.device)
         noisy = self.scheduler.add_noise(latents, noise, times)
         predicted = self.calls["unet"](noisy, times, text).sample
         target = target_of(objective, self.scheduler, latents, noise, times)
