@@ -1,6 +1,6 @@
 """Inversion against noising: how well a video without a trajectory is continued. Runs inside ComfyUI's interpreter.
 
-    cd ComfyUI && python custom_nodes/VidRD/benchmarks/rebuild_comparison.py [--videos 24] [--output FILE.md]
+    cd ComfyUI && python custom_nodes/VidRD/benchmarks/rebuild_comparison.py [--videos 24] [--output docs/rebuild_comparison.md]
     COMFYUI_PATH=~/ComfyUI python benchmarks/rebuild_comparison.py       # from anywhere, with ComfyUI's interpreter
 
 Two kinds of priors, continued by one clip of the bundled model with the released overlap, alpha and beta:
@@ -28,6 +28,13 @@ PACK = Path(__file__).resolve().parents[1]
 TREE = Path(os.environ.get("COMFYUI_PATH", "." if Path("comfy/sd.py").is_file() else Path.home() / "comfy" / "ComfyUI"))
 METHODS = ("invert", "noise")
 STEPS, CFG, FRAMES = 25, 4.0, 8
+HEADER = """# Continuing a video without a trajectory: inversion against noising
+
+Made by `benchmarks/rebuild_comparison.py` on the bundled model (64x64, 8 frames, 25 steps of DDIM, cfg 4, released
+overlap, alpha and beta), with captions that training never saw. What the figures mean stands in that script. `invert`
+is the default of *Reuse and Diffuse*.
+
+"""
 
 
 def load_pack() -> dict[str, Any]:
@@ -151,7 +158,7 @@ def main() -> int:
         for method in METHODS:
             of_made[method] = comparison.figures(made, *comparison.continued(made, method), true)
             of_rendered[method] = comparison.figures(rendered, *comparison.continued(rendered, method))
-    text = table(f"Rendered videos, {given.videos}", of_rendered)
+    text = HEADER + table(f"Rendered videos, {given.videos}", of_rendered)
     text += "\n" + table(f"Clips that the model made, {given.videos}", of_made)
     print(text)
     if output:
