@@ -1,7 +1,8 @@
 """Inversion against noising: how well a video without a trajectory is continued. Runs inside ComfyUI's interpreter.
 
-    cd ComfyUI && python custom_nodes/VidRD/benchmarks/rebuild_comparison.py [--videos 24] [--output docs/rebuild_comparison.md]
-    COMFYUI_PATH=~/ComfyUI python benchmarks/rebuild_comparison.py       # from anywhere, with ComfyUI's interpreter
+    python benchmarks/rebuild_comparison.py [--videos 24] [--output docs/rebuild_comparison.md]
+
+The tree is COMFYUI_PATH, else the current folder if it is one, else ~/comfy/ComfyUI.
 
 Two kinds of priors, continued by one clip of the bundled model with the released overlap, alpha and beta:
 
