@@ -62,7 +62,7 @@ def test_noisy_times_are_drawn_as_often_as_their_power_says():
     draw = Draw(seed=1, step=0, batch_size=4096, micro_batch=4096)
     for power, median in ((1.0, 500), (2.0, 707)):
         times = draw_times(UNetObjective(time_power=power), draw, 4096, 1000)
-        assert 0 <= int(times.min()) and int(times.max()) <= 999
+        assert int(times.min()) >= 0 and int(times.max()) <= 999
         assert abs(int(times.median()) - median) < 30
 
 
