@@ -17,7 +17,7 @@ from typing import Any
 
 import examples
 import pytest
-from comfy_server import PATIENCE, TREE, NoServer, Server, make_base, running_server
+from comfy_server import TREE, NoServer, Server, make_base, running_server
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -56,7 +56,7 @@ def open_page(playwright: Any, chromium: str, url: str) -> Iterator[Any]:
     browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
     try:
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(PATIENCE * 1000)
+        page.set_default_timeout(300_000)
         page.lines = []
         page.on("console", lambda message: page.lines.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: page.lines.append(f"pageerror: {error} {error.stack}"))
@@ -77,6 +77,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except OSError as error:
         pytest.skip(f"this system makes no links for us: {error}")
     examples.prepare(made)
+    examples.name_missing_files(made)
     return made
 
 
