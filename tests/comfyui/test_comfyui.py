@@ -44,4 +44,6 @@ def test_inside_comfyui(check: str, comfyui: Path) -> None:
     environment = {**os.environ, "VIDRD_INSIDE_COMFYUI": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
     environment |= {"COMFYUI_PATH": str(comfyui), "COMFYUI_PYTHON": interpreter()}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE, env=environment)
+    if ran.returncode == pytest.ExitCode.NO_TESTS_COLLECTED:
+        pytest.skip(ran.stdout.strip()[-500:])
     assert ran.returncode == 0, f"{ran.stdout[-6000:]}\n{ran.stderr[-3000:]}"
