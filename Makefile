@@ -37,7 +37,7 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 	test -f runs/demo_latents/train.safetensors || $(FAST_MALLOC) $(BIN)/python training/prepare_latents.py --vae runs/demo_vae/model --output runs/demo_latents/train.safetensors
 	$(FAST_MALLOC) $(BIN)/python training/train_text.py --config training/configs/demo_text.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_image.yaml
-	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_video.yaml
+	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_motion.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_decoder.py --config training/configs/demo_decoder.yaml
 	$(BIN)/python training/bundle.py --video runs/demo_motion --decoder runs/demo_decoder --output vidrd_core/demo_model

@@ -1,7 +1,7 @@
 """Train the U-Net: from scratch, from Stable Diffusion 2.1 inflated, or from a VidRD model.
 
 One process:
-    python training/train_unet.py --config training/configs/demo_video.yaml
+    python training/train_unet.py --config training/configs/demo.yaml
 Several GPUs of one machine (DDP):
     accelerate launch --multi_gpu --num_processes 8 training/train_unet.py --config training/configs/paper.yaml
 Two machines, this line on each with its own rank:
