@@ -53,17 +53,25 @@ def test_a_sample_gets_the_same_noise_and_time_in_any_micro_batch():
     whole = draw_noise(objective, Draw(0, 2, 4, 4), torch.Size((4, 4, 6, 2, 2)))
     parts = [Draw(0, 2, 4, 1, rank, 2, part) for part in range(2) for rank in range(2)]
     assert torch.equal(whole, torch.cat([draw_noise(objective, p, torch.Size((1, 4, 6, 2, 2))) for p in parts]))
-    for evenly_or_not in (UNetObjective(), UNetObjective(time_power=2.0)):
+    for evenly_or_not in (UNetObjective(), UNetObjective(focus_share=0.5)):
         times = draw_times(evenly_or_not, Draw(0, 2, 4, 4), 8, 1000)
         assert torch.equal(times, torch.cat([draw_times(evenly_or_not, p, 2, 1000) for p in parts]))
 
 
-def test_noisy_times_are_drawn_as_often_as_their_power_says():
+def test_times_are_drawn_evenly_but_for_the_focused_share():
     draw = Draw(seed=1, step=0, batch_size=4096, micro_batch=4096)
-    for power, median in ((1.0, 500), (2.0, 707)):
-        times = draw_times(UNetObjective(time_power=power), draw, 4096, 1000)
-        assert int(times.min()) >= 0 and int(times.max()) <= 999
-        assert abs(int(times.median()) - median) < 30
+    even = draw_times(UNetObjective(), draw, 4096, 1000).float()
+    assert even.median() == pytest.approx(500, abs=30) and even.std() == pytest.approx(1000 / 12**0.5, rel=0.05)
+
+    focused = draw_times(UNetObjective(focus_share=1.0, focus_mean=0.4, focus_std=0.5), draw, 4096, 1000).float()
+    assert int(focused.min()) >= 0 and int(focused.max()) <= 999
+    logits = torch.logit((focused + 0.5) / 1000)
+    assert logits.mean() == pytest.approx(0.4, abs=0.05) and logits.std() == pytest.approx(0.5, rel=0.05)
+
+    mixed = draw_times(UNetObjective(focus_share=0.75, focus_mean=0.4, focus_std=0.5), draw, 4096, 1000).float()
+    inside = ((mixed > 400) & (mixed < 800)).float().mean()
+    near = ((focused > 400) & (focused < 800)).float().mean()
+    assert inside == pytest.approx(float(0.75 * near + 0.25 * 0.4), abs=0.03)
 
 
 def test_the_progressive_prior_ties_neighbouring_frames_as_its_equation_says():

@@ -36,6 +36,10 @@ def make_accelerator(settings: TrainSettings, may_skip_parameters: bool) -> Acce
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
     if accelerator.distributed_type == DistributedType.FSDP and plugin.fsdp_version != 2:
         raise ValueError(f"fsdp_version is {plugin.fsdp_version}; expected 2: set it in accelerate's configuration")
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if settings.optimizer == "muon" and sharded:
+        kind = accelerator.distributed_type.value
+        raise ValueError(f"optimizer is 'muon', which needs whole matrices; {kind} shares them out in pieces: use DDP")
     deepspeed: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     if is_deepspeed(accelerator):
         if deepspeed.zero_stage > 2:

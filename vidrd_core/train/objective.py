@@ -27,7 +27,11 @@ class UNetObjective:
     # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss
     # of v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
     max_weight: float = 1.0
-    time_power: float = 1.0  # p: diffusion times are drawn with density ~ t^(p-1); 1: evenly, 2: noisy ones more often
+    # Diffusion times are drawn evenly, but for this share of logit-normal ones (arXiv 2403.03206, section 3.1):
+    # sigmoid(mean + std * normal) of the longest time.
+    focus_share: float = 0.0
+    focus_mean: float = 0.0
+    focus_std: float = 1.0
     min_snr: float = 0.0  # gamma of min-SNR weighting (arXiv 2303.09556), 5 in its paper; 0: off
     prediction: str = "epsilon"  # as in the release; or "v_prediction"
     offset_noise: float = 0.0  # standard deviation of noise that is the same in all of a clip's channel; 0: off
@@ -37,13 +41,13 @@ class UNetObjective:
     temp_conv_dropout: float = 0.1  # the release's; 0 suits a small model that sees each clip a few times
 
     def __post_init__(self) -> None:
-        for name in ("image_share", "caption_dropout", "continuation_share"):
+        for name in ("image_share", "caption_dropout", "focus_share", "continuation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a share, 0 to 1")
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction is {self.prediction!r}; expected one of {', '.join(PREDICTIONS)}")
-        if not self.time_power > 0:
-            raise ValueError(f"time_power is {self.time_power}; expected above 0, 1 draws all times alike")
+        if not self.focus_std > 0:
+            raise ValueError(f"focus_std is {self.focus_std}; expected above 0")
         if self.max_weight < 1 or self.min_snr < 0 or self.offset_noise < 0 or self.progressive_alpha < 0:
             raise ValueError("max_weight is at least 1, min_snr, offset_noise and progressive_alpha are at least 0")
         if self.max_weight > 1 and (self.min_snr or self.prediction != "epsilon"):
@@ -91,10 +95,14 @@ def draw_noise(objective: UNetObjective, draw: Draw, shape: torch.Size) -> Tenso
 def draw_times(objective: UNetObjective, draw: Draw, count: int, num_train_timesteps: int) -> Tensor:
     """Diffusion times of ``count`` clips, ``[count]``."""
     each, generators = count // draw.micro_batch, draw.generators("time")
-    if objective.time_power == 1:
-        return torch.cat([torch.randint(num_train_timesteps, (each,), generator=g) for g in generators])
-    shares = torch.cat([torch.rand(each, generator=g) for g in generators]) ** (1 / objective.time_power)
-    return (shares * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+    times = torch.cat([torch.randint(num_train_timesteps, (each,), generator=g) for g in generators])
+    if not objective.focus_share:
+        return times
+    focused = torch.cat([torch.rand(each, generator=g) for g in generators]) < objective.focus_share
+    normal = torch.cat([torch.randn(each, generator=g) for g in generators])
+    shares = torch.sigmoid(objective.focus_mean + objective.focus_std * normal)
+    near = (shares * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+    return torch.where(focused, near, times)
 
 
 def target_of(objective: UNetObjective, scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:

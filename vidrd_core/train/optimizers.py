@@ -11,15 +11,22 @@ from torch import nn
 
 from .settings import TrainSettings
 
+SMALLEST_MATRIX = (
+    16  # rows and columns; what is narrower, such as the first and the last convolution, is no hidden layer
+)
+
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW, or its 8-bit form.
+    """AdamW, its 8-bit form, or Muon.
 
     Raises:
-        ValueError: nothing is trained, or bitsandbytes is asked for and not installed.
+        ValueError: nothing is trained, or what the optimiser needs is not installed.
     """
     if not parameters:
         raise ValueError("no parameter is trained: check the patterns in 'trained'")
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "muon":
+        return MuonAdamW(parameters, **options)
     make: Any = torch.optim.AdamW
     if settings.optimizer == "adamw8bit":
         if importlib.util.find_spec("bitsandbytes") is None:
@@ -27,4 +34,57 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainSettin
         import bitsandbytes
 
         make = bitsandbytes.optim.AdamW8bit
-    return make(list(parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return make(list(parameters.values()), **options)
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon takes a parameter: matrices and kernels of hidden layers; no embeddings, ends, norms and biases."""
+    if parameter.ndim < 2 or "embedding" in name.rsplit(".", 2)[-2]:
+        return False
+    return min(parameter.shape[0], parameter.numel() // parameter.shape[0]) >= SMALLEST_MATRIX
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """Muon (PyTorch's own; Jordan 2024) for hidden matrices and kernels, AdamW for everything else, at one rate.
+
+    Muon's step is orthogonal: every direction of a weight matrix moves alike, also those whose gradient is faint. A
+    kernel ``[O, I, ...]`` is the matrix ``[O, I * ...]``. Steps are scaled to AdamW's size (arXiv 2502.16982, section
+    2.2), so that AdamW's learning rates and weight decay suit. The state is one momentum per parameter, half of
+    AdamW's.
+
+    Args:
+        parameters: by ``module.parameter`` name.
+
+    Raises:
+        ValueError: this PyTorch has no Muon.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], lr: float, weight_decay: float):
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"optimizer 'muon' needs PyTorch 2.9 or newer, this is {torch.__version__}")
+        hidden = [p for n, p in parameters.items() if is_hidden_matrix(n, p)]
+        others = [p for n, p in parameters.items() if not is_hidden_matrix(n, p)]
+        groups = [{"params": ps, "hidden": ps is hidden} for ps in (hidden, others) if ps]
+        super().__init__(groups, lr=lr, weight_decay=weight_decay)
+        if hidden:
+            self._flat = [nn.Parameter(p.detach().flatten(1)) for p in hidden]
+            self._muon = torch.optim.Muon(self._flat, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step; ``closure`` must be None."""
+        groups = self.param_groups
+        for group in groups:
+            if group["hidden"]:
+                for parameter, flat in zip(group["params"], self._flat, strict=True):
+                    flat.data = parameter.data.flatten(1)  # a view, anew: the parameter may have moved to a device
+                    flat.grad = None if parameter.grad is None else parameter.grad.flatten(1)
+                    self._muon.state[flat] = self.state[parameter]  # one dictionary, that of checkpoints
+                self._muon.param_groups[0]["lr"] = group["lr"]
+                self._muon.step()
+                self._muon.zero_grad()
+        self.param_groups = [group for group in groups if not group["hidden"]]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups

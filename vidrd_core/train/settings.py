@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-OPTIMIZERS = ("adamw", "adamw8bit")
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class TrainSettings:
     save_samples: int = 20_000  # between checkpoints
     validate_samples: int = 0  # between held-out losses and validation videos; 0: never
     precision: str = "fp32"  # "bf16", "fp16": autocast the forward pass; fp16 scales the loss and needs a GPU
-    optimizer: str = "adamw"  # "adamw8bit": a quarter of the optimiser's memory, needs bitsandbytes
+    # "adamw8bit": a quarter of the optimiser's memory, needs bitsandbytes. "muon": orthogonal steps for hidden layers,
+    # which learn faint signals in fewer samples; at AdamW's learning rates.
+    optimizer: str = "adamw"
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, about 30% slower
     explosion: float = 100.0  # a loss this many times its running mean stops the run; 0: only one that is not finite
     tensorboard: bool = True  # where tensorboard is installed; the JSON lines are written always
