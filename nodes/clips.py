@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..vidrd_core.presets import find_preset
 from ..vidrd_core.reuse import ReuseSettings, Trajectory, initial_noise, progressive_noise
 from ..vidrd_core.seeds import clip_noise
 from .latents import prior_of, video_samples, with_prior
 from .native.model import vidrd_model
 from .rebuild import DEFAULT_METHOD, METHODS, full_trajectory, rebuild
 from .steering import check_sampler, denoise_clip, noise_levels
-from .words import AUTO, FROM_PRIOR
+from .words import AUTO, CUSTOM, FROM_PRIOR
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,26 @@ class Schedule:
 
 
 RELEASED_SCHEDULE = Schedule(50, "ddim", "ddim_uniform")
+
+
+def reuse_settings(preset: str, chosen: tuple[Any, ...], latent: dict[str, Any], clip_frames: int) -> ReuseSettings:
+    """The settings of a node: a preset's, for clips as long as those of ``latent``, or the chosen ones.
+
+    Args:
+        preset: "custom" or a name of :data:`vidrd_core.presets.PRESETS`.
+        chosen: the fields of :class:`ReuseSettings`, in their order.
+
+    Raises:
+        ValueError: a value does not fit.
+    """
+    if preset == CUSTOM:
+        return ReuseSettings(*chosen)
+    prior = prior_of(latent)
+    if prior is not None and not clip_frames:
+        return find_preset(preset).reuse(prior.trajectory.num_frames)
+    samples = video_samples(latent, "prior")
+    begins = not torch.count_nonzero(samples)  # an empty latent is as long as the clips that it begins
+    return find_preset(preset).reuse(samples.shape[2] if begins else clip_frames or CLIP_FRAMES)
 
 
 def unit_noise(seed: int, shape: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from .rebuild import METHODS
 from .steering import sampler_names
-from .words import AUTO, CATEGORY, FROM_PRIOR
+from .words import AUTO, CATEGORY, CUSTOM, FROM_PRIOR, REUSE_PRESETS
 
 MAX_SEED = 2**63 - 1  # the highest that gives every clip noise of its own
 
@@ -49,6 +49,15 @@ def cfg_input() -> Any:
 def reuse_inputs() -> list[Any]:
     """The settings of Reuse and Diffuse; defaults are the released values."""
     return [
+        io.Combo.Input(
+            "preset",
+            options=[CUSTOM, *REUSE_PRESETS],
+            default=CUSTOM,
+            tooltip=(
+                "paper and smooth set the six settings below: the released values, and the best that we measured on "
+                "the bundled model (docs/evaluation.md). custom takes what stands below."
+            ),
+        ),
         io.Int.Input(
             "overlap_frames",
             default=4,
@@ -105,6 +114,15 @@ def reuse_inputs() -> list[Any]:
                 "Frames cut from the start of the new clip when it joins the video. 0 keeps all, as "
                 "the release does; with order forward use the overlap. Video length = prior + clip "
                 "length - trimmed."
+            ),
+        ),
+        io.Combo.Input(
+            "stages",
+            options=["linear", "uniform"],
+            default="linear",
+            tooltip=(
+                "Which steps steer the overlap. linear (the paper): each further overlap frame for fewer steps; suits "
+                "reverse. uniform: all for steps * b; suits forward, whose last overlap frame the new ones go on from."
             ),
         ),
     ]
@@ -278,14 +296,14 @@ class ReuseAndDiffuse(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: Any, negative: Any, prior: Any, seed: int, cfg: float, overlap_frames: int,
-        noise_alpha: float, guidance_beta: float, order: str, trim_frames: int, steps: int, sampler_name: str,
-        scheduler: str, prior_trajectory: str, clip_frames: int,
+        cls, model: Any, positive: Any, negative: Any, prior: Any, seed: int, cfg: float, preset: str,
+        overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str, trim_frames: int, stages: str,
+        steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int,
     ) -> io.NodeOutput:  # fmt: skip
-        from ..vidrd_core.reuse import ReuseSettings
-        from .clips import next_clip
+        from .clips import next_clip, reuse_settings
 
-        settings = ReuseSettings(overlap_frames, noise_alpha, guidance_beta, order, trim_frames)
+        chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages)
+        settings = reuse_settings(preset, chosen, prior, clip_frames)
         rest = (steps, sampler_name, scheduler, prior_trajectory, clip_frames)
         return io.NodeOutput(*next_clip(model, positive, negative, prior, seed, cfg, settings, *rest))
 
@@ -382,15 +400,15 @@ class ManyClips(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, clip: Any, negative: Any, prior: Any, prompts: str, num_clips: int, seed: int, clip_seeds: str,
-        cfg: float, overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str, trim_frames: int,
-        steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int, run_name: str,
-        regenerate_from: int,
-        positive: Any = None,
+        cfg: float, preset: str, overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str,
+        trim_frames: int, stages: str, steps: int, sampler_name: str, scheduler: str, prior_trajectory: str,
+        clip_frames: int, run_name: str, regenerate_from: int, positive: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
-        from ..vidrd_core.reuse import ReuseSettings
         from . import many
+        from .clips import reuse_settings
 
-        settings = ReuseSettings(overlap_frames, noise_alpha, guidance_beta, order, trim_frames)
+        chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages)
+        settings = reuse_settings(preset, chosen, prior, clip_frames)
         texts = many.per_clip_prompts(prompts, num_clips)
         seeds = many.per_clip_seeds(seed, clip_seeds, num_clips, many.first_index(prior))
         plan = many.Plan(

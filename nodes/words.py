@@ -3,3 +3,5 @@
 CATEGORY = "VidRD"
 FROM_PRIOR = "from prior"
 AUTO = "auto"
+CUSTOM = "custom"
+REUSE_PRESETS = ("paper", "smooth")  # those of vidrd_core.presets that say how clips are chained

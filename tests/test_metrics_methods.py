@@ -14,7 +14,6 @@ from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.metrics.methods import BASES, Chain, Job, Truth, Windows, find_method, rescheduled_noise
 from vidrd_core.metrics.world import held_out_scenes
 from vidrd_core.remedies import (
-    UniformReuse,
     channel_statistics,
     match_statistics,
     rescale_guidance,
@@ -159,11 +158,6 @@ def test_wrong_stages_and_strides_are_refused(job: Job) -> None:
         find_method("paper, stages=hard").make(job)
     with pytest.raises(ValueError, match="1 to 4"):
         Windows(stride=5).make(job)
-
-
-def test_uniform_reuse_steers_every_overlap_frame_equally_long() -> None:
-    assert UniformReuse(4, guidance_beta=0.4).guided_steps(50) == [20] * 4
-    assert ReuseSettings(4, guidance_beta=0.4).guided_steps(50) == [20, 15, 10, 5]
 
 
 def test_rescaled_guidance_has_the_deviation_of_the_conditional_prediction() -> None:

@@ -218,3 +218,17 @@ def test_settings_that_do_not_fit_the_clip_are_refused_with_both_numbers() -> No
         ReuseSettings(trim_frames=8).check(N)
     with pytest.raises(ValueError, match=r"\[1, 1, 8, 1, 1\].*\[1, 1, 7, 1, 1\]"):
         initial_noise(numbered(), numbered(7), ReuseSettings())
+
+
+def test_uniform_stages_steer_every_overlap_frame_equally_long():
+    assert ReuseSettings(4, guidance_beta=0.4, stages="uniform").guided_steps(50) == [20] * 4
+    assert ReuseSettings(4, guidance_beta=0.4).guided_steps(50) == [20, 15, 10, 5]
+    settings = ReuseSettings(2, order="forward", guidance_beta=1.0, stages="uniform")
+    clip = torch.arange(5.0)[None, None, :, None, None]
+    recorder = TrajectoryRecorder(clip, settings, 2)
+    for step in range(2):
+        recorder.record(step, clip + 10 * step)
+    guided = [recorder.finish().guidance(step) for step in range(2)]
+    assert [past.flatten().tolist() for past in guided] == [[3.0, 4.0], [13.0, 14.0]]
+    with pytest.raises(ValueError, match="stages is 'odd'; expected one of linear, uniform"):
+        ReuseSettings(stages="odd")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .models.unet import VidRDUNet
+from .remedies import rescale_guidance
 from .reuse import ReuseSettings, Trajectory, TrajectoryRecorder, guide
 
 Interval = tuple[float, float]
@@ -28,6 +29,7 @@ def denoise_clip(
     context: dict[str, Any] | None = None,
     guidance_interval: Interval = ALWAYS,
     split_guidance: bool = False,
+    guidance_rescale: float = 0.0,
 ) -> tuple[Tensor, Trajectory]:
     """Denoise one clip, steered by the trajectory of the one before.
 
@@ -38,6 +40,7 @@ def denoise_clip(
         past: the trajectory of the clip before, or None for a first clip.
         on_step: called after each step with (step, timestep, latents); may return other latents, or raise to stop.
         guidance_interval: the share of the steps, from and to, in which guidance runs; the prompt alone in the others.
+        guidance_rescale: strength of :func:`vidrd_core.remedies.rescale_guidance`, 0 (off) to 1.
         split_guidance: run the halves of guidance one after the other, in about half the memory.
 
     Returns:
@@ -63,6 +66,8 @@ def denoise_clip(
                 doubled = torch.cat((model_input, model_input))
                 uncond, cond = unet(doubled, timestep, both).sample.to(latents.dtype).chunk(2)
             predicted = uncond + guidance_scale * (cond - uncond)
+            if guidance_rescale:
+                predicted = rescale_guidance(predicted, cond, guidance_rescale)
 
         latents = scheduler.step(predicted, timestep, latents).prev_sample
         if on_step is not None:

@@ -22,6 +22,7 @@ from .decoding import WindowDecoder, decode_ahead, joined
 from .denoising import ALWAYS, Interval, check_interval, denoise_clip, interval_context, interval_of
 from .models.autoencoder import VidRDAutoencoderKL
 from .models.unet import VidRDUNet
+from .presets import PRESETS, find_preset, make_scheduler
 from .reuse import ReuseSettings, Trajectory, initial_noise
 from .schedulers import check_context, prepare_scheduler, scheduler_context
 from .seeds import clip_noise, clip_seed
@@ -90,9 +91,19 @@ class VidRDPipeline(DiffusionPipeline):
         self.interrupt = False
         self.split_guidance = False
         self.background_decoding = False
+        self.preset = PRESETS["paper"]
         self._fingerprints: dict[str, str] = {}
 
     # -- public calls --------------------------------------------------------------------------------------------------
+
+    def use_preset(self, name: str) -> None:
+        """Let the calls that follow use a named preset where they say nothing else, its sampler included.
+
+        Raises:
+            ValueError: there is no preset of that name; the message lists them.
+        """
+        self.preset = find_preset(name)
+        self.scheduler = make_scheduler(self.preset.scheduler, self.scheduler.config, self.preset.scheduler_options)
 
     @torch.no_grad()
     def __call__(
@@ -105,7 +116,7 @@ class VidRDPipeline(DiffusionPipeline):
         num_frames: int = 8,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 10.0,
         reuse: ReuseSettings | None = None,
         seed: int | Sequence[int] = 0,
@@ -114,6 +125,7 @@ class VidRDPipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         clip_seeds: Sequence[int | None] | None = None,
         guidance_interval: Interval = ALWAYS,
+        guidance_rescale: float | None = None,
     ) -> VidRDPipelineOutput:
         """Make a video of ``num_clips`` chained clips.
 
@@ -124,9 +136,10 @@ class VidRDPipeline(DiffusionPipeline):
             negative_prompt_embeds: ``[B, M, D]`` or ``[1, M, D]``.
             num_frames: N, frames per clip, 1 to 32.
             height, width: pixels, multiples of the VAE's factor (8); None: the size the model was trained on.
-            num_inference_steps: S, denoising steps per clip.
+            num_inference_steps: S, denoising steps per clip; None: the preset's (:meth:`use_preset`), at first 50.
             guidance_scale: of classifier-free guidance; 1 or less turns it off and halves the work.
-            reuse: how clips reuse one another; None: the released values, the overlap at most the clip.
+            reuse: how clips reuse one another; None: the preset's, at first the released values, with no longer
+                overlap than the clip allows.
             seed: from which every clip's own seed is derived; with several videos one each, or the first of a row.
             noise: ``(clip_index, shape) -> tensor`` of unit variance, in place of seeded noise.
             output_type: "np", "pt" or "latent", see :class:`VidRDPipelineOutput`.
@@ -135,6 +148,8 @@ class VidRDPipeline(DiffusionPipeline):
             clip_seeds: a seed per clip that replaces the derived one; None entries and missing ones stay derived.
             guidance_interval: the share of the steps, from and to, in which classifier-free guidance runs; the others
                 run the prompt alone, in half the time. Changes the result.
+            guidance_rescale: 0 (off) to 1, how far a guided prediction is given the contrast of the prompt's own
+                (arXiv 2305.08891); None: the preset's, at first 0.
 
         Raises:
             ValueError: an argument does not fit; the message says what came and what was expected.
@@ -143,10 +158,11 @@ class VidRDPipeline(DiffusionPipeline):
             num_frames=num_frames,
             height=self.default_size if height is None else height,
             width=self.default_size if width is None else width,
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=self.preset.num_inference_steps if num_inference_steps is None else num_inference_steps,
             guidance_scale=guidance_scale,
-            reuse=ReuseSettings(overlap_frames=min(4, num_frames)) if reuse is None else reuse,
+            reuse=self.preset.reuse(num_frames) if reuse is None else reuse,
             negative_prompt=negative_prompt,
+            guidance_rescale=self.preset.guidance_rescale if guidance_rescale is None else guidance_rescale,
         )
         stream = self.stream(
             prompt,
@@ -364,6 +380,7 @@ class VidRDPipeline(DiffusionPipeline):
                 context,
                 interval_of(context),
                 self.split_guidance,
+                sampling.guidance_rescale,
             )
 
     def _collect(

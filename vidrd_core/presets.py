@@ -7,8 +7,10 @@ its negative prompt, stays the model's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from .reuse import ReuseSettings
 
 SCHEDULERS = {  # short name -> diffusers' class
     "ddim": "DDIMScheduler",
@@ -29,7 +31,9 @@ class Preset:
         num_inference_steps: S, per clip.
         scheduler: a name of :data:`SCHEDULERS`.
         scheduler_options: what differs from the model's own noise schedule, for example ``timestep_spacing``.
-        overlap_frames, noise_alpha, guidance_beta, order, trim_frames: as in :class:`vidrd_core.ReuseSettings`.
+        overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages: as in
+            :class:`vidrd_core.ReuseSettings`.
+        guidance_rescale: as in :class:`vidrd_core.state.SamplingSettings`.
     """
 
     summary: str
@@ -41,6 +45,8 @@ class Preset:
     guidance_beta: float = 0.4
     order: str = "reverse"
     trim_frames: int = 0
+    stages: str = "linear"
+    guidance_rescale: float = 0.0
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:
@@ -49,12 +55,33 @@ class Preset:
     @property
     def settings(self) -> dict[str, Any]:
         """The numbers, under the names that a model folder's "defaults" use."""
-        names = ("num_inference_steps", "overlap_frames", "noise_alpha", "guidance_beta", "order", "trim_frames")
+        names = ("num_inference_steps", "guidance_rescale", *(field.name for field in fields(ReuseSettings)))
         return {name: getattr(self, name) for name in names}
+
+    def reuse(self, num_frames: int) -> ReuseSettings:
+        """How clips of ``num_frames`` reuse one another; short clips overlap, and are trimmed, by less."""
+        values = {field.name: getattr(self, field.name) for field in fields(ReuseSettings)}
+        overlap, trim = shortened(self.overlap_frames, self.trim_frames, num_frames)
+        return ReuseSettings(**{**values, "overlap_frames": overlap, "trim_frames": trim})
+
+
+def shortened(overlap: int, trim: int, num_frames: int) -> tuple[int, int]:
+    """Default overlap and trim as far as a clip has room for them: at least half of a trimmed clip is new."""
+    overlap = min(overlap, num_frames // 2 if trim else num_frames)
+    return overlap, min(trim, overlap)
 
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset("the released values: 50 steps of DDIM, overlap 4, alpha 4, beta 0.4, reversed order"),
+    # Chosen by training/evaluate.py compare; the tables are in docs/evaluation.md.
+    "smooth": Preset(
+        "the best chaining measured: the last 4 frames repeated in their own order, steered to the end and trimmed",
+        noise_alpha=0.0,
+        guidance_beta=1.0,
+        order="forward",
+        trim_frames=4,
+        stages="uniform",
+    ),
     # Chosen by benchmarks/few_steps.py; the table is in benchmarks/README.md.
     "fast": Preset("the released reuse in 15 steps of DPM-Solver++ 2M", 15, "dpmpp-2m"),
 }

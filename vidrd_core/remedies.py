@@ -5,13 +5,10 @@ None of them is part of the released method; docs/evaluation.md measures what ea
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from .reuse import ReuseSettings
 
 
 @dataclass(frozen=True)
@@ -70,15 +67,3 @@ def soft_guide(latents: Tensor, past: Tensor | None, weight: float) -> Tensor:
     count = past.shape[2]
     mixed = torch.lerp(latents[:, :, :count], past.to(latents), weight)
     return torch.cat((mixed, latents[:, :, count:]), dim=2)
-
-
-@dataclass(frozen=True)
-class UniformReuse(ReuseSettings):
-    """Reuse whose overlap frames are all steered through the same steps, ``s < b * S``.
-
-    The released stages steer the frame next to the new ones least, which suits the reversed order; in forward order
-    that very frame is the one the new frames must go on from.
-    """
-
-    def guided_steps(self, num_steps: int) -> list[int]:
-        return [math.ceil(round(self.guidance_beta * num_steps, 9))] * self.overlap_frames

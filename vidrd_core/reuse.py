@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 ORDERS = ("reverse", "forward")
+STAGES = ("linear", "uniform")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class ReuseSettings:
             follows frame N-M+j, so that the overlap is the predecessor's last M frames in their own order.
         trim_frames: frames dropped from the start of each continuing clip when clips are joined; 0 joins all frames, as
             the release does.
+        stages: "linear", as in the paper: overlap frame j is steered for ``s < b * S * (M - j) / M``, the one next to
+            the new frames least, which suits the reversed order. "uniform": every overlap frame for ``s < b * S``; in
+            forward order the frame next to the new ones is the very one that they must go on from.
     """
 
     overlap_frames: int = 4
@@ -40,6 +44,7 @@ class ReuseSettings:
     guidance_beta: float = 0.4
     order: str = "reverse"
     trim_frames: int = 0
+    stages: str = "linear"
 
     def __post_init__(self) -> None:
         if self.overlap_frames < 0:
@@ -50,6 +55,8 @@ class ReuseSettings:
             raise ValueError(f"guidance_beta is {self.guidance_beta}; expected 0 to 1, the share of guided steps")
         if self.order not in ORDERS:
             raise ValueError(f"order is {self.order!r}; expected one of {', '.join(ORDERS)}")
+        if self.stages not in STAGES:
+            raise ValueError(f"stages is {self.stages!r}; expected one of {', '.join(STAGES)}")
         if self.trim_frames < 0:
             raise ValueError(f"trim_frames is {self.trim_frames}; expected 0 or more")
 
@@ -67,10 +74,11 @@ class ReuseSettings:
             )
 
     def guided_steps(self, num_steps: int) -> list[int]:
-        """DSG: the number of steered steps of each overlap frame j, those with ``s < b * S * (M - j) / M``."""
+        """DSG: the number of steered steps of each overlap frame j, see ``stages``."""
         overlap = self.overlap_frames
+        shares = [(overlap - j) / overlap if self.stages == "linear" else 1.0 for j in range(overlap)]
         # Rounding guards whole numbers against floating point, as in 0.4 * 50 * 3 / 4 = 15.000000000000002.
-        return [math.ceil(round(self.guidance_beta * num_steps * (overlap - j) / overlap, 9)) for j in range(overlap)]
+        return [math.ceil(round(self.guidance_beta * num_steps * share, 9)) for share in shares]
 
     def num_joined_frames(self, num_clips: int, num_frames: int) -> int:
         """Frames of a joined video: N + (clips - 1) * (N - trimmed)."""
@@ -182,7 +190,8 @@ class Trajectory:
             raise ValueError(
                 f"step {step} needs frames {wanted.tolist()} of the last clip; only the last {kept} were kept: "
                 f"its trajectory was recorded for overlap {self.settings.overlap_frames}, guidance beta "
-                f"{self.settings.guidance_beta}, order {self.settings.order}; use at most those, or make the clip again"
+                f"{self.settings.guidance_beta}, order {self.settings.order}, stages {self.settings.stages}; "
+                "use at most those, or make the clip again"
             )
         return self.states[step][:, :, index]
 

@@ -34,12 +34,15 @@ class SamplingSettings:
     guidance_scale: float = 10.0
     reuse: ReuseSettings = ReuseSettings()
     negative_prompt: str | None = "watermark"
+    guidance_rescale: float = 0.0  # of vidrd_core.remedies.rescale_guidance; 0 is off
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_frames <= 32:
             raise ValueError(f"num_frames is {self.num_frames}; expected 1 to 32 frames per clip")
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps}; expected at least 1")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale is {self.guidance_rescale}; expected 0 (off) to 1")
         self.reuse.check(self.num_frames)
 
     def to_json(self) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..presets import PRESETS, find_preset
+from ..presets import PRESETS, find_preset, shortened
 
 if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
@@ -86,13 +87,12 @@ def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pip
         return known[name] if given is None else given
 
     num_frames = chosen("num_frames")
+    reuse = ReuseSettings(**{field.name: chosen(field.name) for field in fields(ReuseSettings)})
     if options.overlap_frames is None:  # a default, unlike a choice, gives way to short clips
-        overlap = min(chosen("overlap_frames"), num_frames)
-    else:
-        overlap = options.overlap_frames
-    reuse = ReuseSettings(
-        overlap, chosen("noise_alpha"), chosen("guidance_beta"), chosen("order"), chosen("trim_frames")
-    )
+        overlap, trim = shortened(reuse.overlap_frames, reuse.trim_frames, num_frames)
+        reuse = replace(
+            reuse, overlap_frames=overlap, trim_frames=trim if options.trim_frames is None else reuse.trim_frames
+        )
     return SamplingSettings(
         num_frames=num_frames,
         height=options.height or pipe.default_size,
@@ -101,4 +101,5 @@ def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pip
         guidance_scale=chosen("guidance_scale"),
         reuse=reuse,
         negative_prompt=chosen("negative_prompt"),
+        guidance_rescale=chosen("guidance_rescale"),
     )

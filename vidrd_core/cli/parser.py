@@ -103,6 +103,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="share of the steps in which guidance runs; the others run the prompt alone in half the time (0:1)",
     )
     group.add_argument(
+        "--guidance-rescale",
+        type=float,
+        metavar="X",
+        help="give guided predictions the contrast of the prompt's own, 0 is off, 1 all the way (0)",
+    )
+    group.add_argument(
         "--seed",
         type=int,
         default=0,
@@ -123,6 +129,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance-beta", type=float, metavar="B", help="share of steps that are steered, 0 to 1 (0.4)")
     group.add_argument("--order", choices=("reverse", "forward"), help="reverse as in the paper, or forward")
     group.add_argument("--trim-frames", type=int, metavar="N", help="frames cut from the start of later clips (0)")
+    group.add_argument(
+        "--stages",
+        choices=("linear", "uniform"),
+        help="linear as in the paper: each overlap frame is steered for fewer steps; uniform: all for as many",
+    )
     _add_model(parser, required=True)
     _add_job(parser)
     parser.add_argument("--redo", action="store_true", help="make the clips again whose prompt or seed has changed")

@@ -18,7 +18,6 @@ from ..data.shapes import Scene, render
 from ..pipeline import VidRDPipeline, denoise_clip
 from ..remedies import (
     Statistics,
-    UniformReuse,
     channel_statistics,
     match_statistics,
     rescale_guidance,
@@ -142,10 +141,10 @@ class Chain:
         if self.stages not in STAGES:
             raise ValueError(f"stages is {self.stages!r}; expected one of {', '.join(STAGES)}")
         trim = self.trim if self.trim is not None else self.overlap * (self.order == "forward")
-        kind = ReuseSettings if self.stages == "linear" else UniformReuse
         # Soft guidance reads the states of all steps.
         beta = 1.0 if self.stages == "soft" else self.beta
-        return kind(self.overlap, self.alpha, beta, self.order, trim)
+        stages = "linear" if self.stages == "linear" else "uniform"
+        return ReuseSettings(self.overlap, self.alpha, beta, self.order, trim, stages)
 
     def make(self, job: Job) -> Made:
         settings = self.settings

@@ -13,7 +13,9 @@ const VIDEO = 0; // the output of each of these samplers that holds all the vide
 const GAP = 60;
 
 // What the next clip takes over. Steps, sampler and scheduler come along with the LATENT that our own nodes hand on.
-const SETTINGS = ["cfg", "overlap_frames", "noise_alpha", "guidance_beta", "order", "trim_frames"];
+const SETTINGS = [
+  "cfg", "preset", "overlap_frames", "noise_alpha", "guidance_beta", "order", "trim_frames", "stages",
+];
 const SETTINGS_OF_STOCK = ["cfg", "steps", "sampler_name", "scheduler"];
 
 /* Reading the graph */
