@@ -12,6 +12,7 @@ from vidrd_core.train.objective import (
     draw_noise,
     draw_times,
     make_scheduler,
+    show_anchors,
     target_of,
     weights_of,
 )
@@ -144,3 +145,30 @@ def test_impossible_objectives_are_refused():
         UNetObjective(caption_dropout=2)
     with pytest.raises(ValueError, match="epsilon, v_prediction"):
         UNetObjective(prediction="x0")
+
+
+def test_anchors_show_one_frame_of_their_clips_with_less_noise_and_leave_it_out():
+    draw, shape = Draw(seed=1, step=0, batch_size=400, micro_batch=400), torch.Size((400, 2, 5, 2, 2))
+    scheduler = make_scheduler()
+    latents, noise = torch.randn(2, *shape)
+    times = torch.full((400,), 900)
+    noisy = scheduler.add_noise(latents, noise, times)
+    same, all_count = show_anchors(UNetObjective(), draw, scheduler, noisy, latents, noise, times)
+    assert torch.equal(same, noisy) and bool((all_count == 1).all())
+
+    objective = UNetObjective(anchor_share=0.25, anchor_level=0.1)
+    shown, counted = show_anchors(objective, draw, scheduler, noisy, latents, noise, times)
+    changed = (shown != noisy).flatten(3).any(3).any(1)  # by clip and frame
+    assert torch.equal(changed, counted == 0) and int(changed.sum(1).max()) == 1
+    assert float(changed.any(1).float().mean()) == pytest.approx(0.25, abs=0.06)
+    assert set(torch.nonzero(changed)[:, 1].tolist()) == set(range(5))
+    clip, frame = torch.nonzero(changed)[0].tolist()
+    cleaner = scheduler.add_noise(latents[clip, :, frame], noise[clip, :, frame], torch.tensor([90]))
+    assert torch.equal(shown[clip, :, frame], cleaner)
+
+    whole = show_anchors(objective, Draw(1, 0, 4, 4), scheduler, noisy[:4], latents[:4], noise[:4], times[:4])[0]
+    parts = []
+    for n, part in enumerate(Draw(1, 0, 4, 1, rank, 2, half) for half in range(2) for rank in range(2)):
+        one = slice(n, n + 1)
+        parts.append(show_anchors(objective, part, scheduler, noisy[one], latents[one], noise[one], times[one])[0])
+    assert torch.equal(whole, torch.cat(parts))

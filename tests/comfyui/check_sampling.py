@@ -224,6 +224,17 @@ def test_forward_order_with_full_guidance_repeats_the_tail(first: Any, following
     torch.testing.assert_close(states[0][:, :, :4], past[0][:, :, 4:], rtol=0, atol=0)
 
 
+def test_a_preset_stands_for_its_settings(first: Any, following: Any, part: Any) -> None:
+    one = first()
+    wanted = part("vidrd_core.presets").PRESETS["smooth"].reuse(8)
+    named = following(one, preset="smooth", overlap_frames=1, order="reverse")
+    spelled = following(one, **vars(wanted))
+    for a, b in zip(named, spelled, strict=True):
+        torch.testing.assert_close(a["samples"], b["samples"], rtol=0, atol=0)
+    assert named[0]["samples"].shape[2] == 16 - wanted.trim_frames
+    torch.testing.assert_close(following(one, preset="paper")[1]["samples"], following(one)[1]["samples"])
+
+
 def test_each_video_of_a_batch_is_the_one_of_its_seed(first: Any, following: Any) -> None:
     both = following(first(batch_size=2, seed=5), seed=9)[1]["samples"]
     alone = following(first(seed=6), seed=10)[1]["samples"]

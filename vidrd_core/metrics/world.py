@@ -10,6 +10,7 @@ import torch
 
 from ..data.shapes import SPEED, Scene, draw_scene
 from ..pipeline import VidRDPipeline
+from ..presets import PRESETS
 from ..reuse import ReuseSettings
 from .tracker import Track, mean_step, seam_jump, track
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 METHODS = {
     "independent clips": ReuseSettings(overlap_frames=0, noise_alpha=0.0, guidance_beta=0.0),
     "paper settings": ReuseSettings(),
+    "preset smooth": PRESETS["smooth"].reuse(8),
 }
 
 
@@ -58,12 +60,12 @@ class WorldEvaluation:
         for first in range(0, len(scenes), self.batch):
             part = scenes[first : first + self.batch]
             videos += list(zip(part, self._tracks(part, settings, first), strict=True))
-            logger.info("%d of %d videos: %s", len(videos), len(scenes), _figures(videos))
-        return _figures(videos)
+            logger.info("%d of %d videos: %s", len(videos), len(scenes), _figures(videos, settings.trim_frames))
+        return _figures(videos, settings.trim_frames)
 
     @torch.no_grad()
     def _tracks(self, scenes: list[Scene], settings: ReuseSettings, first: int) -> list[list[Track]]:
-        """For each scene the tracks of its clips."""
+        """For each scene the tracks of its clips, frames that joining trims included."""
         text = torch.cat([self.pipe._encode_text(scene.caption) for scene in scenes])
         output = self.pipe(
             prompt_embeds=text,
@@ -82,11 +84,11 @@ class WorldEvaluation:
         return tracks
 
 
-def _figures(videos: list[tuple[Scene, list[Track]]]) -> dict[str, float]:
+def _figures(videos: list[tuple[Scene, list[Track]]], trimmed: int) -> dict[str, float]:
     firsts = [(scene, tracks[0]) for scene, tracks in videos]
     clips = [(scene, clip) for scene, tracks in videos for clip in tracks]
     lasts = [(scene, tracks[-1]) for scene, tracks in videos]
-    seams = [seam_jump(a, b) for _, tracks in videos for a, b in zip(tracks, tracks[1:])]
+    seams = [seam_jump(a, b[trimmed:]) for _, tracks in videos for a, b in zip(tracks, tracks[1:])]
     seams = [jump for jump in seams if jump == jump]
     every = [clip for _, clip in clips]
     return {

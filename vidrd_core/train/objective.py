@@ -32,6 +32,11 @@ class UNetObjective:
     focus_share: float = 0.0
     focus_mean: float = 0.0
     focus_std: float = 1.0
+    # Share of clips of which one frame is shown with only ``anchor_level`` of its diffusion time, in the manner of
+    # Diffusion Forcing (arXiv 2407.01392). From there, captions and frame order decide where the others are: what moves
+    # which way is learned in far fewer samples than from clips that are equally noisy throughout.
+    anchor_share: float = 0.0
+    anchor_level: float = 0.2
     min_snr: float = 0.0  # gamma of min-SNR weighting (arXiv 2303.09556), 5 in its paper; 0: off
     prediction: str = "epsilon"  # as in the release; or "v_prediction"
     offset_noise: float = 0.0  # standard deviation of noise that is the same in all of a clip's channel; 0: off
@@ -41,7 +46,14 @@ class UNetObjective:
     temp_conv_dropout: float = 0.1  # the release's; 0 suits a small model that sees each clip a few times
 
     def __post_init__(self) -> None:
-        for name in ("image_share", "caption_dropout", "focus_share", "continuation_share"):
+        for name in (
+            "image_share",
+            "caption_dropout",
+            "focus_share",
+            "anchor_share",
+            "anchor_level",
+            "continuation_share",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a share, 0 to 1")
         if self.prediction not in PREDICTIONS:
@@ -103,6 +115,29 @@ def draw_times(objective: UNetObjective, draw: Draw, count: int, num_train_times
     shares = torch.sigmoid(objective.focus_mean + objective.focus_std * normal)
     near = (shares * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
     return torch.where(focused, near, times)
+
+
+def show_anchors(
+    objective: UNetObjective, draw: Draw, scheduler: Any, noisy: Tensor, latents: Tensor, noise: Tensor, times: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Noisy clips ``[B, C, T, h, w]`` some of which show one frame with less noise, and which frames count.
+
+    Frames that are shown do not count: they do not hold the noise that the clip's diffusion time says. What counts is
+    1, the rest 0, ``[B, T]``.
+    """
+    counted = torch.ones(noisy.shape[0], noisy.shape[2], device=noisy.device)
+    if not objective.anchor_share or noisy.shape[2] == 1:
+        return noisy, counted
+    each = noisy.shape[0] // draw.micro_batch
+    drawn = torch.cat([torch.rand(each, 2, generator=g) for g in draw.generators("anchor")])
+    clips = torch.nonzero(drawn[:, 0] < objective.anchor_share).flatten().to(noisy.device)
+    frames = (drawn[:, 1] * noisy.shape[2]).long().to(noisy.device)[clips]
+    shown = (times[clips] * objective.anchor_level).long()
+    anchors = scheduler.add_noise(latents[clips, :, frames], noise[clips, :, frames], shown)
+    noisy = noisy.clone()
+    noisy[clips, :, frames] = anchors
+    counted[clips, frames] = 0
+    return noisy, counted
 
 
 def target_of(objective: UNetObjective, scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:

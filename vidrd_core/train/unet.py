@@ -23,6 +23,7 @@ from .objective import (
     draw_noise,
     draw_times,
     make_scheduler,
+    show_anchors,
     target_of,
     weights_of,
 )
@@ -111,9 +112,10 @@ class UNetStage(Stage):
         noise = draw_noise(objective, draw, latents.shape).to(self.device)
         times = draw_times(objective, draw, latents.shape[0], self.scheduler.config.num_train_timesteps).to(self.device)
         noisy = self.scheduler.add_noise(latents, noise, times)
+        noisy, counted = show_anchors(objective, draw, self.scheduler, noisy, latents, noise, times)
         predicted = self.calls["unet"](noisy, times, text).sample
         target = target_of(objective, self.scheduler, latents, noise, times)
-        errors = (predicted.float() - target).square().mean((1, 2, 3, 4))
+        errors = ((predicted.float() - target).square().mean((1, 3, 4)) * counted).sum(1) / counted.sum(1)
         signal = self.scheduler.alphas_cumprod.to(self.device)[times]
         loss = (errors * weights_of(objective, signal)).mean()
         levels = by_noise_level(errors.detach(), times, self.scheduler.config.num_train_timesteps)
