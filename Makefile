@@ -39,10 +39,12 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_image.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_motion.yaml
-	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_finish.yaml
+	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_lines.yaml
+	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_anchors.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_directions.yaml
+	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_settle.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_decoder.py --config training/configs/demo_decoder.yaml
-	$(BIN)/python training/bundle.py --video runs/demo_directions --decoder runs/demo_decoder --output vidrd_core/demo_model
+	$(BIN)/python training/bundle.py --video runs/demo_settle --decoder runs/demo_decoder --output vidrd_core/demo_model
 
 evaluate-demo: setup
 	$(FAST_MALLOC) $(BIN)/python training/evaluate.py world --model vidrd_core/demo_model --output docs/demo_evaluation

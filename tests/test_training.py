@@ -222,7 +222,10 @@ def test_every_demo_configuration_is_understood(name, monkeypatch):
     assert "='runs/" not in repr(made) and "='models/" not in repr(made)  # every path is a Path
 
 
-@pytest.mark.parametrize("name", ["paper", "lora", "demo_motion", "demo_finish", "demo_directions"])
+UNETS = ["demo_motion", "demo_lines", "demo_anchors", "demo_directions", "demo_settle"]
+
+
+@pytest.mark.parametrize("name", [*UNETS, "paper", "lora"])
 def test_every_unet_configuration_is_understood(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "training")
     script, common = (importlib.import_module(m) for m in ("train_unet", "common"))
