@@ -16,7 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## a chained video of the bundled model: output/demo.mp4 and output/demo.png
-	$(BIN)/vidrd generate --model demo --clips 4 --prompts example_prompts.txt --output output/demo.mp4 --contact-sheet output/demo.png
+	$(BIN)/vidrd generate --model demo --preset smooth --clips 4 --prompts example_prompts.txt --output output/demo.mp4 --contact-sheet output/demo.png
 
 test: setup
 	$(BIN)/python -m pytest

@@ -99,7 +99,7 @@ class Comparison:
     def continued(self, prior: Any, method: str) -> tuple[Any, float]:
         """New clips ``[B, 4, T, h, w]``, and the seconds that they took."""
         started = time.perf_counter()
-        reuse = ("paper", 4, 4.0, 0.4, "reverse", 0, "linear")
+        reuse = ("paper", 4, 4.0, 0.4, "reverse", 0, "linear", 0.0)
         steps = () if method == "auto" else (STEPS, "ddim", "ddim_uniform")
         rest = (*(steps or (0, "from prior", "from prior")), method, 0)
         given = (self.model, self.positive, self.negative, prior, 1000, CFG, *reuse, *rest)

@@ -54,7 +54,7 @@ def reuse_inputs() -> list[Any]:
             options=[CUSTOM, *REUSE_PRESETS],
             default=CUSTOM,
             tooltip=(
-                "paper and smooth set the six settings below: the released values, and the best that we measured on "
+                "paper and smooth set the seven settings below: the released values, and the best that we measured on "
                 "the bundled model (docs/evaluation.md). custom takes what stands below."
             ),
         ),
@@ -123,6 +123,19 @@ def reuse_inputs() -> list[Any]:
             tooltip=(
                 "Which steps steer the overlap. linear (the paper): each further overlap frame for fewer steps; suits "
                 "reverse. uniform: all for steps * b; suits forward, whose last overlap frame the new ones go on from."
+            ),
+        ),
+        io.Float.Input(
+            "guidance_lead",
+            default=0.0,
+            min=0.0,
+            max=0.95,
+            step=0.05,
+            round=0.001,
+            tooltip=(
+                "How much cleaner than the new frames the overlap is shown, 0 to 0.95: at step s the prior's state "
+                "before step s + lead * (steps - s). 0 (the paper): equally noisy. 0.8 joins without a jump where the "
+                "model can use it, as the bundled one can."
             ),
         ),
     ]
@@ -298,11 +311,11 @@ class ReuseAndDiffuse(io.ComfyNode):
     def execute(
         cls, model: Any, positive: Any, negative: Any, prior: Any, seed: int, cfg: float, preset: str,
         overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str, trim_frames: int, stages: str,
-        steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int,
+        guidance_lead: float, steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int,
     ) -> io.NodeOutput:  # fmt: skip
         from .clips import next_clip, reuse_settings
 
-        chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages)
+        chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, guidance_lead)
         settings = reuse_settings(preset, chosen, prior, clip_frames)
         rest = (steps, sampler_name, scheduler, prior_trajectory, clip_frames)
         return io.NodeOutput(*next_clip(model, positive, negative, prior, seed, cfg, settings, *rest))
@@ -401,13 +414,13 @@ class ManyClips(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, negative: Any, prior: Any, prompts: str, num_clips: int, seed: int, clip_seeds: str,
         cfg: float, preset: str, overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str,
-        trim_frames: int, stages: str, steps: int, sampler_name: str, scheduler: str, prior_trajectory: str,
-        clip_frames: int, run_name: str, regenerate_from: int, positive: Any = None,
+        trim_frames: int, stages: str, guidance_lead: float, steps: int, sampler_name: str, scheduler: str,
+        prior_trajectory: str, clip_frames: int, run_name: str, regenerate_from: int, positive: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         from . import many
         from .clips import reuse_settings
 
-        chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages)
+        chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, guidance_lead)
         settings = reuse_settings(preset, chosen, prior, clip_frames)
         texts = many.per_clip_prompts(prompts, num_clips)
         seeds = many.per_clip_seeds(seed, clip_seeds, num_clips, many.first_index(prior))

@@ -30,7 +30,7 @@ def test_the_preset_of_the_paper_holds_the_released_values() -> None:
 def test_every_preset_names_a_scheduler_and_a_reuse_that_exist() -> None:
     for preset in PRESETS.values():
         settings = dict(preset.settings)
-        assert settings.pop("num_inference_steps") >= 1 and 0 <= settings.pop("guidance_rescale") <= 1
+        assert settings.pop("num_inference_steps", 1) >= 1 and 0 <= settings.pop("guidance_rescale") <= 1
         ReuseSettings(**settings).check(8)
         make_scheduler(preset.scheduler, {}, preset.scheduler_options)
 
@@ -89,7 +89,7 @@ def test_a_pipeline_goes_by_its_preset_where_a_call_says_nothing(tmp_path: Path)
     pipe.use_preset("smooth")
     made = pipe(**call, num_inference_steps=2)
     # Half of a trimmed clip is new, so that of 4 frames no more than 2 overlap.
-    assert made.state.sampling.reuse == ReuseSettings(2, 0.0, 1.0, "forward", 2, "uniform")
+    assert made.state.sampling.reuse == ReuseSettings(2, 0.0, 1.0, "forward", 2, "uniform", 0.8)
     assert made.frames.shape[2] == 4 + 2
     first, second = made.clips
     assert torch.allclose(second[:, :, :2], first[:, :, 2:], atol=0.2)  # steered to the last step but one

@@ -232,3 +232,38 @@ def test_uniform_stages_steer_every_overlap_frame_equally_long():
     assert [past.flatten().tolist() for past in guided] == [[3.0, 4.0], [13.0, 14.0]]
     with pytest.raises(ValueError, match="stages is 'odd'; expected one of linear, uniform"):
         ReuseSettings(stages="odd")
+
+
+def test_a_lead_shows_the_states_of_later_steps():
+    settings = ReuseSettings(2, order="forward", guidance_beta=1.0, stages="uniform", guidance_lead=0.5)
+    assert [settings.shown_step(step, 10) for step in (0, 4, 8, 9)] == [5, 7, 9, 9]
+    clip = torch.arange(5.0)[None, None, :, None, None]
+    recorder = TrajectoryRecorder(clip, settings, 10)
+    for step in range(10):
+        recorder.record(step, clip + 10 * step)
+    past = recorder.finish()
+    assert past.guidance(4).flatten().tolist() == [73.0, 74.0]
+    assert past.guidance(9).flatten().tolist() == [93.0, 94.0]
+    with pytest.raises(ValueError, match=r"guidance_lead is 1; expected 0 .* to below 1"):
+        ReuseSettings(guidance_lead=1)
+
+
+@pytest.mark.parametrize("order", ["reverse", "forward"])
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("stages", ["linear", "uniform"])
+def test_a_lead_keeps_just_the_states_that_will_be_shown(order, beta, stages):
+    settings = ReuseSettings(3, guidance_beta=beta, order=order, stages=stages, guidance_lead=0.6)
+    clip = torch.arange(5.0)[None, None, :, None, None]
+    recorder = TrajectoryRecorder(clip, settings, 10)
+    for step in range(10):
+        recorder.record(step, clip + 10 * step)
+    past = recorder.finish()
+    guided = max(settings.guided_steps(10))
+    assert len(past.states) == (settings.shown_step(guided - 1, 10) + 1 if guided else 0)
+    for step in range(10):
+        shown, count = past.guidance(step), num_guided_frames(settings, step, 10)
+        wanted = source_frames(settings, 5)[:count] + 10 * settings.shown_step(step, 10)
+        assert (shown is None) == (count == 0)
+        assert shown is None or shown.flatten().tolist() == wanted.tolist()
+    with pytest.raises(ValueError, match="only the last 0 were kept"):
+        TrajectoryRecorder(clip, ReuseSettings(3), 10).finish().guidance(0, settings if beta else ReuseSettings(3))

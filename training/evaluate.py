@@ -26,6 +26,7 @@ from vidrd_core.metrics.document import write_document
 from vidrd_core.metrics.ucf101 import Ucf101Settings, evaluate_ucf101
 from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
 from vidrd_core.pipeline import VidRDPipeline
+from vidrd_core.state import fingerprint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -37,7 +38,7 @@ class World:
     """Does a video show what its prompt says? Independent clips and the paper's settings beside each other."""
 
     model: Path  # model folder
-    output: Path | None = None  # name of the .json and .md files to write
+    output: Path | None = None  # name of the .json and .md files; other methods' rows of the same settings are kept
     prompts: int = 200  # distinct captions of held-out combinations
     clips: int = 8  # per video
     steps: int = 50  # denoising steps per clip
@@ -97,14 +98,18 @@ def world(options: World) -> None:
         options.seed,
     )
     rows = {name: evaluation.run(METHODS[name]) for name in options.methods}
-    table = markdown_table(rows)
-    logging.info("\n%s", table)
+    logging.info("\n%s", markdown_table(rows))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        settings = {k: str(v) for k, v in vars(options).items()} | {"torch": torch.__version__}
-        text = json.dumps({"settings": settings, "methods": rows}, indent=2)
-        options.output.with_suffix(".json").write_text(text, encoding="utf-8")
-        options.output.with_suffix(".md").write_text(table, encoding="utf-8")
+        settings = {k: str(v) for k, v in vars(options).items() if k not in ("output", "methods")}
+        settings |= {"torch": torch.__version__, "model": fingerprint(pipe.unet)}
+        path = options.output.with_suffix(".json")
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if stored.get("settings") == settings:  # methods may be measured one by one
+            known = {**stored["methods"], **rows}
+            rows = {name: known[name] for name in METHODS if name in known}
+        path.write_text(json.dumps({"settings": settings, "methods": rows}, indent=2), encoding="utf-8")
+        options.output.with_suffix(".md").write_text(markdown_table(rows), encoding="utf-8")
 
 
 def compare(options: Compare) -> None:

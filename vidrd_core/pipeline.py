@@ -31,6 +31,7 @@ from .state import Clip, SamplingSettings, VideoState, fingerprint
 NoiseSource = Callable[[int, Sequence[int]], Tensor]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 OUTPUT_TYPES = ("np", "pt", "latent")
+RELEASED_STEPS = 50
 __all__ = ["VidRDPipeline", "VidRDPipelineOutput", "denoise_clip"]
 
 
@@ -154,11 +155,12 @@ class VidRDPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument does not fit; the message says what came and what was expected.
         """
+        known_steps = self.preset.num_inference_steps or RELEASED_STEPS
         sampling = SamplingSettings(
             num_frames=num_frames,
             height=self.default_size if height is None else height,
             width=self.default_size if width is None else width,
-            num_inference_steps=self.preset.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            num_inference_steps=known_steps if num_inference_steps is None else num_inference_steps,
             guidance_scale=guidance_scale,
             reuse=self.preset.reuse(num_frames) if reuse is None else reuse,
             negative_prompt=negative_prompt,

@@ -28,16 +28,16 @@ class Preset:
 
     Args:
         summary: what it is for, one line.
-        num_inference_steps: S, per clip.
+        num_inference_steps: S, per clip; None: what suits the model.
         scheduler: a name of :data:`SCHEDULERS`.
         scheduler_options: what differs from the model's own noise schedule, for example ``timestep_spacing``.
-        overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages: as in
+        overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, guidance_lead: as in
             :class:`vidrd_core.ReuseSettings`.
         guidance_rescale: as in :class:`vidrd_core.state.SamplingSettings`.
     """
 
     summary: str
-    num_inference_steps: int = 50
+    num_inference_steps: int | None = 50
     scheduler: str = "ddim"
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)
     overlap_frames: int = 4
@@ -46,6 +46,7 @@ class Preset:
     order: str = "reverse"
     trim_frames: int = 0
     stages: str = "linear"
+    guidance_lead: float = 0.0
     guidance_rescale: float = 0.0
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Preset:
     def settings(self) -> dict[str, Any]:
         """The numbers, under the names that a model folder's "defaults" use."""
         names = ("num_inference_steps", "guidance_rescale", *(field.name for field in fields(ReuseSettings)))
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def reuse(self, num_frames: int) -> ReuseSettings:
         """How clips of ``num_frames`` reuse one another; short clips overlap, and are trimmed, by less."""
@@ -75,12 +76,14 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset("the released values: 50 steps of DDIM, overlap 4, alpha 4, beta 0.4, reversed order"),
     # Chosen by training/evaluate.py compare; the tables are in docs/evaluation.md.
     "smooth": Preset(
-        "the best chaining measured: the last 4 frames repeated in their own order, steered to the end and trimmed",
+        "the best chaining measured: the last frames repeated in their own order, shown nearly clean, and trimmed",
+        num_inference_steps=None,
         noise_alpha=0.0,
         guidance_beta=1.0,
         order="forward",
         trim_frames=4,
         stages="uniform",
+        guidance_lead=0.8,
     ),
     # Chosen by benchmarks/few_steps.py; the table is in benchmarks/README.md.
     "fast": Preset("the released reuse in 15 steps of DPM-Solver++ 2M", 15, "dpmpp-2m"),

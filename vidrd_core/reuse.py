@@ -37,6 +37,10 @@ class ReuseSettings:
         stages: "linear", as in the paper: overlap frame j is steered for ``s < b * S * (M - j) / M``, the one next to
             the new frames least, which suits the reversed order. "uniform": every overlap frame for ``s < b * S``; in
             forward order the frame next to the new ones is the very one that they must go on from.
+        guidance_lead: how far ahead of the clip the overlap is, 0 to below 1: at step s it shows the last clip's state
+            before step ``s + guidance_lead * (S - s)``. 0, as in the paper, shows equally noisy frames, from which the
+            new ones cannot yet tell where things are; a model that learned from frames shown nearly clean
+            (``anchor_share`` in training) goes on from a lead of 0.8 without a jump.
     """
 
     overlap_frames: int = 4
@@ -45,6 +49,7 @@ class ReuseSettings:
     order: str = "reverse"
     trim_frames: int = 0
     stages: str = "linear"
+    guidance_lead: float = 0.0
 
     def __post_init__(self) -> None:
         if self.overlap_frames < 0:
@@ -57,6 +62,8 @@ class ReuseSettings:
             raise ValueError(f"order is {self.order!r}; expected one of {', '.join(ORDERS)}")
         if self.stages not in STAGES:
             raise ValueError(f"stages is {self.stages!r}; expected one of {', '.join(STAGES)}")
+        if not 0 <= self.guidance_lead < 1:
+            raise ValueError(f"guidance_lead is {self.guidance_lead}; expected 0 (equally noisy) to below 1 (clean)")
         if self.trim_frames < 0:
             raise ValueError(f"trim_frames is {self.trim_frames}; expected 0 or more")
 
@@ -79,6 +86,10 @@ class ReuseSettings:
         shares = [(overlap - j) / overlap if self.stages == "linear" else 1.0 for j in range(overlap)]
         # Rounding guards whole numbers against floating point, as in 0.4 * 50 * 3 / 4 = 15.000000000000002.
         return [math.ceil(round(self.guidance_beta * num_steps * share, 9)) for share in shares]
+
+    def shown_step(self, step: int, num_steps: int) -> int:
+        """DSG: the step of the predecessor whose state the overlap shows at ``step``."""
+        return min(num_steps - 1, step + round(self.guidance_lead * (num_steps - step)))
 
     def num_joined_frames(self, num_clips: int, num_frames: int) -> int:
         """Frames of a joined video: N + (clips - 1) * (N - trimmed)."""
@@ -156,8 +167,9 @@ class Trajectory:
 
     Args:
         noise: ``z[0]`` of all frames, ``[B, C, N, H, W]``, of unit variance.
-        states: ``z[s]`` before the guided steps s = 0, 1, ..., each with the last frames that may be needed,
-            ``[B, C, m, H, W]``, the clip's own order; m is at most the overlap and shrinks with s in "reverse" order.
+        states: ``z[s]`` before the steps s = 0, 1, ... that guidance will show, each with the last frames that may be
+            needed, ``[B, C, m, H, W]``, the clip's own order; m is at most the overlap and shrinks with s in "reverse"
+            order without a lead.
         settings: of the continuation that the states were kept for.
         num_steps: S.
         context: what must not change between clips, for example the sampler, the sigmas or the model; compared as text.
@@ -184,16 +196,17 @@ class Trajectory:
         if count == 0:
             return None
         wanted = source_frames(settings, self.num_frames)[:count]
-        kept = self.states[step].shape[2] if step < len(self.states) else 0
+        shown = settings.shown_step(step, self.num_steps)
+        kept = self.states[shown].shape[2] if shown < len(self.states) else 0
         index = wanted - (self.num_frames - kept)  # states hold the clip's last frames
         if int(index.min()) < 0:
             raise ValueError(
                 f"step {step} needs frames {wanted.tolist()} of the last clip; only the last {kept} were kept: "
                 f"its trajectory was recorded for overlap {self.settings.overlap_frames}, guidance beta "
-                f"{self.settings.guidance_beta}, order {self.settings.order}, stages {self.settings.stages}; "
-                "use at most those, or make the clip again"
+                f"{self.settings.guidance_beta}, order {self.settings.order}, stages {self.settings.stages}, "
+                f"guidance lead {self.settings.guidance_lead}; use at most those, or make the clip again"
             )
-        return self.states[step][:, :, index]
+        return self.states[shown][:, :, index]
 
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
@@ -221,16 +234,19 @@ class TrajectoryRecorder:
         self.num_steps = num_steps
         self.context = dict(context or {})
         self.states: list[Tensor] = []
+        guided = max(settings.guided_steps(num_steps), default=0)
+        self._last = settings.shown_step(guided - 1, num_steps) if guided else -1
 
     def record(self, step: int, latents: Tensor) -> None:
         """Keep what is needed of ``z[step]`` (after guidance, before the step). Call with s = 0, 1, 2, ... in order.
 
         Keeps the last m frames, where m covers what the next clip's guided frames at this step read: the guided count
-        itself in "reverse" order, the whole overlap in "forward" order.
+        itself in "reverse" order without a lead, else the whole overlap.
         """
-        count = num_guided_frames(self.settings, step, self.num_steps)
-        if count:
-            kept = count if self.settings.order == "reverse" else self.settings.overlap_frames
+        settings = self.settings
+        if step <= self._last:
+            count = num_guided_frames(settings, step, self.num_steps)
+            kept = count if settings.order == "reverse" and not settings.guidance_lead else settings.overlap_frames
             self.states.append(latents[:, :, latents.shape[2] - kept :].detach().to("cpu", copy=True))
 
     def finish(self) -> Trajectory:

@@ -79,7 +79,7 @@ def following(
     key: str, prior: str, seed: int, positive: str = "positive", model: str = "load.0", cfg: float = 4.0, **values: Any
 ) -> Node:
     wires = {"model": model, "positive": f"{positive}.0", "negative": "negative.0", "prior": prior}
-    return Node(key, "VidRDReuseAndDiffuse", {"seed": seed, **FIXED, "cfg": cfg, **values}, wires)
+    return Node(key, "VidRDReuseAndDiffuse", {"seed": seed, **FIXED, "cfg": cfg, "preset": "smooth", **values}, wires)
 
 
 def look(key: str, samples: str, vae: str = "load.2", title: str | None = None) -> Node:
@@ -98,8 +98,8 @@ def finish(samples: str, name: str, vae: str = "load.2") -> Group:
 def chained_demo() -> Rows:
     notes = note(
         "# A video, clip by clip\n\n"
-        "Press **Run**. The small model that comes with this pack draws a moving shape: three clips of 8 frames, "
-        "24 in all. On a CPU that takes a minute or two. Nothing needs to be downloaded.\n\n"
+        "Press **Run**. The small model that comes with this pack draws a moving shape: a clip of 8 frames, and two "
+        "that add 4 frames each, 16 in all. On a CPU that takes a minute or two. Nothing needs to be downloaded.\n\n"
         "- Each *Reuse and Diffuse* continues the video so far by one clip.\n"
         "- Not happy with a clip? Change its seed or its prompt and run again: only that clip and those after it "
         "are made anew.\n"
@@ -121,15 +121,16 @@ def chained_demo() -> Rows:
 def prompt_per_clip() -> Rows:
     words = [
         RED_RIGHT,
+        "a red circle moves diagonally down and right over a dark blue background",
         "a red circle moves down over a dark blue background",
-        "a red circle moves left over a dark blue background",
-        "a red circle moves up over a dark blue background",
+        "a red circle moves diagonally down and left over a dark blue background",
     ]
     notes = note(
         "# A prompt for every clip\n\n"
         "Each clip has a *CLIP Text Encode* of its own, so the story can turn while the picture goes on. Here the "
         "shape is asked to change its direction from clip to clip.\n\n"
-        "How strictly a clip holds on to the one before is set in *Reuse and Diffuse*:\n\n"
+        "The preset *smooth* carries the motion over the seams. For a preset of your own choose *custom* and set how "
+        "strictly a clip holds on to the one before:\n\n"
         "- **overlap_frames**: how many frames are led along the clip before (4 of 8).\n"
         "- **guidance_beta**: for how much of the denoising (0.4). Lower it if a new prompt does not come through.\n"
         "- **noise_alpha**: how much noise is reused (4). Lower gives a new prompt more freedom.",
@@ -151,7 +152,7 @@ def many_clips() -> Rows:
     words = "a yellow triangle orbits the center over a brown gradient"
     notes = note(
         "# Many clips in one node, with resume\n\n"
-        "*Reuse and Diffuse (Many Clips)* makes six clips, 48 frames. An empty latent as prior begins a new video.\n\n"
+        "*Reuse and Diffuse (Many Clips)* makes six clips, 28 frames. An empty latent as prior begins a new video.\n\n"
         "- **prompts**: one line per clip; the last line repeats.\n"
         "- **run_name**: every finished clip is kept in `ComfyUI/output/vidrd/<run name>/clips`. After an "
         "interruption, or with more clips, run again: what is finished is reused.\n"
@@ -159,7 +160,16 @@ def many_clips() -> Rows:
         "- **regenerate_from**: 3 keeps clips 1 and 2 whatever else changed.\n\n"
         "The report says which clips were reused and which were made.",
     )
-    values = {"prompts": words, "num_clips": 6, "seed": 11, **FIXED, "cfg": 4.0, "steps": 25, "run_name": "triangle"}
+    values = {
+        "prompts": words,
+        "num_clips": 6,
+        "seed": 11,
+        **FIXED,
+        "cfg": 4.0,
+        "preset": "smooth",
+        "steps": 25,
+        "run_name": "triangle",
+    }
     wires = {"model": "load.0", "clip": "load.1", "negative": "negative.0", "prior": "empty.0"}
     many = Node("many", "VidRDManyClips", values, wires)
     report = Node("report", "PreviewAny", {}, {"source": "many.2"}, "Report")
@@ -239,7 +249,7 @@ def released() -> Rows:
             Group("4 - Upscaled and interpolated: 29 frames", post_processing("a", "first.0", "vidrd_29_frames")),
         ],
         [
-            Group("5 - A second clip", [[following("second", "first.0", 2, cfg=10.0)]]),
+            Group("5 - A second clip", [[following("second", "first.0", 2, cfg=10.0, preset="paper")]]),
             Group("6 - Upscaled and interpolated: 61 frames", post_processing("b", "second.0", "vidrd_61_frames")),
         ],
     ]

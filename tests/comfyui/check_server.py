@@ -23,8 +23,8 @@ def chain() -> dict[str, Any]:
     """Two clips with the one-wire chain, decoded and saved."""
     sampling = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "cfg": 3.0}
     reuse = {"preset": "custom", "overlap_frames": 4, "noise_alpha": 4.0, "guidance_beta": 0.4, "order": "reverse",
-             "trim_frames": 0, "stages": "linear", "steps": 0, "sampler_name": "from prior", "scheduler": "from prior",
-             "prior_trajectory": "auto", "clip_frames": 0}  # fmt: skip
+             "trim_frames": 0, "stages": "linear", "guidance_lead": 0.0, "steps": 0, "sampler_name": "from prior",
+             "scheduler": "from prior", "prior_trajectory": "auto", "clip_frames": 0}  # fmt: skip
     return {
         "1": {"class_type": "VidRDLoadModel", "inputs": {"model_name": "tiny", "weight_dtype": "default"}},
         "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "the red ball", "clip": ["1", 1]}},

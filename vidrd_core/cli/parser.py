@@ -134,6 +134,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         choices=("linear", "uniform"),
         help="linear as in the paper: each overlap frame is steered for fewer steps; uniform: all for as many",
     )
+    group.add_argument(
+        "--guidance-lead", type=float, metavar="X", help="how much cleaner the overlap is shown: 0 not, 0.8 nearly (0)"
+    )
     _add_model(parser, required=True)
     _add_job(parser)
     parser.add_argument("--redo", action="store_true", help="make the clips again whose prompt or seed has changed")

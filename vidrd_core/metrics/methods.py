@@ -124,6 +124,7 @@ class Chain:
         alpha, beta, overlap, order, trim: as in :class:`ReuseSettings`; trim None: the overlap in forward order.
         stages: how long the overlap frames are steered: "linear" as in the paper, "uniform" all as long as the first,
             "soft" like uniform and then less and less to the end.
+        lead: as ``guidance_lead`` in :class:`ReuseSettings`.
         match, rescale: strengths of the drift remedies.
     """
 
@@ -133,6 +134,7 @@ class Chain:
     order: str = "reverse"
     trim: int | None = None
     stages: str = "linear"
+    lead: float = 0.0
     match: float = 0.0
     rescale: float = 0.0
 
@@ -144,7 +146,7 @@ class Chain:
         # Soft guidance reads the states of all steps.
         beta = 1.0 if self.stages == "soft" else self.beta
         stages = "linear" if self.stages == "linear" else "uniform"
-        return ReuseSettings(self.overlap, self.alpha, beta, self.order, trim, stages)
+        return ReuseSettings(self.overlap, self.alpha, beta, self.order, trim, stages, self.lead)
 
     def make(self, job: Job) -> Made:
         settings = self.settings
@@ -294,6 +296,7 @@ BASES: dict[str, Method] = {
     "forward": Chain(order="forward"),
     "forward guided": Chain(alpha=0.0, beta=1.0, order="forward", stages="uniform"),
     "forward soft": Chain(alpha=0.0, beta=0.4, order="forward", stages="soft"),
+    "forward led": Chain(alpha=0.0, beta=1.0, order="forward", stages="uniform", lead=0.8),
     "joint windows": Windows(),
     "FreeNoise": Windows(rescheduled=True, weighted=True),
 }

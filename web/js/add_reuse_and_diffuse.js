@@ -14,7 +14,7 @@ const GAP = 60;
 
 // What the next clip takes over. Steps, sampler and scheduler come along with the LATENT that our own nodes hand on.
 const SETTINGS = [
-  "cfg", "preset", "overlap_frames", "noise_alpha", "guidance_beta", "order", "trim_frames", "stages",
+  "cfg", "preset", "overlap_frames", "noise_alpha", "guidance_beta", "order", "trim_frames", "stages", "guidance_lead",
 ];
 const SETTINGS_OF_STOCK = ["cfg", "steps", "sampler_name", "scheduler"];
 
