@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from vidrd_core.cli import main
 from vidrd_core.cli.inputs import RELEASED
 from vidrd_core.cli.models import read_defaults
 from vidrd_core.jobs import JobFolder
-from vidrd_core.presets import PRESETS, Preset, find_preset, make_scheduler
+from vidrd_core.presets import PRESETS, REUSE_FIELDS, Preset, find_preset, make_scheduler
 from vidrd_core.reuse import ReuseSettings
 from vidrd_core.state import SamplingSettings
 
@@ -33,6 +34,10 @@ def test_every_preset_names_a_scheduler_and_a_reuse_that_exist() -> None:
         assert settings.pop("num_inference_steps", 1) >= 1 and 0 <= settings.pop("guidance_rescale") <= 1
         ReuseSettings(**settings).check(8)
         make_scheduler(preset.scheduler, {}, preset.scheduler_options)
+
+
+def test_presets_know_all_fields_of_the_reuse() -> None:
+    assert tuple(field.name for field in fields(ReuseSettings)) == REUSE_FIELDS
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:

@@ -7,10 +7,11 @@ its negative prompt, stays the model's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from .reuse import ReuseSettings
+if TYPE_CHECKING:
+    from .reuse import ReuseSettings
 
 SCHEDULERS = {  # short name -> diffusers' class
     "ddim": "DDIMScheduler",
@@ -20,6 +21,11 @@ SCHEDULERS = {  # short name -> diffusers' class
     "heun": "HeunDiscreteScheduler",
     "deis": "DEISMultistepScheduler",
 }
+
+# Fields of ReuseSettings, by name: the command line lists presets before torch is imported.
+REUSE_FIELDS = (
+    "overlap_frames", "noise_alpha", "guidance_beta", "order", "trim_frames", "stages", "guidance_lead",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,14 @@ class Preset:
     @property
     def settings(self) -> dict[str, Any]:
         """The numbers, under the names that a model folder's "defaults" use."""
-        names = ("num_inference_steps", "guidance_rescale", *(field.name for field in fields(ReuseSettings)))
+        names = ("num_inference_steps", "guidance_rescale", *REUSE_FIELDS)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def reuse(self, num_frames: int) -> ReuseSettings:
         """How clips of ``num_frames`` reuse one another; short clips overlap, and are trimmed, by less."""
-        values = {field.name: getattr(self, field.name) for field in fields(ReuseSettings)}
+        from .reuse import ReuseSettings
+
+        values = {name: getattr(self, name) for name in REUSE_FIELDS}
         overlap, trim = shortened(self.overlap_frames, self.trim_frames, num_frames)
         return ReuseSettings(**{**values, "overlap_frames": overlap, "trim_frames": trim})
 

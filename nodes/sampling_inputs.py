@@ -1,0 +1,190 @@
+"""Inputs that the sampling nodes share: seed, guidance, settings of the reuse, what normally comes from the prior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from .rebuild import METHODS
+from .steering import sampler_names
+from .words import AUTO, CUSTOM, FROM_PRIOR, REUSE_PRESETS
+
+MAX_SEED = 2**63 - 1  # the highest that gives every clip noise of its own
+
+MODEL_TIP = "A VidRD model from Load VidRD Model or Load VidRD Temporal U-Net, with or without LoRAs."
+POSITIVE_TIP = "What the clip shows: CLIP Text Encode with the model's own CLIP."
+NEGATIVE_TIP = "What to steer away from. The released model was used with the word watermark."
+CFG_TIP = (
+    "Classifier-free guidance scale. 1 ignores the negative prompt and halves the time; "
+    "the release used 10. Higher follows the prompt more closely and saturates colours."
+)
+SAMPLER_TIP = (
+    "Sampling method; the release used ddim. Samplers that add noise in every step "
+    "(ancestral, sde, ddpm) keep less of the clip before. lcm, sa_solver, uni_pc, "
+    "dpm_fast and dpm_adaptive cannot be steered and are left out."
+)
+SCHEDULER_TIP = "How noise falls over the steps; the release used ddim_uniform."
+
+
+def seed_input() -> Any:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=True,
+        tooltip=(
+            "Seed of this clip's noise, 0 to 2^63 - 1. The same seed gives the same clip on any "
+            "device; changing it makes this clip and those after it anew, and nothing before."
+        ),
+    )
+
+
+def cfg_input() -> Any:
+    return io.Float.Input("cfg", default=10.0, min=1.0, max=100.0, step=0.1, round=0.01, tooltip=CFG_TIP)
+
+
+def reuse_inputs() -> list[Any]:
+    """The settings of Reuse and Diffuse; defaults are the released values."""
+    return [
+        io.Combo.Input(
+            "preset",
+            options=[CUSTOM, *REUSE_PRESETS],
+            default=CUSTOM,
+            tooltip=(
+                "paper and smooth set the seven settings below: the released values, and the best that we measured on "
+                "the bundled model (docs/evaluation.md). custom takes what stands below."
+            ),
+        ),
+        io.Int.Input(
+            "overlap_frames",
+            default=4,
+            min=0,
+            max=32,
+            tooltip=(
+                "M, the frames at the start of the new clip that are steered along frames of the "
+                "prior, 0 to the clip's length. More holds on to the prior, fewer leave more freedom;"
+                " the release used 4 of 8."
+            ),
+        ),
+        io.Float.Input(
+            "noise_alpha",
+            default=4.0,
+            min=0.0,
+            max=1000.0,
+            step=0.1,
+            round=0.001,
+            tooltip=(
+                "How much of the prior's noise the other frames reuse: a / sqrt(1 + a^2) of it, the "
+                "rest is fresh. 0 is all fresh, 4 (released) keeps 97 percent, 1000 practically all. "
+                "More looks more alike and moves less."
+            ),
+        ),
+        io.Float.Input(
+            "guidance_beta",
+            default=0.4,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            round=0.001,
+            tooltip=(
+                "b, the share of the steps through which the first overlap frame is steered, 0 to 1; "
+                "each further frame for less: steps * b * (M - j) / M. Higher joins more smoothly and"
+                " changes less; the release used 0.4."
+            ),
+        ),
+        io.Combo.Input(
+            "order",
+            options=["reverse", "forward"],
+            default="reverse",
+            tooltip=(
+                "reverse (the paper): the new clip starts at the prior's last frame and its overlap "
+                "runs back through the prior's tail. forward: the overlap repeats the prior's last "
+                "frames in their own order; then trim them."
+            ),
+        ),
+        io.Int.Input(
+            "trim_frames",
+            default=0,
+            min=0,
+            max=31,
+            tooltip=(
+                "Frames cut from the start of the new clip when it joins the video. 0 keeps all, as "
+                "the release does; with order forward use the overlap. Video length = prior + clip "
+                "length - trimmed."
+            ),
+        ),
+        io.Combo.Input(
+            "stages",
+            options=["linear", "uniform"],
+            default="linear",
+            tooltip=(
+                "Which steps steer the overlap. linear (the paper): each further overlap frame for fewer steps; suits "
+                "reverse. uniform: all for steps * b; suits forward, whose last overlap frame the new ones go on from."
+            ),
+        ),
+        io.Float.Input(
+            "guidance_lead",
+            default=0.0,
+            min=0.0,
+            max=0.95,
+            step=0.05,
+            round=0.001,
+            tooltip=(
+                "How much cleaner than the new frames the overlap is shown, 0 to 0.95: at step s the prior's state "
+                "before step s + lead * (steps - s). 0 (the paper): equally noisy. 0.8 joins without a jump where the "
+                "model can use it, as the bundled one can."
+            ),
+        ),
+    ]
+
+
+def override_inputs() -> list[Any]:
+    """What normally comes from the prior."""
+    return [
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip=(
+                "Denoising steps. 0 takes the prior's (50 where it has none). Another number than the"
+                " prior's needs prior_trajectory invert or noise."
+            ),
+        ),
+        io.Combo.Input(
+            "sampler_name",
+            options=[FROM_PRIOR, *sampler_names()],
+            default=FROM_PRIOR,
+            tooltip=("from prior takes the one that made the prior (ddim where it has none). ") + SAMPLER_TIP,
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=[FROM_PRIOR, *comfy.samplers.SCHEDULER_NAMES],
+            default=FROM_PRIOR,
+            tooltip=("from prior takes the one that made the prior (ddim_uniform where it has none). ") + SCHEDULER_TIP,
+        ),
+        io.Combo.Input(
+            "prior_trajectory",
+            options=[AUTO, *METHODS],
+            default=AUTO,
+            tooltip=(
+                "auto uses the noise and states that a sampling node stored in the prior, and "
+                "rebuilds them for plain latents. invert always rebuilds by DDIM inversion (one pass "
+                "per step); noise adds known noise (no cost)."
+            ),
+        ),
+        io.Int.Input(
+            "clip_frames",
+            default=0,
+            min=0,
+            max=32,
+            tooltip=(
+                "Frames per clip, 0 to 32. 0 takes the prior's clip length, or its last 8 frames "
+                "where it has no trajectory. Only a prior without trajectory can be continued with "
+                "another length."
+            ),
+        ),
+    ]
