@@ -49,5 +49,6 @@ def test_a_chain_carries_on_where_independent_clips_jump(pipe):
     rows = {}
     for name, settings in METHODS.items():
         rows[name] = WorldEvaluation(pipe, prompts=6, clips=3, steps=15, guidance_scale=4.0, batch=6).run(settings)
-    assert rows["paper settings"]["seam jump (pixels)"] < 0.5 * rows["independent clips"]["seam jump (pixels)"]
+    independent, paper, smooth = (row["seam jump (pixels)"] for row in rows.values())
+    assert smooth < 0.25 * independent and smooth < paper < independent
     assert "| seam jump (pixels) |" in markdown_table(rows)

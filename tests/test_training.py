@@ -222,7 +222,7 @@ def test_every_demo_configuration_is_understood(name, monkeypatch):
     assert "='runs/" not in repr(made) and "='models/" not in repr(made)  # every path is a Path
 
 
-UNETS = ["demo_motion", "demo_lines", "demo_anchors", "demo_directions", "demo_settle"]
+UNETS = ["demo_motion", "demo_lines", "demo_anchors", "demo_directions", "demo_settle", "demo_polish"]
 
 
 @pytest.mark.parametrize("name", [*UNETS, "paper", "lora"])

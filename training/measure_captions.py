@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -87,7 +88,8 @@ def reworded(scene: Scene, cosine: float) -> str:
 
 def errors(unet: VidRDUNet, latents: Tensor, text: Tensor, time: int, anchored: bool, seed: int) -> float:
     """Mean squared error of the predicted noise at a diffusion time, the same noise in every call."""
-    scheduler, total, frames = make_scheduler(), 0.0, 0.0
+    scheduler: Any = make_scheduler()
+    total = frames = 0.0
     objective = UNetObjective(anchor_share=float(anchored))
     for place in range(0, len(latents), BATCH):
         clips = latents[place : place + BATCH]

@@ -34,16 +34,17 @@ logger = logging.getLogger(__name__)
 METHODS = tuple(BASES)
 REMEDIES = tuple(
     f"{base}, {remedy}"
-    for base in ("independent", "paper", "forward", "forward guided", "joint windows", "FreeNoise")
+    for base in ("independent", "paper", "forward", "forward led", "joint windows", "FreeNoise")
     for remedy in ("match", "rescale")
 )
 SWEEPS: dict[str, tuple[str, ...]] = {
     "alpha": tuple(f"paper, alpha={value}" for value in (0, 1, 2, 4, 8, "inf")),
     "beta": tuple(f"paper, beta={value}" for value in (0, 0.2, 0.4, 0.6, 0.8, 1)),
     "overlap": tuple(f"paper, overlap={value}" for value in (1, 2, 4, 6, 8)),
-    "alpha, forward guided": tuple(f"forward guided, alpha={value}" for value in (0, 1, 2, 4)),
-    "beta, forward guided": tuple(f"forward guided, beta={value}" for value in (0.2, 0.4, 0.6, 0.8, 1)),
-    "overlap, forward guided": tuple(f"forward guided, overlap={value}" for value in (1, 2, 3, 4, 6)),
+    "alpha, forward led": tuple(f"forward led, alpha={value}" for value in (0, 1, 2, 4)),
+    "beta, forward led": tuple(f"forward led, beta={value}" for value in (0.4, 0.6, 0.8, 1)),
+    "overlap, forward led": tuple(f"forward led, overlap={value}" for value in (1, 2, 3, 4, 6)),
+    "lead, forward led": tuple(f"forward led, lead={value}" for value in (0, 0.4, 0.6, 0.8, 0.9)),
 }
 SETS: dict[str, tuple[str, ...]] = {
     "methods": METHODS,
