@@ -52,3 +52,10 @@ def test_a_chain_carries_on_where_independent_clips_jump(pipe):
     independent, paper, smooth = (row["seam jump (pixels)"] for row in rows.values())
     assert smooth < 0.25 * independent and smooth < paper < independent
     assert "| seam jump (pixels) |" in markdown_table(rows)
+
+
+def test_the_evaluation_runs_in_reduced_precision_too():
+    pipe = VidRDPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    evaluation = WorldEvaluation(pipe, prompts=2, clips=1, steps=8, guidance_scale=4.0, batch=2)
+    assert evaluation.run(METHODS["paper settings"])["first clip: colour"] >= 0.5

@@ -78,7 +78,8 @@ class WorldEvaluation:
         )
         tracks: list[list[Track]] = [[] for _ in scenes]
         for latents in output.clips:
-            pixels = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor).sample
+            scaled = latents.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
+            pixels = self.pipe.vae.decode(scaled).sample.float()
             for found, frames in zip(tracks, pixels, strict=True):
                 found.append(track(frames))
         return tracks
