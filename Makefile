@@ -43,7 +43,6 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_anchors.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_directions.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_settle.yaml
-	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_polish.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_decoder.py --config training/configs/demo_decoder.yaml
 	$(BIN)/python training/bundle.py --video runs/demo_settle --decoder runs/demo_decoder --output vidrd_core/demo_model
 

@@ -55,7 +55,7 @@ def reuse_inputs() -> list[Any]:
             default=CUSTOM,
             tooltip=(
                 "paper and smooth set the seven settings below: the released values, and the best that we measured on "
-                "the bundled model (docs/evaluation.md). custom takes what stands below."
+                "the bundled model (README.md). custom takes what stands below."
             ),
         ),
         io.Int.Input(

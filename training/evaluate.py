@@ -35,7 +35,7 @@ PROMPTS = Path(__file__).parent / "configs" / "ucf101_prompts.txt"
 
 @dataclass(frozen=True)
 class World:
-    """Does a video show what its prompt says? Independent clips and the paper's settings beside each other."""
+    """Does a video show what its prompt says? Independent clips and the presets paper and smooth beside each other."""
 
     model: Path  # model folder
     output: Path | None = None  # name of the .json and .md files; other methods' rows of the same settings are kept

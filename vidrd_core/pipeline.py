@@ -31,7 +31,6 @@ from .state import Clip, SamplingSettings, VideoState, fingerprint
 NoiseSource = Callable[[int, Sequence[int]], Tensor]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 OUTPUT_TYPES = ("np", "pt", "latent")
-RELEASED_STEPS = 50
 __all__ = ["VidRDPipeline", "VidRDPipelineOutput", "denoise_clip"]
 
 
@@ -155,7 +154,7 @@ class VidRDPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument does not fit; the message says what came and what was expected.
         """
-        known_steps = self.preset.num_inference_steps or RELEASED_STEPS
+        known_steps = self.preset.num_inference_steps or SamplingSettings.num_inference_steps
         sampling = SamplingSettings(
             num_frames=num_frames,
             height=self.default_size if height is None else height,

@@ -82,7 +82,7 @@ def shortened(overlap: int, trim: int, num_frames: int) -> tuple[int, int]:
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset("the released values: 50 steps of DDIM, overlap 4, alpha 4, beta 0.4, reversed order"),
-    # Chosen by training/evaluate.py compare; the tables are in docs/evaluation.md.
+    # Best of what training/evaluate.py compare was tried with; README.md has its figures beside the paper's.
     "smooth": Preset(
         "the best chaining measured: the last frames repeated in their own order, shown nearly clean, and trimmed",
         num_inference_steps=None,

@@ -1,6 +1,6 @@
 """Remedies against drift and seams, as pure functions on latents ``[B, C, T, H, W]``.
 
-None of them is part of the released method; docs/evaluation.md measures what each one does.
+None of them is part of the released method; training/evaluate.py measures what each one does.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def prompt_per_clip() -> Rows:
         "# A prompt for every clip\n\n"
         "Each clip has a *CLIP Text Encode* of its own, so the story can turn while the picture goes on. Here the "
         "shape is asked to change its direction from clip to clip.\n\n"
-        "The preset *smooth* carries the motion over the seams. For a preset of your own choose *custom* and set how "
+        "The preset *smooth* carries the motion over the seams. For settings of your own choose *custom* and set how "
         "strictly a clip holds on to the one before:\n\n"
         "- **overlap_frames**: how many frames are led along the clip before (4 of 8).\n"
         "- **guidance_beta**: for how much of the denoising (0.4). Lower it if a new prompt does not come through.\n"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..presets import PRESETS, find_preset, shortened
+from ..presets import PRESETS, REUSE_FIELDS, find_preset, shortened
 
 if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
@@ -87,7 +87,7 @@ def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pip
         return known[name] if given is None else given
 
     num_frames = chosen("num_frames")
-    reuse = ReuseSettings(**{field.name: chosen(field.name) for field in fields(ReuseSettings)})
+    reuse = ReuseSettings(**{name: chosen(name) for name in REUSE_FIELDS})
     if options.overlap_frames is None:  # a default, unlike a choice, gives way to short clips
         overlap, trim = shortened(reuse.overlap_frames, reuse.trim_frames, num_frames)
         reuse = replace(
