@@ -15,7 +15,7 @@ from ..vidrd_core.seeds import clip_noise
 from .latents import prior_of, video_samples, with_prior
 from .native.model import vidrd_model
 from .rebuild import DEFAULT_METHOD, METHODS, full_trajectory, rebuild
-from .steering import check_sampler, denoise_clip, noise_levels
+from .steering import check_sampler, denoise_clip, noise_levels, state_scales
 from .words import AUTO, CUSTOM, FROM_PRIOR
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ def next_clip(
     )
     schedule = Schedule(past.context["steps"], past.context["sampler"], past.context["scheduler"])
     sigmas = torch.tensor(past.context["sigmas"])
+    scales = state_scales(model, sigmas)
 
     noise = initial_noise(past.noise, unit_noise(seed, tuple(past.noise.shape)), settings)
     clip, states = denoise_clip(
@@ -159,7 +160,7 @@ def next_clip(
         schedule.sampler,
         cfg,
         seed,
-        lambda step: past.guidance(step, settings),
+        lambda step: past.guidance(step, settings, scales),
     )
     trajectory = full_trajectory(noise, states, schedule.context(model, sigmas, past.context["clip_index"] + 1))
     joined = clip[:, :, settings.trim_frames :]

@@ -85,6 +85,12 @@ def noise_levels(model: Any, steps: int, sampler: str, scheduler: str, denoise: 
     return stock.sigmas
 
 
+def state_scales(model: Any, sigmas: Tensor) -> list[float]:
+    """The scale of a sampler's states before each step: what the model's sampling divides them by."""
+    scaled = model.get_model_object("model_sampling").calculate_input(sigmas[:-1], torch.ones(len(sigmas) - 1))
+    return [1 / float(one) for one in scaled]
+
+
 class SteeredModel:
     """The model as a sampler sees it, with the overwriting and the recording before each call."""
 

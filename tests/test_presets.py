@@ -15,6 +15,7 @@ from vidrd_core.cli import main
 from vidrd_core.cli.inputs import RELEASED
 from vidrd_core.cli.models import read_defaults
 from vidrd_core.jobs import JobFolder
+from vidrd_core.metrics.methods import Chain, find_method
 from vidrd_core.presets import PRESETS, REUSE_FIELDS, Preset, find_preset, make_scheduler
 from vidrd_core.reuse import ReuseSettings
 from vidrd_core.state import SamplingSettings
@@ -114,3 +115,8 @@ def test_guidance_rescale_changes_guided_steps_only(tmp_path: Path) -> None:
     assert torch.equal(plain, rescaled)
     with pytest.raises(ValueError, match="guidance_rescale is 2; expected 0"):
         pipe(**call, guidance_rescale=2)
+
+
+def test_smooth_is_the_measured_method_of_its_description() -> None:
+    method = find_method("forward led")
+    assert isinstance(method, Chain) and method.settings == PRESETS["smooth"].reuse(8)

@@ -11,6 +11,7 @@ from torch import Tensor
 from .models.unet import VidRDUNet
 from .remedies import rescale_guidance
 from .reuse import ReuseSettings, Trajectory, TrajectoryRecorder, guide
+from .schedulers import state_scales
 
 Interval = tuple[float, float]
 ALWAYS: Interval = (0.0, 1.0)
@@ -47,12 +48,13 @@ def denoise_clip(
         The latents ``[B, C, N, h, w]`` and the trajectory for the next clip.
     """
     timesteps = scheduler.timesteps
+    scales = state_scales(scheduler) if past is not None and settings.guidance_lead else None
     recorder = TrajectoryRecorder(noise, settings, len(timesteps), context)
     latents = noise * scheduler.init_noise_sigma
     both = text if negative is None or split_guidance else torch.cat((negative, text))
     for step, timestep in enumerate(timesteps):
         # DSG, and what the next clip will be guided by.
-        latents = guide(latents, None if past is None else past.guidance(step, settings))
+        latents = guide(latents, None if past is None else past.guidance(step, settings, scales))
         recorder.record(step, latents)
 
         # Predict the noise. Some schedulers return the prediction's precision; the latents stay in theirs.

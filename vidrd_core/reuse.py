@@ -10,7 +10,7 @@ noisiest.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -185,8 +185,14 @@ class Trajectory:
     def num_frames(self) -> int:
         return self.noise.shape[2]
 
-    def guidance(self, step: int, settings: ReuseSettings | None = None) -> Tensor | None:
+    def guidance(
+        self, step: int, settings: ReuseSettings | None = None, scales: Sequence[float] | None = None
+    ) -> Tensor | None:
         """What overwrites the next clip's first frames at ``step``, ``[B, C, m, H, W]`` in its order; None: nothing.
+
+        Args:
+            scales: of the sampler's states before each step: the model sees ``z[s] / scales[s]``. With a lead, a state
+                of a later step is brought to the scale of this one. None: all 1, as in DDIM.
 
         Raises:
             ValueError: ``settings`` need frames or steps that were not kept.
@@ -206,7 +212,8 @@ class Trajectory:
                 f"{self.settings.guidance_beta}, order {self.settings.order}, stages {self.settings.stages}, "
                 f"guidance lead {self.settings.guidance_lead}; use at most those, or make the clip again"
             )
-        return self.states[shown][:, :, index]
+        state = self.states[shown][:, :, index]
+        return state if scales is None or shown == step else state * (scales[step] / scales[shown])
 
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""

@@ -69,3 +69,17 @@ def prepare_scheduler(scheduler: Any, sampling: SamplingSettings, device: torch.
         scheduler.disable_corrector = list(range(guided + 1))
     scheduler.set_timesteps(sampling.num_inference_steps, device=device)
     return scheduler
+
+
+def state_scales(scheduler: Any) -> list[float]:
+    """The scale of a scheduler's states before each step: what ``scale_model_input`` divides them by; 1 in DDIM.
+
+    Args:
+        scheduler: with its timesteps set; it is left as it is.
+    """
+    probe = copy.deepcopy(scheduler)
+    scales = []
+    for timestep in probe.timesteps:
+        probe._step_index = None  # finds its step by the timestep
+        scales.append(1 / float(probe.scale_model_input(torch.ones(1, device=timestep.device), timestep)))
+    return scales

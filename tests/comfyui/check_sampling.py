@@ -55,8 +55,16 @@ def test_samples_through_sampler_custom_advanced(model: Any, conds: Any, nodes: 
     assert out["samples"].shape == (1, 4, 8, 8, 8) and torch.isfinite(out["samples"]).all()
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"overlap_frames": 3, "noise_alpha": 2.0, "guidance_beta": 0.6},
+        {"overlap_frames": 3, "guidance_beta": 1.0, "order": "forward", "stages": "uniform", "guidance_lead": 0.8},
+    ],
+    ids=["reverse", "forward, led"],
+)
 def test_chain_agrees_with_the_pipeline_outside_comfyui(
-    first: Any, following: Any, pipe: Any, part: Any, conds: Any
+    chosen: dict[str, Any], first: Any, following: Any, pipe: Any, part: Any, conds: Any
 ) -> None:
     """The same noise, DDIM, the same timesteps; only the last step differs.
 
@@ -65,9 +73,9 @@ def test_chain_agrees_with_the_pipeline_outside_comfyui(
     """
     from vidrd_core.reuse import ReuseSettings
 
-    reuse = ReuseSettings(overlap_frames=3, noise_alpha=2.0, guidance_beta=0.6)
+    reuse = ReuseSettings(**chosen)
     one = first(seed=7, steps=10, cfg=3.0)
-    _, two = following(one, seed=8, overlap_frames=3, noise_alpha=2.0, guidance_beta=0.6)
+    _, two = following(one, seed=8, **chosen)
     seen: dict[tuple[int, int], torch.Tensor] = {}
 
     def keep(_: Any, step: int, __: Any, values: dict[str, Any]) -> None:
