@@ -37,6 +37,7 @@ from vidrd_core.checkpoints import (
     unet_state_dict,
     vae_state_dict,
 )
+from vidrd_core.cli.models import read_defaults
 
 # Sizes that the rules of Stable Diffusion 2.x can tell from shapes: 64 channels per head, 32 groups.
 TOLD: dict[str, Any] = {"block_out_channels": (64, 128), "attention_head_dim": (1, 2), "norm_num_groups": 32}
@@ -757,6 +758,15 @@ def test_conversion_writes_a_model_folder_that_the_pipeline_loads(release_folder
     with safe_open(out / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["vidrd_config"])["_class_name"] == "VidRDUNet"
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_converted_model_folder_keeps_its_sampling_defaults(model_folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(model_folder, tmp_path / "source")
+    index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    defaults = {"num_inference_steps": 25, "fps": 8}
+    (source / "model_index.json").write_text(json.dumps({**index, "defaults": defaults}), encoding="utf-8")
+    assert read_defaults(convert(source, tmp_path / "out")) == defaults
+    assert read_defaults(convert(source / "unet", tmp_path / "bare", base=source)) == {}
 
 
 def test_conversion_of_a_converted_folder_changes_the_type_only(model_folder: Path, tmp_path: Path) -> None:

@@ -282,6 +282,14 @@ def test_extending_an_output_without_a_prompt_repeats_the_last_prompt(pipe: VidR
     assert np.array_equal(pipe.extend(first).frames, whole.frames[:, 8:])
 
 
+def test_extending_goes_on_with_the_text_states_that_were_given(pipe: VidRDPipeline, tmp_path: Path) -> None:
+    text, away = (torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
+    given = {"prompt": None, "prompt_embeds": text, "negative_prompt_embeds": away}
+    whole = call(pipe, num_clips=2, **given)
+    call(pipe, num_clips=1, **given).state.save(tmp_path / "state.safetensors")
+    assert np.array_equal(pipe.extend(VideoState.load(tmp_path / "state.safetensors")).frames, whole.frames[:, 4:])
+
+
 @pytest.mark.parametrize("name", ["euler", "dpm++ 2m", "unipc", "heun"])
 def test_extending_is_exact_with_other_schedulers(pipe: VidRDPipeline, name: str) -> None:
     other = with_scheduler(pipe, STEERABLE[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,37 @@ def test_a_fingerprint_notices_that_only_the_temporal_layers_were_trained() -> N
             if "temp_" in key:
                 parameter.add_(0.1)
     assert not same_model(fingerprint(unet), name)
+
+
+def test_a_fingerprint_notices_a_little_further_training() -> None:
+    unet = tiny_unet()
+    name = fingerprint(unet)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.mul_(1.05)
+    assert not same_model(fingerprint(unet), name)
+
+
+def test_a_state_file_can_be_replaced_while_what_was_loaded_from_it_is_in_use(
+    state: VideoState, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.safetensors"
+    state.save(path)
+    loaded = VideoState.load(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(loaded.tail, state.tail) and torch.equal(loaded.trajectory.noise, state.trajectory.noise)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files on Windows have no such rights")
+def test_a_state_may_be_read_by_whom_other_files_may(state: VideoState, tmp_path: Path) -> None:
+    state.save(tmp_path / "state.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "state.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_guidance_scale_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="guidance_scale is nan; expected a number"):
+        SamplingSettings(guidance_scale=float("nan"))
 
 
 def test_the_first_clips_seed_is_the_videos_and_all_seeds_differ() -> None:

@@ -253,7 +253,10 @@ class VidRDPipeline(DiffusionPipeline):
         self.interrupt = False
         prompts, texts = self._encode_prompts(prompt, prompt_embeds, num_clips, state)
         batch = texts[0].shape[0]
+        if negative_prompt_embeds is None and state is not None:
+            negative_prompt_embeds = state.negative
         negative = self._encode_negative(negative_prompt_embeds, sampling, batch)
+        given_negative = None if negative_prompt_embeds is None else negative_prompt_embeds.cpu()
         first = 0 if state is None else state.clip_index + 1
         seeds = _batch_seeds(seed if state is None else state.seeds, batch)
         shape = self._latent_shape(batch, sampling)
@@ -275,7 +278,7 @@ class VidRDPipeline(DiffusionPipeline):
                 return
             clip = Clip(latents.cpu(), index, prompts[number], drawn)
             clip.state = VideoState.after(
-                clip, past, sampling, seeds, texts[number].cpu(), self.fingerprint_of("unet"), state
+                clip, past, sampling, seeds, texts[number].cpu(), self.fingerprint_of("unet"), state, given_negative
             )
             state = clip.state
             yield clip

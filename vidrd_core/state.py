@@ -20,7 +20,8 @@ from .decoding import last_window_start
 from .reuse import ReuseSettings, Trajectory
 
 FORMAT = "vidrd-state-1"
-PROBES = 16  # weights in a fingerprint
+PROBES = 64  # weights in a fingerprint
+ROUNDING = 0.015  # of a weight held in 16 bits and written with three digits
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class SamplingSettings:
             raise ValueError(f"num_frames is {self.num_frames}; expected 1 to 32 frames per clip")
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps}; expected at least 1")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale is {self.guidance_scale}; expected a number, 1 (off) to about 20")
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale is {self.guidance_rescale}; expected 0 (off) to 1")
         self.reuse.check(self.num_frames)
@@ -89,6 +92,7 @@ class VideoState:
         clip_index: of the last clip, from 0.
         prompt, text: the last clip's, as words and as states ``[B, M, D]``.
         model: :func:`fingerprint` of the U-Net.
+        negative: states ``[B or 1, M, D]`` to steer away from, where they were given in place of a prompt.
     """
 
     trajectory: Trajectory
@@ -100,6 +104,7 @@ class VideoState:
     prompt: str
     text: Tensor
     model: str
+    negative: Tensor | None = None
 
     @classmethod
     def after(
@@ -111,6 +116,7 @@ class VideoState:
         text: Tensor,
         model: str,
         before: VideoState | None,
+        negative: Tensor | None = None,
     ) -> VideoState:
         """The state after ``clip``, which followed ``before``."""
         tail = clip.joined(sampling.reuse)
@@ -119,7 +125,7 @@ class VideoState:
             tail = torch.cat((before.tail, tail), dim=2)
             total += before.num_joined
         tail = tail[:, :, tail.shape[2] - (total - last_window_start(total, sampling.num_frames)) :].clone()
-        return cls(trajectory, tail, total, sampling, list(seeds), clip.index, clip.prompt, text, model)
+        return cls(trajectory, tail, total, sampling, list(seeds), clip.index, clip.prompt, text, model, negative)
 
     def check_model(self, model: str) -> None:
         """Raise ``ValueError`` where the state is another model's."""
@@ -133,6 +139,8 @@ class VideoState:
         """Write one safetensors file, replacing an old one at once."""
         path = Path(path)
         tensors = {"tail": self.tail, "text": self.text, "noise": self.trajectory.noise}
+        if self.negative is not None:
+            tensors["negative"] = self.negative
         tensors |= {f"state.{step}": state for step, state in enumerate(self.trajectory.states)}
         values = {
             "sampling": self.sampling.to_json(),
@@ -176,6 +184,7 @@ class VideoState:
             values["prompt"],
             tensors["text"],
             values["model"],
+            tensors.get("negative"),
         )
 
 
@@ -189,10 +198,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.touch()
+        usual = partial.stat().st_mode  # safetensors lets nobody but the owner read its files
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, dict(metadata))
+        partial.chmod(usual)
+        sync_and_replace(partial, path)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written ({error}); is the disk full?") from error
-    sync_and_replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sync_and_replace(partial: Path, path: Path) -> None:
@@ -215,7 +229,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            # Copies: a file that is mapped into memory cannot be replaced on Windows.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error}); it is broken or not a state") from error
     return tensors, metadata
@@ -241,4 +256,4 @@ def same_model(first: str, second: str) -> bool:
     if config != other_config or len(weights) != len(other_weights):
         return False
     pairs = zip(weights, other_weights, strict=True)
-    return all(math.isclose(float(a), float(b), rel_tol=0.1, abs_tol=1e-4) for a, b in pairs)
+    return all(math.isclose(float(a), float(b), rel_tol=ROUNDING, abs_tol=1e-6) for a, b in pairs)

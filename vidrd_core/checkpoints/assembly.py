@@ -42,6 +42,7 @@ class Assembly:
     tokenizer: Path
     scheduler_class: str
     scheduler_config: dict[str, Any]
+    defaults: dict[str, Any]  # of sampling, where the U-Net comes from a model folder that names them
 
     @property
     def text_length(self) -> int:
@@ -73,7 +74,8 @@ def assemble(
     configs = {n: resolve_config(p, p.state()) for n, p in parts.items()}
     _check_widths(parts, configs)
     scheduler_class, scheduler_config = _scheduler(sources, everything)
-    return Assembly(parts, configs, _tokenizer(everything, tokenizer), scheduler_class, scheduler_config)
+    tokenizer_folder, defaults = _tokenizer(everything, tokenizer), _defaults(sources, parts["unet"])
+    return Assembly(parts, configs, tokenizer_folder, scheduler_class, scheduler_config, defaults)
 
 
 def load_pipeline_parts(
@@ -117,6 +119,15 @@ def _temporal_unet(sources: Sequence[Checkpoint]) -> Part:
         resolve_config(found[0][1], found[0][1].state())
     held = "; ".join(f"{c.path} holds {', '.join(SPOKEN[n] for n in c.names) or 'no model'}" for c in sources)
     raise CheckpointError(f"there is no VidRD U-Net ({held}): name the released ModelT2V.pth or another VidRD U-Net")
+
+
+def _defaults(sources: Sequence[Checkpoint], unet: Part) -> dict[str, Any]:
+    for checkpoint in sources:
+        part = checkpoint.part("unet")
+        if part is not None and part.stored.path == unet.stored.path:
+            indices = [root / "model_index.json" for root in checkpoint.roots]
+            return next((read_json(i).get("defaults") or {} for i in indices if i.is_file()), {})
+    return {}
 
 
 def _first(checkpoints: Sequence[Checkpoint], name: str) -> Part:

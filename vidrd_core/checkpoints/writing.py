@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..state import write_tensors
 from .assembly import Assembly, Paths, assemble
 from .loading import check_fit, empty_model, needs_copy, stored_dtype
 from .reading import CheckpointError, copied, read_json
@@ -97,12 +97,7 @@ def _save(state: Mapping[str, Tensor], path: Path, config: Mapping[str, Any] | N
     metadata = {"format": "pt"}
     if config is not None:
         metadata[CONFIG_KEY] = json.dumps(config)
-    fresh = path.with_name(path.name + ".partial")
-    try:
-        save_file({k: v.contiguous() for k, v in state.items()}, fresh, metadata=metadata)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_tensors(path, state, metadata)
 
 
 def _write_part(part: Part, config: Mapping[str, Any], folder: Path, dtype: torch.dtype | None) -> None:
@@ -144,6 +139,7 @@ def _write_rest(plan: Assembly, folder: Path) -> None:
         "_diffusers_version": diffusers.__version__,
         **{n: list(c) for n, c in CLASSES.items()},
         "scheduler": ["diffusers", plan.scheduler_class],
+        **({"defaults": plan.defaults} if plan.defaults else {}),
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
