@@ -15,14 +15,16 @@ _HOMES = {
     "VidRDAutoencoderKL": ".models.autoencoder",
     "VidRDPipeline": ".pipeline",
     "ReuseSettings": ".reuse",
+    "VideoState": ".state",
 }
-__all__ = ["ReuseSettings", "VidRDAutoencoderKL", "VidRDPipeline", "VidRDUNet", "__version__"]
+__all__ = ["ReuseSettings", "VidRDAutoencoderKL", "VidRDPipeline", "VidRDUNet", "VideoState", "__version__"]
 
 if TYPE_CHECKING:
     from .models.autoencoder import VidRDAutoencoderKL
     from .models.unet import VidRDUNet
     from .pipeline import VidRDPipeline
     from .reuse import ReuseSettings
+    from .state import VideoState
 
 
 def __getattr__(name: str) -> Any:
