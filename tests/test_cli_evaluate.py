@@ -21,10 +21,17 @@ def video(tmp_path: Path) -> Path:
     return tmp_path / "out.mp4"
 
 
-def made_by_vidrd(folder: Path, **settings: object) -> Path:
+def made_by_vidrd(folder: Path, first_clip: dict[str, int] | None = None, **settings: object) -> Path:
     path = folder / "made.mp4"
-    write_video(path, np.zeros((10, 32, 32, 3), np.uint8), fps=4, metadata={"settings": settings})
+    frames = np.zeros((15, 32, 32, 3), np.uint8)
+    write_video(path, frames, fps=4, metadata={"settings": settings, **(first_clip or {})})
     return path
+
+
+def seams_of(*arguments: str, into: Path) -> list[int]:
+    assert main(["evaluate", *arguments, "--no-chart", "--json", str(into / "out.json")]) == 0
+    seams: list[int] = json.loads((into / "out.json").read_text(encoding="utf-8"))["seams"]
+    return seams
 
 
 def test_evaluate_prints_a_report_and_writes_numbers_and_a_chart(
@@ -46,15 +53,49 @@ def test_the_chart_goes_beside_the_video_unless_it_is_not_wanted(video: Path) ->
     assert main(["evaluate", str(video), "--clip-length", "4"]) == 0 and chart.is_file()
 
 
-def test_a_video_that_says_how_it_was_made_needs_no_clip_length(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_video_that_says_how_it_was_made_needs_no_clip_length(tmp_path: Path) -> None:
     path = made_by_vidrd(tmp_path, num_frames=4, reuse={"trim_frames": 1})
-    numbers = tmp_path / "out.json"
-    assert main(["evaluate", str(path), "--no-chart", "--json", str(numbers)]) == 0
-    assert json.loads(numbers.read_text(encoding="utf-8"))["seams"] == [4, 7]
-    assert main(["evaluate", str(path), "--no-chart", "--clip-length", "5", "--json", str(numbers)]) == 0
-    assert json.loads(numbers.read_text(encoding="utf-8"))["seams"] == [5]
+    assert seams_of(str(path), into=tmp_path) == [4, 7, 10, 13]
+    assert seams_of(str(path), "--clip-length", "5", into=tmp_path) == [5, 10]
+
+
+def test_a_video_that_goes_on_from_a_state_says_how_long_its_first_clip_is(tmp_path: Path) -> None:
+    path = made_by_vidrd(tmp_path, {"first_clip_frames": 5}, num_frames=8, reuse={"trim_frames": 3})
+    assert seams_of(str(path), into=tmp_path) == [5, 10]
+    assert seams_of(str(path), "--clip-length", "8", into=tmp_path) == [5, 10]
+    assert seams_of(str(path), "--clip-length", "6", into=tmp_path) == [6, 12]
+
+
+def test_pngs_of_another_tool_need_no_frame_rate(tmp_path: Path) -> None:
+    for number in range(6):
+        Image.new("RGB", (16, 16), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert seams_of(str(tmp_path), "--clip-length", "3", into=tmp_path) == [3]
+
+
+def test_the_folder_one_stands_in_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16), (40 * number, 0, 0)).save(folder / f"{number}.png")
+    monkeypatch.chdir(folder)
+    assert main(["evaluate", ".", "--clip-length", "2"]) == 0
+    assert (tmp_path / "frames_seams.png").is_file()
+
+
+def test_a_clip_length_beyond_the_video_is_told(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(video), "--clip-length", "40", "--no-chart"]) == 0
+    assert "Is the clip length right?" in capsys.readouterr().out
+
+
+def test_a_long_video_is_not_held_in_memory(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "stack", None)  # what puts all frames into one array
+    assert main(["evaluate", str(video), "--clip-length", "4", "--no-chart"]) == 0
+
+
+def test_the_help_says_that_the_warping_error_is_our_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "not the published one" in capsys.readouterr().out
 
 
 def test_mistakes_end_in_one_line_with_a_remedy(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -87,6 +89,74 @@ def test_flow_agreement_is_a_cosine_and_nothing_where_nothing_moves() -> None:
     assert flow_agreement(flow, 0 * flow) is None
 
 
+def test_frames_that_come_one_by_one_measure_like_all_at_once_and_are_not_held() -> None:
+    held: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def frames() -> Iterator[Tensor]:
+        nonlocal most
+        for time in range(12):
+            frame = view(time).clone()
+            held.append(weakref.ref(frame))
+            most = max(most, sum(reference() is not None for reference in held))
+            yield frame
+            del frame
+
+    report, whole = evaluate_video(frames(), 4), evaluate_video(video(*range(12)), 4)
+    assert (report.frames, report.seams) == (whole.frames, whole.seams) == (12, [4, 8])
+    assert report.change == pytest.approx(whole.change) and report.agreement == pytest.approx(whole.agreement)
+    assert most <= 3
+
+
+def test_frames_turned_upright_can_be_measured() -> None:
+    turned = [np.rot90(frame.numpy(), 1) for frame in video(0, 1, 2)]
+    assert evaluate_video(iter(turned), 2).change == pytest.approx(evaluate_video(video(0, 1, 2), 2).change, abs=1e-3)
+
+
+def test_frames_that_come_one_by_one_are_checked() -> None:
+    for frames, message in (
+        ([], "no frames"),
+        ([torch.zeros(8, 8, 3)], "at least 2 frames"),
+        ([torch.zeros(8, 8, 3), torch.zeros(8, 9, 3)], r"frame 1 is \[8, 9, 3\]"),
+        ([torch.zeros(8, 8)], r"frame 0 is \[8, 8\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_video(iter(frames), 2)
+
+
+def test_a_first_clip_that_was_trimmed_too_moves_all_seams() -> None:
+    assert clip_seams(15, 8, 3, first_clip=5) == [5, 10]
+    with pytest.raises(ValueError, match="first clip has 9 frames"):
+        clip_seams(15, 8, 3, first_clip=9)
+    frames = torch.zeros(15, 16, 16, 3)
+    frames[5:] = 0.5
+    report = evaluate_video(frames, 8, 3, first_clip=5)
+    assert report.seams == [5, 10] and report.color_drift[0] == (0, 0, 0)
+    assert report.figures()["change from frame to frame, inside clips"] == 0
+
+
+class TinyClip:
+    """Embeds a frame as its mean colour, tilted a little."""
+
+    def images(self, frames: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(frames.mean((3, 4)).transpose(1, 2) + 3, dim=-1)
+
+
+def test_clip_consistency_is_printed_finely_enough_to_tell_videos_apart_and_drawn() -> None:
+    report = evaluate_video(video(*range(12)), 4, clip=TinyClip())  # type: ignore[arg-type]
+    figures = report.figures()
+    assert f"{figures['CLIP consistency, inside clips']:.4f}" in report.text()
+    titles = [axis.get_title(loc="left") for axis in draw_report(report).axes]
+    assert len(titles) == 5 and "CLIP consistency of neighbouring frames" in titles
+
+
+def test_the_chart_shows_where_motion_runs_back() -> None:
+    report = evaluate_video(video(*range(8), *range(6, -1, -1)), 8)
+    (axis,) = [a for a in draw_report(report).axes if "runs back" in a.get_title(loc="left")]
+    drawn = [float(y) for y in axis.lines[0].get_ydata()]  # type: ignore[union-attr, arg-type]
+    assert min(y for y in drawn if y == y) < -0.8
+
+
 def test_seams_lie_where_clips_begin() -> None:
     assert clip_seams(32, 8) == [8, 16, 24] and clip_seams(8, 8) == []
     assert clip_seams(20, 8, 4) == [8, 12, 16]
@@ -99,6 +169,7 @@ def test_a_report_is_text_json_and_a_picture() -> None:
     assert "2 clips of up to 3" in report.text() and "warping error" in report.text()
     stored = json.loads(json.dumps(report.to_json()))
     assert len(stored["change"]) == 5 and stored["seams"] == [3]
+    assert (stored["clip_length"], stored["trim_frames"]) == (3, 0)
     assert all(value is None or math.isfinite(value) for value in stored["figures"].values())
     chart = to_pixels(draw_report(report))
     assert chart.shape[2] == 3 and chart.shape[1] > 1000 and 0 <= float(chart.min()) < 0.5 < float(chart.max()) <= 1
@@ -106,6 +177,7 @@ def test_a_report_is_text_json_and_a_picture() -> None:
 
 def test_a_single_clip_and_a_still_video_can_be_measured() -> None:
     report = evaluate_video(torch.full((4, 32, 32, 3), 0.5), 8)
+    assert "4 frames in 1 clip of up to 8" in report.text() and "Is the clip length right?" in report.text()
     assert report.seams == [] and report.figures()["change from frame to frame, at seams"] is None
     assert to_pixels(draw_report(report)).ndim == 3
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from components import tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
 from diffusers import DDIMScheduler
 
@@ -15,7 +18,18 @@ from vidrd_core.metrics.document import FRAME, replace_part, write_document
 from vidrd_core.metrics.methods import find_method
 from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
 
-NAMES = ("truth", "independent", "paper", "paper, match", "paper, alpha=0", "joint windows")
+NAMES = ("truth", "independent", "FNR", "paper", "forward", "FNR, match", "paper, match", "paper, alpha=0")
+
+
+def scheduler(**changes: str) -> DDIMScheduler:
+    return DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **changes)
+
+
+def retrained(model: torch.nn.Module) -> torch.nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +40,7 @@ def world_pipe(tmp_path_factory: pytest.TempPathFactory) -> VidRDPipeline:
         vae=tiny_vae(),
         text_encoder=tiny_text_encoder(),
         tokenizer=tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")),
-        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
+        scheduler=scheduler(),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -74,6 +88,52 @@ def test_results_of_other_settings_are_refused(world_pipe: VidRDPipeline, result
         load_results(results, ["FreeNoise"])
 
 
+def test_results_of_another_model_scheduler_or_definition_are_not_taken_for_these(
+    world_pipe: VidRDPipeline, results: Path, tmp_path: Path
+) -> None:
+    def refused(message: str, **parts: object) -> None:
+        other = VidRDPipeline(**{**world_pipe.components, **parts})
+        with pytest.raises(ValueError, match=message):
+            comparison(other, results).run("paper")
+
+    refused("holds results of other settings: vae was", vae=retrained(tiny_vae()))
+    refused("text_encoder was", text_encoder=retrained(tiny_text_encoder()))
+    refused("timestep_spacing was leading and is trailing", scheduler=scheduler(timestep_spacing="trailing"))
+    shutil.copytree(results, tmp_path / "results")
+    path = result_path(tmp_path / "results", "paper")
+    path.write_text(path.read_text(encoding="utf-8").replace("Chain(overlap=4", "Chain(overlap=3"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"method was Chain\(overlap=3.* and is Chain\(overlap=4"):
+        comparison(world_pipe, tmp_path / "results").run("paper")
+
+
+def test_the_remedies_of_the_papers_parts_stand_in_the_document_where_they_were_measured(
+    results: Path, tmp_path: Path
+) -> None:
+    write_document(tmp_path / "evaluation.md", results)
+    text = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+    part = text.partition("## Remedies")[2].partition("## Sweeps")[0]
+    assert "| FNR | 3 | 16 |" in part and "| FNR, match | 3 | 16 |" in part and "| independent |" not in part
+
+
+def test_the_world_evaluation_keeps_rows_of_the_same_model_and_presets_only(
+    world_pipe: VidRDPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = importlib.import_module("training.evaluate")
+
+    def measured(name: str) -> set[str]:
+        monkeypatch.setattr(evaluate, "load", lambda model, dtype: pipe)
+        small = {"prompts": 1, "clips": 1, "steps": 1, "batch": 1}
+        evaluate.world(evaluate.World(tmp_path, tmp_path / "world", methods=(name,), **small))
+        return set(json.loads((tmp_path / "world.json").read_text(encoding="utf-8"))["methods"])
+
+    pipe = world_pipe
+    assert measured("independent clips") == {"independent clips"}
+    assert measured("paper settings") == {"independent clips", "paper settings"}
+    pipe = VidRDPipeline(**{**world_pipe.components, "scheduler": scheduler(timestep_spacing="trailing")})
+    pipe.set_progress_bar_config(disable=True)
+    assert measured("preset smooth") == {"preset smooth"}
+
+
 def test_one_method_has_one_name_and_one_file() -> None:
     assert canonical("paper, alpha=4") == "paper" and canonical("paper ,alpha=2") == "paper, alpha=2"
     names = [canonical(name) for names in SETS.values() for name in names]
@@ -91,7 +151,9 @@ def test_the_document_is_made_from_the_results_alone(results: Path, tmp_path: Pa
     document = tmp_path / "docs" / "evaluation.md"
     written = write_document(document, results)
     text = document.read_text(encoding="utf-8")
-    assert "| independent | 3 |" in text and "| paper, match | 3 |" in text and "| alpha 0 | 3 |" in text
+    assert "| independent | 3 | 16 |" in text and "| paper, match | 3 | 16 |" in text and "| alpha 0 | 3 | 16 |" in text
+    assert "| forward | 3 | 12 |" in text and "shorter videos of as many clips" in text
+    assert "beyond 2 of 255" in text and "shape flicker at seams" in text and 'negative prompt "watermark"' in text
     assert all(path.is_file() for path in written)
     for picture in ("methods", "profile", "curves", "remedies", "sweep_alpha", "filmstrip_1", "filmstrip_2"):
         assert (

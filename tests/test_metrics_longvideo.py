@@ -41,6 +41,9 @@ def test_rendered_videos_of_every_motion_measure_as_perfect() -> None:
     assert found["background drift at the last clip"] < 0.01 and found["shape colour drift at the last clip"] < 3
     assert found["runs back after a seam"] == found["replays its predecessor"] == found["rewinds its predecessor"] == 0
     assert found["flicker inside clips"] < 0.01 and found["flicker at seams"] < 0.01
+    assert found["shape flicker inside clips"] < 0.2 and found["shape flicker at seams"] < 0.2
+    assert found["background beyond 2 of 255 at the last clip"] == found["background lost at the last clip"] == 0
+    assert found["shape lost at the last clip"] == 0
     assert found["contrast at the last clip"] == pytest.approx(1, abs=0.01)
 
 
@@ -99,6 +102,41 @@ def test_flicker_is_the_change_of_the_background_that_nothing_moves() -> None:
     noise[1::2] = 6 / 127.5
     found = record([clip(0) + noise, clip(N) + noise])
     assert found.flicker == pytest.approx(6, abs=0.05) and found.seam_flicker == pytest.approx(6, abs=0.05)
+
+
+@pytest.mark.parametrize("brightness", [0.75, 0.3])  # the tracker finds the first, and loses the second
+def test_flicker_of_the_shape_shows_though_the_background_is_still(brightness: float) -> None:
+    levels = (torch.cat([clip(0, color="white"), clip(N, color="white")], dim=1) + 1) / 2
+    dark = levels.amax(0) > 0.64
+    dark[::2] = False
+    found = measure(scene(), torch.where(dark, levels * brightness, levels) * 2 - 1, [0, N])
+    assert found.flicker == pytest.approx(0, abs=0.5)
+    for flicker in (found.shape_flicker, found.shape_seam_flicker):
+        assert flicker == pytest.approx(245 * (1 - brightness), rel=0.1)
+
+
+def test_a_shape_that_fades_over_the_clips_drifts() -> None:
+    levels = (clip(N, color="white") + 1) / 2
+    faded = torch.where(levels.amax(0) > 0.64, levels * 0.9, levels) * 2 - 1
+    assert record([clip(0, color="white"), faded]).shape_color[1] == pytest.approx(24.5, rel=0.1)
+
+
+def test_a_background_as_bright_as_a_shape_counts_as_drifted_too_far() -> None:
+    lost = torch.full((3, N, 64, 64), 0.9)
+    records = [record([clip(0), clip(N)]), record([clip(0), lost])]
+    assert records[1].background == [0, None]
+    found = summarise(records, N)
+    assert found["figures"]["background drift at the last clip"] < 0.01
+    assert found["figures"]["background lost at the last clip"] == 0.5
+    assert found["figures"]["background beyond 2 of 255 at the last clip"] == 0.5
+    assert found["curves"]["background beyond 2 of 255"] == [0, 0.5]
+
+
+def test_videos_beyond_the_aim_are_counted_not_averaged_away() -> None:
+    still, drifted = record([clip(0), clip(N)]), record([clip(0), clip(N) + 3 / 127.5])
+    found = summarise([still, still, still, drifted], N)["figures"]
+    assert found["background drift at the last clip"] < 2
+    assert found["background beyond 2 of 255 at the last clip"] == 0.25
 
 
 def test_trimmed_clips_are_measured_at_their_own_seams() -> None:

@@ -48,7 +48,6 @@ def test_a_chain_is_what_the_pipeline_makes(job: Job, settings: ReuseSettings) -
     text, _ = job.texts()
     expected = job.pipe(
         prompt_embeds=text,
-        negative_prompt="",
         num_clips=3,
         num_frames=4,
         num_inference_steps=4,

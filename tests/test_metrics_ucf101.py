@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from components import tiny_tokenizer
+from components import tiny_tokenizer, tiny_vae
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
@@ -20,6 +22,7 @@ from vidrd_core.metrics.moments import InceptionMoments, Moments
 from vidrd_core.metrics.ucf101 import (
     CLASSES,
     Generated,
+    RealVideos,
     Ucf101Settings,
     evaluate_ucf101,
     plan_classes,
@@ -121,8 +124,16 @@ def test_rounding_leaves_the_wanted_number_of_videos() -> None:
 def test_frames_are_scaled_by_their_shorter_side_and_cut_to_a_square() -> None:
     frames = torch.zeros(1, 3, 2, 10, 30)
     frames[..., 10:20] = 1
-    cut = resized(frames, 20)
+    cut = resized(frames, 20, antialias=True)
     assert cut.shape == (1, 3, 2, 20, 20) and float(cut[..., 2:-2].min()) == 1
+
+
+def test_i3d_sees_frames_as_the_shared_fvd_code_resizes_them() -> None:
+    frames = torch.rand(1, 3, 10, 300, 300, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    seen: list[Tensor] = []
+    I3D(lambda pixels, **options: seen.append(pixels) or pixels.mean((2, 3, 4)))(frames)
+    theirs = nn.functional.interpolate(frames[0].transpose(0, 1), (224, 224), mode="bilinear", align_corners=False)
+    assert torch.allclose(seen[0][0].transpose(0, 1), theirs)
 
 
 def test_logits_and_probabilities_judge_alike() -> None:
@@ -138,7 +149,7 @@ def test_clip_measures_are_cosines_of_the_models_own_embeddings(networks: dict[s
     frames, prompts = noise_videos(range(2))
     images, texts = clip.images(frames), clip.texts(prompts)
     tokens = clip.tokenizer(prompts, padding=True, return_tensors="pt")
-    pixels = ((resized(frames, 32)[0, :, 0] + 1) / 2 - clip.mean) / clip.std
+    pixels = ((resized(frames, 32, antialias=True)[0, :, 0] + 1) / 2 - clip.mean) / clip.std
     with torch.no_grad():
         theirs = clip.model(pixel_values=pixels[None], **tokens)
     scale = float(clip.model.logit_scale.detach().exp())
@@ -159,7 +170,8 @@ def test_several_processes_and_a_resumed_run_measure_what_one_does(networks: dic
 
     with pytest.raises(InterruptedError):
         judge_all(counted, 11, 2, judges(networks), tmp_path / "more", {}, Process(1, 2))
-    judge_all(noise_videos, 11, 2, judges(networks), tmp_path / "more", {}, Process(0, 2))
+    with pytest.raises(ValueError, match="of 11 videos after all processes have ended"):
+        judge_all(noise_videos, 11, 2, judges(networks), tmp_path / "more", {}, Process(0, 2))
     again = judge_all(noise_videos, 11, 2, judges(networks), tmp_path / "more", {}, Process())
     assert again.videos == whole.videos == 11
     assert again.features is not None and whole.features is not None
@@ -168,7 +180,7 @@ def test_several_processes_and_a_resumed_run_measure_what_one_does(networks: dic
     assert again.predictions.score() == pytest.approx(whole.predictions.score())
     assert again.similarity.mean == pytest.approx(whole.similarity.mean)
     seen.clear()
-    judge_all(counted, 11, 2, judges(networks), tmp_path / "more", {}, Process())
+    judge_all(counted, 11, 3, judges(networks), tmp_path / "more", {}, Process())
     assert seen == []
 
 
@@ -181,6 +193,65 @@ def test_streamed_judgement_is_that_of_all_videos_at_once(networks: dict[str, Pa
     predictions.update(C3D.load(networks["c3d"])(frames), [n * 2 // 9 for n in range(9)])
     assert found.features is not None and torch.allclose(found.features.mean, features.mean)
     assert found.predictions is not None and found.predictions.score() == pytest.approx(predictions.score())
+
+
+def test_machines_that_share_no_disk_are_told_and_lose_nothing(networks: dict[str, Path], tmp_path: Path) -> None:
+    for machine in (0, 1):
+        with pytest.raises(ValueError, match="disk that they share; copy the part"):
+            judge_all(noise_videos, 8, 2, judges(networks), tmp_path / str(machine), {}, Process(machine, 2))
+    for part in (tmp_path / "1").iterdir():
+        shutil.copy(part, tmp_path / "0")
+    parts = len(list((tmp_path / "0").iterdir()))
+    assert judge_all(noise_videos, 8, 2, judges(networks), tmp_path / "0", {}, Process()).videos == 8
+    assert len(list((tmp_path / "0").iterdir())) == parts
+
+
+def real_videos(settings: Ucf101Settings, **changes: object) -> RealVideos:
+    files = read_trainlist(settings.trainlist)
+    texts = dict.fromkeys(COUNTS, "a prompt")
+    return RealVideos(settings.trainlist.parent, files, texts, replace(settings, **changes), (16, 16))  # type: ignore[arg-type]
+
+
+def test_real_statistics_serve_videos_of_any_seed_and_batch(settings: Ucf101Settings) -> None:
+    first, other = real_videos(settings), real_videos(settings, seed=7, batch=5, count=99)
+    assert first.identity == other.identity and torch.equal(first([0, 1])[0], other([0, 1])[0])
+
+
+def test_real_videos_too_short_for_the_rate_are_read_at_the_rate_that_fits(settings: Ucf101Settings) -> None:
+    whole = real_videos(settings, frames=12)([0])[0]
+    spread = real_videos(settings, frames=10, real_fps=4.0)([0])[0]  # 12 frames at 25 per second are 2 at 4
+    assert spread.shape[2] == 10
+    assert torch.equal(spread[:, :, 0], whole[:, :, 0]) and torch.equal(spread[:, :, -1], whole[:, :, -1])
+    with pytest.raises(ValueError, match=r"has 12 frames, 16 are wanted: take it out of .*I3D needs at least 10"):
+        real_videos(settings, frames=16)([0])
+
+
+def test_real_videos_are_judged_before_any_is_made(
+    pipe: VidRDPipeline, networks: dict[str, Path], settings: Ucf101Settings, tmp_path: Path
+) -> None:
+    chosen = replace(settings, output=tmp_path, videos=settings.trainlist.parent, i3d=networks["i3d"], frames=16)
+    with pytest.raises(ValueError, match="has 12 frames"):
+        evaluate_ucf101(pipe, PROMPTS, chosen, "tiny")
+    assert not (tmp_path / "state").exists() and not (tmp_path / "samples").exists()
+
+
+def test_videos_of_another_decoder_scheduler_or_list_are_not_taken_for_these(
+    pipe: VidRDPipeline, networks: dict[str, Path], settings: Ucf101Settings, tmp_path: Path
+) -> None:
+    chosen = replace(settings, output=tmp_path / "out", count=2, c3d=networks["c3d"])
+    evaluate_ucf101(pipe, PROMPTS, chosen, "tiny")
+    retrained = tiny_vae()
+    with torch.no_grad():
+        for parameter in retrained.parameters():
+            parameter += 0.1
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    for message, parts in (("vae was", {"vae": retrained}), ("timestep_spacing was", {"scheduler": scheduler})):
+        with pytest.raises(ValueError, match=message):
+            evaluate_ucf101(VidRDPipeline(**{**pipe.components, **parts}), PROMPTS, chosen, "tiny")
+    shorter = tmp_path / "shorter.txt"
+    shorter.write_text("".join(settings.trainlist.read_text(encoding="utf-8").splitlines(True)[:-1]), encoding="utf-8")
+    with pytest.raises(ValueError, match="trainlist was"):
+        evaluate_ucf101(pipe, PROMPTS, replace(chosen, trainlist=shorter), "tiny")
 
 
 def test_a_state_of_another_evaluation_is_refused(networks: dict[str, Path], tmp_path: Path) -> None:

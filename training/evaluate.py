@@ -7,26 +7,27 @@
         --videos UCF-101 --i3d i3d_torchscript.pt --c3d c3d_ucf101.pt
 
 Every command goes on where it was stopped when it is called again, except `world`. Several processes on CPUs are
-started with `torchrun --nproc-per-node 2` instead of accelerate's launcher.
+started with `torchrun --nproc-per-node 2` instead of accelerate's launcher. On several machines the folders of `ucf101`
+(--output, --real-statistics) must lie on a disk that all of them share.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from vidrd_core.metrics.comparison import SETS, Comparison, canonical
 from vidrd_core.metrics.document import write_document
+from vidrd_core.metrics.identity import NEGATIVE_PROMPT, model_identity
 from vidrd_core.metrics.ucf101 import Ucf101Settings, evaluate_ucf101
 from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
 from vidrd_core.pipeline import VidRDPipeline
-from vidrd_core.state import fingerprint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -55,7 +56,8 @@ class Compare:
 
     model: Path  # model folder
     results: Path  # folder for one JSON file and one picture per method; several processes may share it
-    sets: tuple[Literal["methods", "remedies", "sweeps"], ...] = ("methods",)  # those of vidrd_core.metrics.comparison
+    # Those of vidrd_core.metrics.comparison.
+    sets: tuple[Literal["methods", "remedies", "remedies of parts", "sweeps"], ...] = ("methods",)
     methods: tuple[str, ...] = ()  # instead of sets, for example "paper" "paper, alpha=2, match"
     videos: int = 100  # distinct prompts
     clips: int = 16  # per video
@@ -101,8 +103,9 @@ def world(options: World) -> None:
     logging.info("\n%s", markdown_table(rows))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        settings = {k: str(v) for k, v in vars(options).items() if k not in ("output", "methods")}
-        settings |= {"torch": torch.__version__, "model": fingerprint(pipe.unet)}
+        settings: dict[str, Any] = {k: str(v) for k, v in vars(options).items() if k not in ("output", "methods")}
+        settings |= {"torch": torch.__version__, **model_identity(pipe), "negative_prompt": NEGATIVE_PROMPT}
+        settings["reuse"] = {name: asdict(reuse) for name, reuse in METHODS.items()}
         path = options.output.with_suffix(".json")
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if stored.get("settings") == settings:  # methods may be measured one by one

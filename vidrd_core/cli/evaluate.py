@@ -11,6 +11,10 @@ EVALUATE = """\
 Measure how much the seams between a video's clips show: the change from frame to frame, the error along the optical
 flow, the motion and its direction, over seams and inside clips, and how colours drift. No weights are needed; with a
 CLIP model at hand, CLIP consistency is measured too. Prints a report and draws a chart over time.
+
+The warping error is our own measure, not the published one: the mean absolute difference, in levels of 255, of a frame
+and the frame before it moved along the optical flow, over the pixels whose flow back and forth returns within 1 pixel.
+It compares seams with the inside of clips, and videos with one another, but not with figures of papers.
 """
 
 
@@ -35,22 +39,23 @@ def evaluate(options: argparse.Namespace) -> int:
     from ..metrics.anyvideo import evaluate_video
     from ..metrics.charts import draw_report, save
     from ..metrics.files import write_json
-    from ..video import read_video
+    from ..video.formats import absolute
+    from ..video.reading import iterate_video
 
-    path = Path(options.video)
+    path = absolute(options.video)
     if options.prompt and not options.clip_model:
         raise ValueError("--prompt needs --clip-model: it is CLIP that compares frames and texts")
     chart = None if options.no_chart else Path(options.chart or path.with_name(f"{path.stem}_seams.png"))
     if chart is not None and chart.suffix.lower() not in (".png", ".jpg", ".jpeg", ".svg", ".pdf"):
         raise ValueError(f"--chart {chart}: expected a name that ends in .png, .jpg, .svg or .pdf")
-    length, trimmed = clip_layout(path, options.clip_length, options.trim_frames)
+    length, trimmed, first = clip_layout(path, options.clip_length, options.trim_frames)
     clip: Any = None
     if options.clip_model:
         from ..metrics.detectors import Clip
 
         clip = Clip(Path(options.clip_model))
-    report = evaluate_video(read_video(path).frames, length, trimmed, clip, options.prompt)
-    sys.stdout.write(f"{path}: {report.text()}")
+    report = evaluate_video(iterate_video(path), length, trimmed, clip, options.prompt, first_clip=first)
+    sys.stdout.write(f"{options.video}: {report.text()}")
     if options.json:
         write_json(Path(options.json), report.to_json())
     if chart is not None:
@@ -59,23 +64,26 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def clip_layout(path: Path, clip_length: int | None, trim_frames: int | None) -> tuple[int, int]:
-    """Frames per clip and trimmed frames: what the user says, else what the video's metadata says.
+def clip_layout(path: Path, clip_length: int | None, trim_frames: int | None) -> tuple[int, int, int | None]:
+    """Frames per clip, trimmed frames, and frames of the first clip where it is shorter than a whole one.
+
+    What the user says, else what the video's metadata says. The first clip is shorter in a video that goes on from a
+    state, where it is trimmed like all others; its metadata has ``first_clip_frames``.
 
     Raises:
         ValueError: neither says how long a clip is.
     """
     from ..video import read_metadata
 
-    settings: dict[str, Any] = {}
-    if clip_length is None or trim_frames is None:
-        settings = (read_metadata(path) or {}).get("settings") or {}
+    metadata = read_metadata(path)
+    settings: dict[str, Any] = metadata.get("settings") or {}
+    first = metadata.get("first_clip_frames")
     if clip_length is None:
         clip_length = settings.get("num_frames")
     elif settings.get("num_frames") not in (None, clip_length):
-        settings = {}  # the file's own trimming belongs to its own clip length
+        settings, first = {}, None  # the file's own layout belongs to its own clip length
     if clip_length is None:
         raise ValueError(f"{path} does not say how long its clips are; give --clip-length, for example 8")
     if trim_frames is None:
         trim_frames = (settings.get("reuse") or {}).get("trim_frames", 0)
-    return int(clip_length), int(trim_frames or 0)
+    return int(clip_length), int(trim_frames or 0), None if first is None else int(first)

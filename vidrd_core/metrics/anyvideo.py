@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,9 @@ class VideoReport:
     Args:
         seams: first frame of every clip but the first.
         change: mean absolute difference of the frames, 0 to 255.
+        trim_frames: that later clips lost at their start.
         warping_error: the same after the earlier frame was moved along the optical flow, over the pixels that both
-            frames show (arXiv 1808.00449).
+            frames show. It has the idea, not the formula, of arXiv 1808.00449: see :func:`warping_error`.
         motion: mean length of the flow, in pixels per frame of ``size``.
         agreement: cosine of the flows of the :data:`AROUND` steps before and after this one, -1 to 1; None where
             nothing moves. A motion that runs back is negative, even where a frame is repeated at the turn.
@@ -48,6 +49,7 @@ class VideoReport:
 
     frames: int
     clip_length: int
+    trim_frames: int
     seams: list[int]
     size: tuple[int, int]
     change: list[float]
@@ -99,12 +101,16 @@ class VideoReport:
     def text(self) -> str:
         """The report for people."""
         figures = self.figures()
-        clips = f"{len(self.seams) + 1} clips of up to {self.clip_length}"
-        lines = [f"{self.frames} frames in {clips}, measured at {self.size[1]}x{self.size[0]}", ""]
+        clips = f"{len(self.seams) + 1} clip{'s' if self.seams else ''} of up to {self.clip_length}"
+        lines = [f"{self.frames} frames in {clips}, measured at {self.size[1]}x{self.size[0]}"]
+        if not self.seams:
+            lines.append("There is no seam to measure: the video ends with its first clip. Is the clip length right?")
+        lines.append("")
         lines.append(f"{'':<28}{'inside clips':>14}{'at seams':>12}{'ratio':>9}")
         for name in self._series():
             cells = [figures.get(f"{name}, {part}") for part in ("inside clips", "at seams", "seams / inside")]
-            shown = ["-" if cell is None else f"{cell:.2f}" for cell in cells]
+            digits = 4 if name == "CLIP consistency" else 2  # cosines near 1
+            shown = ["-" if cell is None else f"{cell:.{digits}f}" for cell in cells]
             lines.append(f"{name:<28}{shown[0]:>14}{shown[1]:>12}{shown[2]:>9}")
         drift = ", ".join(f"{channel} {figures[f'drift of {channel}, last clip']:+.1f}" for channel in _CHANNELS)
         lines += ["", f"mean colour of the last clip against the first, of 255: {drift}"]
@@ -117,46 +123,52 @@ class VideoReport:
 _CHANNELS = ("red", "green", "blue")
 
 
-def clip_seams(frames: int, clip_length: int, trim_frames: int = 0) -> list[int]:
-    """First frame of every clip but the first, where later clips lost their first ``trim_frames``."""
+def clip_seams(frames: int, clip_length: int, trim_frames: int = 0, first_clip: int | None = None) -> list[int]:
+    """First frame of every clip but the first, where later clips lost their first ``trim_frames``.
+
+    Args:
+        first_clip: frames of the first clip; None: ``clip_length``.
+    """
     if clip_length < 1 or not 0 <= trim_frames < clip_length:
         raise ValueError(
             f"clip length is {clip_length} and trimmed frames {trim_frames}; expected at least 1, and less trimmed"
         )
-    return list(range(clip_length, frames, clip_length - trim_frames))
+    if first_clip is not None and not 1 <= first_clip <= clip_length:
+        raise ValueError(f"the first clip has {first_clip} frames; expected 1 to {clip_length}, the clip length")
+    return list(range(first_clip or clip_length, frames, clip_length - trim_frames))
 
 
 @torch.no_grad()
 def evaluate_video(
-    frames: Tensor | np.ndarray,
+    frames: Tensor | np.ndarray | Iterable[Tensor | np.ndarray],
     clip_length: int,
     trim_frames: int = 0,
     clip: Clip | None = None,
     prompt: str | None = None,
     on_step: Callable[[], Any] | None = None,
+    first_clip: int | None = None,
 ) -> VideoReport:
-    """Measure a video.
+    """Measure a video, two neighbouring frames at a time.
 
     Args:
-        frames: ``[T, H, W, 3]``, uint8 or float in [0, 1]; a tensor or an array, converted frame by frame.
-        clip_length: N, frames of the first clip.
+        frames: ``[T, H, W, 3]``, uint8 or float in [0, 1]: a tensor, an array, or an iterable of frames ``[H, W, 3]``,
+            of which no more than two are held at once.
+        clip_length: N, frames of a whole clip.
         trim_frames: frames that later clips lost at their start, as in ``ReuseSettings``.
         clip: CLIP, where its weights are at hand; ``prompt`` is compared with all frames.
         on_step: called after every step; may raise to stop.
+        first_clip: frames of the first clip, where it is shorter than a whole one.
 
     Raises:
         ValueError: another shape, fewer than 2 frames, or an impossible clip length.
     """
-    shape = tuple(frames.shape)
-    if len(shape) != 4 or shape[3] != 3 or shape[0] < 2:
-        raise ValueError(f"frames are {list(shape)}; expected [T, H, W, 3] with at least 2 frames")
-    seams = clip_seams(shape[0], clip_length, trim_frames)
-    before = _small(frames[0])
-    report = VideoReport(shape[0], clip_length, seams, (before.shape[1], before.shape[2]), [], [], [], [], [])
+    clip_seams(2, clip_length, trim_frames, first_clip)  # refuses impossible lengths before the work
+    smaller = _small_frames(frames)
+    before = next(smaller)
+    report = VideoReport(0, clip_length, trim_frames, [], (before.shape[1], before.shape[2]), [], [], [], [], [])
     means, embedded = [before.mean((1, 2)) * 255], [_embedded(clip, before)]
     recent: deque[Tensor] = deque(maxlen=2 * AROUND + 1)
-    for number in range(1, shape[0]):
-        after = _small(frames[number])
+    for after in smaller:
         flow, back = optical_flow(before, after), optical_flow(after, before)
         report.change.append(round(float((after - before).abs().mean()) * 255, 4))
         report.warping_error.append(round(warping_error(before, after, flow, back), 4))
@@ -171,7 +183,11 @@ def evaluate_video(
         before = after
         if on_step is not None:
             on_step()
-    first = torch.stack(means[: seams[0] if seams else shape[0]]).mean(0)
+    report.frames = len(means)
+    if report.frames < 2:
+        raise ValueError(f"frames are {[1, *report.size, 3]}; expected [T, H, W, 3] with at least 2 frames")
+    report.seams = clip_seams(report.frames, clip_length, trim_frames, first_clip)
+    first = torch.stack(means[: first_clip or clip_length]).mean(0)
     report.color_drift = [tuple(round(float(v), 4) for v in mean - first) for mean in means]  # type: ignore[misc]
     if clip is not None:
         images = torch.cat([image for image in embedded if image is not None])
@@ -181,9 +197,23 @@ def evaluate_video(
     return report
 
 
-def _small(frame: Any) -> Tensor:
+def _small_frames(frames: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterator[Tensor]:
+    """Each frame ``[3, h, w]``, float in 0 to 1, at the size in which it is measured."""
+    if isinstance(frames, Tensor | np.ndarray) and (frames.ndim != 4 or frames.shape[3] != 3 or len(frames) < 2):
+        raise ValueError(f"frames are {list(frames.shape)}; expected [T, H, W, 3] with at least 2 frames")
+    size: tuple[int, ...] | None = None
+    for number, frame in enumerate(frames):
+        size = size or tuple(frame.shape)
+        if len(size) != 3 or size[2] != 3 or tuple(frame.shape) != size:
+            raise ValueError(f"frame {number} is {list(frame.shape)}; expected all to be [H, W, 3] of one size")
+        yield _small(frame)
+    if size is None:
+        raise ValueError("there are no frames; expected at least 2")
+
+
+def _small(frame: Tensor | np.ndarray) -> Tensor:
     """``[H, W, 3]`` to ``[3, h, w]``, float in 0 to 1, the shorter side at most :data:`MAX_SIDE`."""
-    pixels = torch.as_tensor(frame)
+    pixels = frame if isinstance(frame, Tensor) else torch.from_numpy(np.array(frame, order="C"))
     pixels = (pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()).permute(2, 0, 1).cpu()
     scale = MAX_SIDE / min(pixels.shape[1:])
     if scale >= 1:
@@ -209,8 +239,11 @@ def _sample(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
 def warping_error(before: Tensor, after: Tensor, flow: Tensor, back: Tensor) -> float:
     """Mean absolute difference, 0 to 255, of ``after`` and of ``before`` moved along the flow.
 
-    Counted are the pixels of ``after`` that ``before`` shows too: those for which the flow back and forth returns.
-    Where none does, all pixels count.
+    Counted are the pixels of ``after`` that ``before`` shows too: those for which the flow back and forth returns
+    within :data:`OCCLUDED` pixel. Where none does, all pixels count.
+
+    Not to be compared with published warping errors: the one of arXiv 1808.00449, whose idea this is, squares the
+    differences of values in 0 to 1, and takes pixels for hidden by a test relative to the length of the flow.
 
     Args:
         before, after: frames ``[3, H, W]`` in 0 to 1.

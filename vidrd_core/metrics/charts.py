@@ -146,22 +146,28 @@ def draw_sweep(title: str, summaries: Mapping[str, Mapping[str, Any]]) -> Figure
 
 def draw_report(report: VideoReport) -> Figure:
     """The measures of any video over time, its seams marked."""
-    figure, axes = new_figure(3, 10, 7)
-    steps = range(1, report.frames)
-    series = {
+    series: dict[str, tuple[Sequence[float | None], str]] = {
         "Change from frame to frame": (report.change, "levels of 255"),
         "Warping error along the optical flow": (report.warping_error, "levels of 255"),
+        "Agreement of the flow before and after: below 0 the motion runs back": (report.agreement, "cosine"),
     }
+    if report.consistency is not None:
+        series["CLIP consistency of neighbouring frames"] = (report.consistency, "cosine")
+    figure, axes = new_figure(len(series) + 1, 10, 2.2 * (len(series) + 1))
     for number, (axis, (title, (values, unit))) in enumerate(zip(axes, series.items())):
-        axis.plot(steps, values, color=COLORS[2 * number], linewidth=1.2)
-        at_seams = [(s, values[s - 1]) for s in report.seams]
+        known = [float("nan") if value is None else value for value in values]
+        axis.plot(range(1, report.frames), known, ".-", color=COLORS[2 * number], linewidth=1.2, markersize=3)
+        at_seams = [(seam, known[seam - 1]) for seam in report.seams]
         axis.plot(*(zip(*at_seams) if at_seams else ((), ())), "o", color=COLORS[1], markersize=4)
         _title(axis, title, "", unit)
+    axes[2].set_ylim(-1.1, 1.1)
+    axes[2].axhline(0, color=MUTED, linewidth=0.8)
+    colors = axes[-1]
     for channel, color in zip(zip(*report.color_drift), ("#d1242f", "#1a7f37", "#1f6feb")):
-        axes[2].plot(range(report.frames), channel, color=color, linewidth=1.2)
-    _title(axes[2], "Mean colour against the first clip", "frame", "levels of 255")
+        colors.plot(range(report.frames), channel, color=color, linewidth=1.2)
+    _title(colors, "Mean colour against the first clip", "frame", "levels of 255")
     for axis in axes:
         axis.set_xlim(0, max(1, report.frames - 1))
         for seam in report.seams:
-            axis.axvline(seam - 0.5 if axis is axes[2] else seam, color=MUTED, linewidth=0.8, linestyle=":")
+            axis.axvline(seam - 0.5 if axis is colors else seam, color=MUTED, linewidth=0.8, linestyle=":")
     return figure

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ..decoding import decode_windows
 from ..pipeline import VidRDPipeline
-from ..state import fingerprint
 from ..video import to_uint8
 from .files import write_json
+from .identity import NEGATIVE_PROMPT, changes, model_identity
 from .longvideo import VideoRecord, from_json, measure, summarise, to_json
 from .methods import BASES, Job, Made, find_method
 from .world import held_out_scenes
@@ -32,11 +32,14 @@ from .world import held_out_scenes
 logger = logging.getLogger(__name__)
 
 METHODS = tuple(BASES)
-REMEDIES = tuple(
-    f"{base}, {remedy}"
-    for base in ("independent", "paper", "forward", "forward led", "joint windows", "FreeNoise")
-    for remedy in ("match", "rescale")
-)
+
+
+def _with_remedies(*bases: str) -> tuple[str, ...]:
+    return tuple(f"{base}, {remedy}" for base in bases for remedy in ("match", "rescale"))
+
+
+REMEDIES = _with_remedies("independent", "paper", "forward", "forward led", "joint windows", "FreeNoise")
+PART_REMEDIES = _with_remedies("last frame", "FNR", "FNR PNS", "forward guided", "forward soft")
 SWEEPS: dict[str, tuple[str, ...]] = {
     "alpha": tuple(f"paper, alpha={value}" for value in (0, 1, 2, 4, 8, "inf")),
     "beta": tuple(f"paper, beta={value}" for value in (0, 0.2, 0.4, 0.6, 0.8, 1)),
@@ -49,6 +52,7 @@ SWEEPS: dict[str, tuple[str, ...]] = {
 SETS: dict[str, tuple[str, ...]] = {
     "methods": METHODS,
     "remedies": REMEDIES,
+    "remedies of parts": PART_REMEDIES,
     "sweeps": tuple(name for names in SWEEPS.values() for name in names),
 }
 SAMPLES = 2  # videos per method whose frames are kept as pictures
@@ -95,14 +99,13 @@ class Comparison:
     def settings(self) -> dict[str, Any]:
         """What must agree for videos to stand in one table."""
         return {
-            "model": fingerprint(self.pipe.unet),
+            **model_identity(self.pipe),
             "clips": self.clips,
             "num_frames": self.num_frames,
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
+            "negative_prompt": NEGATIVE_PROMPT,
             "seed": self.seed,
-            "dtype": str(self.pipe.unet.dtype).removeprefix("torch."),
-            "scheduler": type(self.pipe.scheduler).__name__,
         }
 
     @torch.no_grad()
@@ -115,7 +118,7 @@ class Comparison:
         name = canonical(name)
         method = find_method(name)
         path = result_path(self.folder, name)
-        records = self._finished(path)
+        records = self._finished(path, repr(method))
         scenes = held_out_scenes(self.videos, self.seed)
         while len(records) < self.videos:
             began, first = time.monotonic(), len(records)
@@ -127,7 +130,7 @@ class Comparison:
             records += [measure(scene, video, made.starts) for scene, video in zip(part, frames, strict=True)]
             if first == 0:
                 _save_samples(path.with_suffix(".png"), frames[:SAMPLES])
-            self._write(path, name, records, frames.shape[2])
+            self._write(path, name, repr(method), records, frames.shape[2])
             took = time.monotonic() - began
             logger.info(
                 "%s: %d of %d videos, %.4f videos per second (%.2f s per clip and video)",
@@ -140,19 +143,19 @@ class Comparison:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["summary"]
         return summary
 
-    def _finished(self, path: Path) -> list[VideoRecord]:
+    def _finished(self, path: Path, definition: str) -> list[VideoRecord]:
         if not path.is_file():
             return []
         stored = json.loads(path.read_text(encoding="utf-8"))
-        differing = [k for k, v in self.settings.items() if stored["settings"].get(k) != v]
-        if differing:
-            changes = ", ".join(f"{k} was {stored['settings'].get(k)} and is {self.settings[k]}" for k in differing)
-            raise ValueError(f"{path} holds results of other settings: {changes}; choose another folder or delete it")
+        before = {"method": stored.get("definition"), **stored["settings"]}
+        if changed := changes(before, {"method": definition, **self.settings}):
+            raise ValueError(f"{path} holds results of other settings: {changed}; choose another folder or delete it")
         return [from_json(record) for record in stored["records"]]
 
-    def _write(self, path: Path, name: str, records: list[VideoRecord], frames: int) -> None:
+    def _write(self, path: Path, name: str, definition: str, records: list[VideoRecord], frames: int) -> None:
         result = {
             "method": name,
+            "definition": definition,
             "settings": self.settings,
             "captions": [record.caption for record in records[:SAMPLES]],
             "summary": {"frames": frames, **summarise(records, self.num_frames)},
@@ -209,7 +212,7 @@ def load_results(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
     for other in others:
         if other["settings"] != first["settings"]:
             raise ValueError(
-                f"{other['method']!r} was made with {other['settings']}, {first['method']!r} with {first['settings']}: "
-                "they cannot stand in one table"
+                f"{first['method']!r} and {other['method']!r} were made with other settings and cannot stand in one "
+                f"table: {changes(first['settings'], other['settings'])}; make one of them again"
             )
     return results

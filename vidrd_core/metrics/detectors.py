@@ -61,13 +61,13 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def resized(frames: Tensor, size: int) -> Tensor:
-    """Scale the shorter side to ``size`` pixels and cut out the middle square."""
+def resized(frames: Tensor, size: int, antialias: bool) -> Tensor:
+    """Scale the shorter side to ``size`` pixels, smoothing what gets smaller or not, and cut out the middle square."""
     batch, channels, count, height, width = frames.shape
     scale = size / min(height, width)
     target = (max(size, round(height * scale)), max(size, round(width * scale)))
     flat = frames.transpose(1, 2).flatten(0, 1)
-    flat = F.interpolate(flat, target, mode="bilinear", align_corners=False, antialias=scale < 1)
+    flat = F.interpolate(flat, target, mode="bilinear", align_corners=False, antialias=antialias and scale < 1)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
     flat = flat[:, :, top : top + size, left : left + size]
     return flat.reshape(batch, count, channels, size, size).transpose(1, 2)
@@ -75,7 +75,10 @@ def resized(frames: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class I3D:
-    """Video features for FVD (arXiv 1812.01717), with the call that the shared TorchScript file has."""
+    """Video features for FVD (arXiv 1812.01717), with the call that the shared TorchScript file has.
+
+    Frames are resized without antialiasing, as in the PyTorch code for FVD that projects share: it moves the numbers.
+    """
 
     module: Any
     device: torch.device | str = "cpu"
@@ -89,7 +92,7 @@ class I3D:
         """Features ``[B, D]`` (D is 400 for I3D), before the softmax."""
         if frames.shape[2] < MIN_I3D_FRAMES:
             raise ValueError(f"I3D got {frames.shape[2]} frames; it needs at least {MIN_I3D_FRAMES}, 16 are usual")
-        pixels = resized(frames.to(self.device, torch.float32), I3D_SIZE).contiguous()
+        pixels = resized(frames.to(self.device, torch.float32), I3D_SIZE, antialias=False).contiguous()
         features: Tensor = self.module(pixels, rescale=False, resize=False, return_features=True)
         return features.flatten(1)
 
@@ -143,7 +146,7 @@ class Clip:
         """Unit embeddings ``[B, T, D]`` of frames ``[B, 3, T, H, W]``."""
         batch, _, count = frames.shape[:3]
         size = self.model.config.vision_config.image_size
-        pixels = resized(frames.to(self.device, torch.float32), size).transpose(1, 2).flatten(0, 1)
+        pixels = resized(frames.to(self.device, torch.float32), size, antialias=True).transpose(1, 2).flatten(0, 1)
         pixels = ((pixels + 1) / 2 - self.mean.to(pixels)) / self.std.to(pixels)
         pooled = torch.cat([self.model.vision_model(part).pooler_output for part in pixels.split(64)])
         return F.normalize(self.model.visual_projection(pooled), dim=-1).reshape(batch, count, -1)

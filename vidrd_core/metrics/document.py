@@ -15,7 +15,7 @@ from typing import Any
 
 from ..video import ContactSheet
 from . import charts
-from .comparison import METHODS, REMEDIES, SWEEPS, canonical, load_results, load_samples, result_path
+from .comparison import METHODS, PART_REMEDIES, REMEDIES, SWEEPS, canonical, load_results, load_samples, result_path
 from .files import write_json
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -23,6 +23,9 @@ Results = Mapping[str, Mapping[str, Any]]
 SHARES = (
     "motion kept",
     "identity at the last clip",
+    "background beyond 2 of 255 at the last clip",
+    "background lost at the last clip",
+    "shape lost at the last clip",
     "colour and shape as prompted, first clip",
     "colour and shape as prompted, last clip",
     "motion as prompted, first clip",
@@ -35,13 +38,20 @@ MAIN = (
     "seam ratio",
     "motion kept",
     "identity at the last clip",
-    "background drift at the last clip",
-    "shape colour drift at the last clip",
     "runs back after a seam",
     "replays its predecessor",
     "rewinds its predecessor",
+)
+STEADINESS = (
+    "background drift at the last clip",
+    "background beyond 2 of 255 at the last clip",
+    "background lost at the last clip",
+    "shape colour drift at the last clip",
+    "shape lost at the last clip",
     "flicker inside clips",
     "flicker at seams",
+    "shape flicker inside clips",
+    "shape flicker at seams",
 )
 PROMPTED = (
     "colour and shape as prompted, first clip",
@@ -65,10 +75,17 @@ frame. Each method makes the same videos from the same prompts and seeds.
 - **Seam ratio**: jump of the shape's centre over the seams between clips / its mean step inside clips. 1 is perfect.
 - **Motion kept**: share of seams after which the shape moves on in the direction (or turns in the sense) it had before.
 - **Identity**: share of videos whose shape and colour in a clip are those of clip 1.
-- **Drift**: change of the background's or the shape's mean colour against clip 1, in levels of 255.
+- **Drift**: change of the background's or the shape's mean colour against clip 1, in levels of 255, as a mean over the
+  videos where the last clip still shows it; **lost** is the share of videos where it does not, because the background
+  has become as bright as a shape, or no shape is found.
+- **Beyond 2 of 255**: share of videos whose background has drifted by more than 2 levels in the last clip; a lost
+  background counts as one of them.
 - **Runs back**: share of seams after which a straight motion goes against its direction.
 - **Replays, rewinds**: share of clips whose path is their predecessor's, forwards or backwards.
-- **Flicker**: change of background pixels, which never move, from frame to frame, in levels of 255.
+- **Flicker**: change from frame to frame beyond the true motion, in levels of 255: of background pixels, which never
+  move, and of the shape's pixels, followed along its track.
+- **Frames**: length of the videos. Methods that trim make shorter videos of as many clips, so their last clip is fewer
+  frames away from the first: compare drift and identity at the last clip with that in mind.
 
 "truth" is the rendered world itself, "truth decoded" its pass through the model's autoencoder: the best there can be.
 
@@ -81,6 +98,10 @@ frame. Each method makes the same videos from the same prompts and seeds.
 <!-- end: methods -->
 
 ## Remedies against drift
+
+Each remedy is shown with the methods that someone would use to make a video. "last frame", "FNR" and "FNR PNS" are
+simpler than the paper's method or parts of it, "forward guided" and "forward soft" steps on the way to "forward led".
+They are made without remedies to save the hours; `training/evaluate.py compare --sets "remedies of parts"` adds them.
 
 <!-- generated: remedies -->
 <!-- end: remedies -->
@@ -133,18 +154,18 @@ def write_document(document: Path, results: Path, ucf101: Path | None = None) ->
         made = {name: value for name, value in methods.items() if not name.startswith("truth")} or methods
         parts["methods"] = "\n\n".join(
             (
-                table(methods, MAIN),
+                tables(methods),
                 picture("methods.png", charts.draw_bars(methods), "seam ratio, motion kept, identity, drift"),
                 picture("profile.png", charts.draw_profiles(made), "motion by position in a clip"),
                 picture("curves.png", charts.draw_curves(made), "identity, motion and drift by clip number"),
                 table(methods, PROMPTED),
             )
         )
-    bases = [canonical(name.partition(",")[0]) for name in REMEDIES]
-    remedies = _chosen(summaries, [n for base, name in zip(bases, REMEDIES) for n in (base, name)])
-    if any("," in name for name in remedies):
+    remedied = _chosen(summaries, (*REMEDIES, *PART_REMEDIES))
+    remedies = _chosen(summaries, [n for name in remedied for n in (name.partition(",")[0], name)])
+    if remedies:
         parts["remedies"] = "\n\n".join(
-            (table(remedies, MAIN), picture("remedies.png", charts.draw_curves(remedies), "drift by clip number"))
+            (tables(remedies), picture("remedies.png", charts.draw_curves(remedies), "drift by clip number"))
         )
     sweeps = _sweeps(summaries, picture)
     if sweeps:
@@ -179,12 +200,17 @@ def replace_part(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda match: match[1] + content.rstrip("\n") + "\n" + match[2], text)
 
 
+def tables(summaries: Results) -> str:
+    """What happens at seams, and below it what drifts and flickers."""
+    return f"{table(summaries, MAIN)}\n\n{table(summaries, STEADINESS)}"
+
+
 def table(summaries: Results, figures: Sequence[str]) -> str:
     """One row per method, one column per figure."""
-    lines = ["| method | videos | " + " | ".join(figures) + " |", "|---" * (len(figures) + 2) + "|"]
+    lines = ["| method | videos | frames | " + " | ".join(figures) + " |", "|---" * (len(figures) + 3) + "|"]
     for name, summary in summaries.items():
         cells = [_cell(figure, summary["figures"][figure]) for figure in figures]
-        lines.append(f"| {name} | {summary['videos']} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {summary['videos']} | {summary['frames']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -208,7 +234,7 @@ def _sweeps(summaries: Results, picture: Any) -> str:
         field = title.partition(",")[0]
         file = "sweep_" + re.sub(r"\W+", "_", title) + ".png"
         parts += [f"### {title}", picture(file, charts.draw_sweep(field, values), f"sweep of {title}")]
-        parts += [table({f"{field} {value}": summary for value, summary in values.items()}, MAIN)]
+        parts += [tables({f"{field} {value}": summary for value, summary in values.items()})]
     return "\n\n".join(parts)
 
 
@@ -244,5 +270,6 @@ def _settings(found: Results) -> str:
     return (
         f"{count} videos of {settings['clips']} clips of {settings['num_frames']} frames per method, "
         f"{settings['scheduler']} with {settings['steps']} steps, guidance scale {settings['guidance_scale']:g}, "
+        f'negative prompt "{settings["negative_prompt"]}", '
         f"{settings['dtype']}; prompts of combinations that training never saw, first seed {settings['seed']}."
     )

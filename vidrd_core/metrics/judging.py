@@ -1,7 +1,8 @@
 """Run any number of videos past the judging networks, in several processes, and go on after a stop.
 
-Each process adds up its own share in a file that also lists the batches it has done. A later run, with as many
-processes or another number, reads what all the files have and does the rest.
+Each process adds up its own share in a file that also lists the videos it has judged. A later run, with as many
+processes or another number, in batches of the same size or another, reads what all the files have and does the rest. On
+several machines the folder must be one that all of them share.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .detectors import C3D, I3D, Clip, frame_consistency, text_similarity
+from .identity import changes
 from .moments import Average, InceptionMoments, Moments
 
 logger = logging.getLogger(__name__)
@@ -120,23 +122,24 @@ def judge_all(
             ``wait_for_everyone``.
 
     Raises:
-        ValueError: the folder holds the state of another evaluation.
+        ValueError: the folder holds the state of another evaluation, or in the end not all videos, because processes
+            wrote to other disks.
     """
-    wanted = {**identity, "total": total, "batch": batch}
+    wanted = {**identity, "total": total}
     folder.mkdir(parents=True, exist_ok=True)
     files = sorted(folder.glob("part-*.safetensors"))
     done = {number for file in files for number in _read(file, wanted)[1]}
     process.wait_for_everyone()  # every process has read what there was before any writes
-    batches = [number for number in range(-(-total // batch)) if number not in done]
+    missing = [number for number in range(total) if number not in done]
+    batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
     mine = batches[process.process_index :: process.num_processes]
     path = folder / f"part-{len(files):04d}-{process.process_index:04d}.safetensors"
     found = Measurements()
     finished: list[int] = []
-    for count, number in enumerate(mine, 1):
-        numbers = range(number * batch, min(total, (number + 1) * batch))
+    for count, numbers in enumerate(mine, 1):
         frames, prompts = source(numbers)
         judges.judge(frames, prompts, [n * judges.splits // total for n in numbers], found)
-        finished.append(number)
+        finished += numbers
         if count % SAVE_EVERY == 0 or count == len(mine):
             _write(path, found, finished, wanted)
             logger.info("process %d: %d of %d batches", process.process_index, count, len(mine))
@@ -144,6 +147,12 @@ def judge_all(
     everything = Measurements()
     for file in sorted(folder.glob("part-*.safetensors")):
         everything.merge(_read(file, wanted)[0])
+    if everything.videos != total:
+        raise ValueError(
+            f"{folder} has {everything.videos} of {total} videos after all processes have ended: on several machines "
+            "it must be on a disk that they share; copy the part-* files of all machines into such a folder and run "
+            "the same command again, nothing is judged twice"
+        )
     return everything
 
 
@@ -158,12 +167,8 @@ def _read(path: Path, wanted: dict[str, Any]) -> tuple[Measurements, list[int]]:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    identity = json.loads(metadata["identity"])
-    now = json.loads(json.dumps(wanted))
-    differing = [key for key in sorted({*identity, *now}) if identity.get(key) != now.get(key)]
-    if differing:
-        changes = ", ".join(f"{key} was {identity.get(key)} and is {now.get(key)}" for key in differing)
+    if changed := changes(json.loads(metadata["identity"]), json.loads(json.dumps(wanted))):
         raise ValueError(
-            f"{path.parent} holds the state of another evaluation: {changes}; choose another folder or delete it"
+            f"{path.parent} holds the state of another evaluation: {changed}; choose another folder or delete it"
         )
     return Measurements.from_tensors(tensors), json.loads(metadata["finished"])

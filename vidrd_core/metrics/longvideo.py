@@ -24,6 +24,8 @@ AROUND = 3  # steps before and after a seam that give the motion there
 MARGIN = 3  # pixels around a shape that count as neither shape nor background
 MIN_BACKGROUND = 400  # pixels that two clips' backgrounds must share to be compared
 SAME_PATH = 2.5  # pixels, root mean square, below which two clips' paths are one; the truth is 9 and more apart
+MIN_SHAPE = 20  # pixels inside a shape that can be followed over a step
+DRIFT_GOAL = 2.0  # levels of 255
 STEADY = ("stays still", "bounces up and down")  # no constant speed, and their true clips may replay one another
 
 
@@ -48,6 +50,8 @@ class VideoRecord:
     rewinds: list[bool | None]  # by seam: the clip after takes the path before backwards
     flicker: float | None  # mean change of background pixels from frame to frame inside clips, 0 to 255
     seam_flicker: float | None  # and over seams
+    shape_flicker: float | None  # the same of the shape's pixels, followed along its track
+    shape_seam_flicker: float | None
     starts: list[int]  # first frame of each clip
 
 
@@ -66,6 +70,7 @@ def measure(scene: Scene, frames: Tensor, starts: Sequence[int]) -> VideoRecord:
     inside = distances[~at_seam]
     pixels = (frames.float().clamp(-1, 1) + 1) * 127.5
     grounds = _Backgrounds(pixels, spans)
+    shape_changes = _shape_changes(pixels, moves)
     first = clips[0]
     return VideoRecord(
         caption=scene.caption,
@@ -85,6 +90,8 @@ def measure(scene: Scene, frames: Tensor, starts: Sequence[int]) -> VideoRecord:
         rewinds=[_same_path(scene, a, b, backwards=True) for a, b in zip(clips, clips[1:])],
         flicker=grounds.flicker(~at_seam),
         seam_flicker=grounds.flicker(at_seam),
+        shape_flicker=_mean_or_none(shape_changes[~at_seam]),
+        shape_seam_flicker=_mean_or_none(shape_changes[at_seam]),
         starts=list(starts),
     )
 
@@ -194,12 +201,43 @@ def _shape_shifts(pixels: Tensor, spans: Sequence[tuple[int, int]]) -> list[floa
 
 
 def _shape_color(pixels: Tensor) -> Tensor | None:
-    """Mean colour ``[3]`` of the brighter half of the shape's pixels, as outlines mix with the background."""
-    bright = pixels.amax(0)
-    mask = bright > BRIGHT * 255
-    if not bool(mask.any()):
-        return None
-    return pixels[:, mask & (bright >= bright[mask].median())].mean(1)
+    """Mean colour ``[3]`` of the shape over the frames ``[3, T, H, W]`` that show it.
+
+    In each frame it is that of the brighter half of its pixels, as outlines mix with the background.
+    """
+    colors = []
+    for frame in pixels.unbind(1):
+        bright = frame.amax(0)
+        mask = bright > BRIGHT * 255
+        if bool(mask.any()):
+            colors.append(frame[:, mask & (bright >= bright[mask].median())].mean(1))
+    return torch.stack(colors).mean(0) if colors else None
+
+
+def _shape_changes(pixels: Tensor, moves: Tensor) -> Tensor:
+    """Mean absolute change of the shape's inside over every step ``[T - 1]``, its motion taken away; NaN without one.
+
+    A shape that is lost in one of the two frames is looked for where the other frame shows it.
+
+    Args:
+        pixels: ``[3, T, H, W]``, 0 to 255.
+        moves: of the tracked centre, ``[T - 1, 2]`` in pixels; NaN where it was lost.
+    """
+    bright = (pixels.amax(0) > BRIGHT * 255).float()[:, None]
+    inside = -F.max_pool2d(F.pad(-bright, (1, 1, 1, 1), mode="circular"), 3, stride=1)[:, 0] > 0
+    shifts = moves.nan_to_num(0).round().int().tolist()
+    changes = []
+    for step, (x, y) in enumerate(shifts):
+        before, after = pixels[:, step], pixels[:, step + 1].roll((-y, -x), (1, 2))
+        shape = inside[step] if int(inside[step].sum()) >= MIN_SHAPE else inside[step + 1].roll((-y, -x), (0, 1))
+        found = int(shape.sum()) >= MIN_SHAPE
+        changes.append(float((after - before)[:, shape].abs().mean()) if found else math.nan)
+    return torch.tensor(changes)
+
+
+def _mean_or_none(values: Tensor) -> float | None:
+    mean = float(values.nanmean())
+    return round(mean, 4) if math.isfinite(mean) else None
 
 
 def _numbers(values: Tensor) -> list[float | None]:
@@ -245,12 +283,20 @@ def _main_figures(records: Sequence[VideoRecord]) -> dict[str, float]:
         "motion kept": _mean([kept for r in records for kept in r.kept]),
         "identity at the last clip": _mean([r.identity[-1] for r in records]),
         "background drift at the last clip": _mean([r.background[-1] for r in records]),
+        "background beyond 2 of 255 at the last clip": _mean([_beyond(r.background[-1]) for r in records]),
     }
+
+
+def _beyond(drift: float | None) -> bool:
+    """Whether a background has drifted too far; one too bright to be told from the shape has."""
+    return drift is None or drift > DRIFT_GOAL
 
 
 def _other_figures(records: Sequence[VideoRecord]) -> dict[str, float]:
     after = [progress for r in records for progress in _after_seams(r)]
     return {
+        "background lost at the last clip": _mean([r.background[-1] is None for r in records]),
+        "shape lost at the last clip": _mean([r.shape_color[-1] is None for r in records]),
         "shape colour drift at the last clip": _mean([r.shape_color[-1] for r in records]),
         "brightness drift at the last clip": _mean([r.brightness[-1] for r in records]),
         "contrast at the last clip": _mean([r.contrast[-1] for r in records]),
@@ -263,6 +309,8 @@ def _other_figures(records: Sequence[VideoRecord]) -> dict[str, float]:
         "rewinds its predecessor": _mean([x for r in records for x in r.rewinds]),
         "flicker inside clips": _mean([r.flicker for r in records]),
         "flicker at seams": _mean([r.seam_flicker for r in records]),
+        "shape flicker inside clips": _mean([r.shape_flicker for r in records]),
+        "shape flicker at seams": _mean([r.shape_seam_flicker for r in records]),
         "step inside clips": _mean([s for r in records if r.motion not in STEADY for s in r.steps]),
     }
 
@@ -293,6 +341,7 @@ def _curves(records: Sequence[VideoRecord]) -> dict[str, list[float]]:
         "contrast": "contrast",
     }
     curves = {name: by_clip(field) for name, field in names.items()}
+    curves["background beyond 2 of 255"] = [_mean([_beyond(r.background[k]) for r in records]) for k in range(count)]
     curves["motion kept"] = [_mean([r.kept[k] for r in records]) for k in range(count - 1)]
     curves["seam jump"] = [_mean([r.seams[k] for r in records if r.motion not in STEADY]) for k in range(count - 1)]
     return curves

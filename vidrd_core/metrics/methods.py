@@ -28,6 +28,7 @@ from ..reuse import ReuseSettings, Trajectory, initial_noise
 from ..schedulers import prepare_scheduler
 from ..seeds import clip_noise, clip_seed
 from ..state import SamplingSettings
+from .identity import NEGATIVE_PROMPT
 
 STAGES = ("linear", "uniform", "soft")
 
@@ -58,11 +59,11 @@ class Job:
         return prepare_scheduler(self.pipe.scheduler, sampling, self.pipe.device)
 
     def texts(self) -> tuple[Tensor, Tensor | None]:
-        """States of the captions and of the empty prompt, ``[B, M, D]``."""
+        """States of the captions and of the negative prompt, ``[B, M, D]``."""
         encode = self.pipe._encode_text
         dtype = self.pipe.unet.dtype
         text = torch.cat([encode(scene.caption) for scene in self.scenes]).to(dtype)
-        return text, encode("").to(dtype).expand_as(text) if self.guidance_scale > 1 else None
+        return text, encode(NEGATIVE_PROMPT).to(dtype).expand_as(text) if self.guidance_scale > 1 else None
 
 
 @dataclass(frozen=True)

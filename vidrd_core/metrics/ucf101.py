@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..pipeline import VidRDPipeline
 from ..reuse import ReuseSettings
-from ..state import fingerprint
 from ..video import ContactSheet, read_video, to_uint8
-from .detectors import C3D, C3D_HINT, CLIP_HINT, I3D, I3D_HINT, Clip, MissingWeights, file_digest
+from .detectors import C3D, C3D_HINT, CLIP_HINT, I3D, I3D_HINT, MIN_I3D_FRAMES, Clip, MissingWeights, file_digest
 from .files import write_json
+from .identity import NEGATIVE_PROMPT, model_identity
 from .judging import Judges, Measurements, judge_all
 from .moments import frechet_distance
 
@@ -48,16 +48,16 @@ SAMPLES = 12  # videos shown in samples.png
 class Ucf101Settings:
     """What to measure and with which files."""
 
-    output: Path  # folder for results.json, results.md, samples.png and the state to resume from
+    output: Path  # for results.json, results.md, samples.png and the state to resume from; machines must share it
     trainlist: Path  # the training split, trainlist01.txt: gives the class distribution and the real videos
     videos: Path | None = None  # folder of UCF-101, one folder per class; without it no FVD
     i3d: Path | None = None  # i3d_torchscript.pt; without it no FVD
     c3d: Path | None = None  # c3d_ucf101.pt; without it no inception score
     clip: Path | None = None  # folder of a transformers CLIPModel; without it no CLIP measures
-    real_statistics: Path | None = None  # folder that caches the real videos' statistics; None: inside output
+    real_statistics: Path | None = None  # folder that caches the real videos' statistics (shared too); None: in output
     count: int = 10_000  # videos to make
     frames: int = 16  # of each video, made and real, that are judged
-    real_fps: float | None = None  # rate at which real videos are read; None: as filmed, 25
+    real_fps: float | None = None  # of real videos, as far as their length allows; None: as filmed, 25
     splits: int = 10  # of the inception score
     batch: int = 8  # videos at a time
     steps: int | None = None  # denoising steps; None: the model's default or 50
@@ -138,14 +138,17 @@ def evaluate_ucf101(pipe: VidRDPipeline, prompts: Path, settings: Ucf101Settings
     identity = generator.identity | {
         "judges": judges.identity,
         "prompts": file_digest(prompts),
+        "trainlist": file_digest(settings.trainlist),
         "splits": judges.splits,
     }
-    made = judge_all(generator, settings.count, settings.batch, judges, settings.output / "state", identity, process)
     real: Measurements | None = None
-    if truth is not None:
+    if truth is not None:  # the quicker part first, as it may find videos that cannot be used
         cache = settings.real_statistics or settings.output / "real"
-        identity = truth.identity | {"judges": judges.identity, "splits": judges.splits}
-        real = judge_all(truth, len(files), settings.batch, judges, cache, identity, process)
+        compared = {"judges": judges.identity, "splits": judges.splits}
+        if judges.clip is not None:
+            compared["prompts"] = identity["prompts"]
+        real = judge_all(truth, len(files), settings.batch, judges, cache, truth.identity | compared, process)
+    made = judge_all(generator, settings.count, settings.batch, judges, settings.output / "state", identity, process)
     results = {
         "model": name,
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
@@ -195,19 +198,21 @@ class Generated:
         self.steps = settings.steps or int(defaults.get("num_inference_steps", 50))
         scale = defaults.get("guidance_scale", 10.0) if settings.guidance_scale is None else settings.guidance_scale
         self.guidance_scale = float(scale)
-        self.negative = str(defaults.get("negative_prompt", "watermark"))
+        self.negative = str(defaults.get("negative_prompt", NEGATIVE_PROMPT))
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the videos depend on."""
         settings = self.settings
         return {
-            "model": fingerprint(self.pipe.unet),
-            "dtype": str(self.pipe.unet.dtype),
+            **model_identity(self.pipe),
+            "size": self.pipe.default_size,
             "count": settings.count,
             "frames": settings.frames,
+            "num_frames": self.num_frames,
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
+            "negative_prompt": self.negative,
             "reuse": asdict(self.reuse),
             "seed": settings.seed,
         }
@@ -249,7 +254,10 @@ class Generated:
 
 
 class RealVideos:
-    """Videos of the training split: ``frames`` of each, from its middle."""
+    """Videos of the training split: ``frames`` of each, from its middle, at ``real_fps``.
+
+    A video too short for that rate is read at the rate that fits: its frames are spread over its whole length.
+    """
 
     def __init__(
         self,
@@ -259,8 +267,9 @@ class RealVideos:
         settings: Ucf101Settings,
         size: tuple[int, int],
     ):
-        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        self.files = [files[i] for i in order]  # mixed, as the score's splits need all classes
+        # Mixed, as the score's splits need all classes, and always in the same way, whatever seed videos are made from.
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+        self.files = [files[i] for i in order]
         self.folder, self.texts, self.settings, self.size = folder, texts, settings, size
         missing = [file for file in files if not (folder / file).is_file()]
         if missing:
@@ -273,7 +282,6 @@ class RealVideos:
     def identity(self) -> dict[str, Any]:
         return {
             "trainlist": file_digest(self.settings.trainlist),
-            "seed": self.settings.seed,
             "frames": self.settings.frames,
             "fps": self.settings.real_fps,
             "size": list(self.size),
@@ -282,15 +290,25 @@ class RealVideos:
     def __call__(self, numbers: Sequence[int]) -> tuple[Tensor, list[str]]:
         videos, prompts = [], []
         for number in numbers:
-            path = self.folder / self.files[number]
-            frames = read_video(path, size=self.size, fps=self.settings.real_fps).frames
-            count = self.settings.frames
-            if len(frames) < count:
-                raise ValueError(f"{path} has {len(frames)} frames, {count} are wanted: use fewer --frames")
-            start = (len(frames) - count) // 2
-            videos.append(torch.from_numpy(frames[start : start + count].copy()).permute(3, 0, 1, 2) / 127.5 - 1)
+            frames = self._read(self.folder / self.files[number])
+            videos.append(torch.from_numpy(frames).permute(3, 0, 1, 2) / 127.5 - 1)
             prompts.append(self.texts[self.files[number].partition("/")[0]])
         return torch.stack(videos), prompts
+
+    def _read(self, path: Path) -> np.ndarray:
+        count = self.settings.frames
+        frames = read_video(path, size=self.size, fps=self.settings.real_fps).frames
+        if len(frames) >= count:
+            start = (len(frames) - count) // 2
+            return frames[start : start + count].copy()
+        if self.settings.real_fps is not None:
+            frames = read_video(path, size=self.size).frames
+        if len(frames) < count:
+            raise ValueError(
+                f"{path} has {len(frames)} frames, {count} are wanted: take it out of {self.settings.trainlist}, or "
+                f"give fewer --frames (I3D needs at least {MIN_I3D_FRAMES}, C3D was made for 16)"
+            )
+        return frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
 
 
 def figures(found: Measurements, real: Measurements | None) -> dict[str, float | None]:
@@ -333,6 +351,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     note = (
         f"{results['figures']['videos']} videos of {sampling['frames']} frames, {sampling['steps']} steps, "
         f"guidance scale {sampling['guidance_scale']:g}. "
-        "Prompts, frames, their rate and the splits of the score are ours."
+        "Prompts, frames, their rate and the splits of the score are ours; real videos too short for the rate are read "
+        "at the rate that fits."
     )
     return "\n".join(lines) + f"\n\n{note}\n"

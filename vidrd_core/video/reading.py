@@ -50,9 +50,7 @@ def read_video(
         raise ValueError(f"size must be (height, width) of at least 1 pixel, got {size}")
     if fps is not None and not fps > 0:
         raise ValueError(f"fps must be above 0 or None, got {fps}")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such video")
-    source = _PngSource(path, fps) if path.is_dir() else FileSource(path)
+    source = _open(path, fps)
     timed = source.frames()
     images = (frame for _, frame in timed) if fps is None else at_rate(timed, fps, source.fps)
     if size is not None:
@@ -61,6 +59,27 @@ def read_video(
     if not frames:
         raise VideoError(f"{path}: holds no frame that can be decoded; the file is broken or empty")
     return VideoClip(np.stack(frames), float(source.fps if fps is None else fps))
+
+
+def iterate_video(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+    """Yield the frames of a video file or a folder of PNGs, uint8 [H, W, 3], one at a time in memory.
+
+    Raises FileNotFoundError, and VideoError naming the file for anything broken or without a frame; for what is cut off
+    or damaged further on, when its frames have come so far.
+    """
+    path = absolute(path)
+    source = _open(path, None)
+    frames = source.images() if isinstance(source, _PngSource) else (frame for _, frame in source.frames())
+    first = next(frames, None)
+    if first is None:
+        raise VideoError(f"{path}: holds no frame that can be decoded; the file is broken or empty")
+    return itertools.chain([first], frames)
+
+
+def _open(path: Path, fps: float | None) -> FileSource | _PngSource:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such video")
+    return _PngSource(path, fps) if path.is_dir() else FileSource(path)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -134,19 +153,30 @@ class _PngSource:
     """A folder of PNGs in the order of their names."""
 
     def __init__(self, folder: Path, fps: float | None) -> None:
-        self._names = _png_names(folder)
+        self._folder, self._names = folder, _png_names(folder)
         text = _png_text(self._names[0]).get("fps")
         try:
             rate = Fraction(text) if text else None
         except (ValueError, ZeroDivisionError):
             rate = None
-        if rate is None and fps is None:
-            raise VideoError(f"{folder}: these PNGs do not say their frame rate; pass fps")
-        self.fps = rate if rate is not None else Fraction(fps).limit_denominator(1001)  # type: ignore[arg-type]
+        if rate is None and fps is not None:
+            rate = Fraction(fps).limit_denominator(1001)
+        self._rate = rate
+
+    @property
+    def fps(self) -> Fraction:
+        if self._rate is None:
+            raise VideoError(f"{self._folder}: these PNGs do not say their frame rate; pass fps")
+        return self._rate
 
     def frames(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Yield (seconds since the first frame, uint8 [H, W, 3])."""
+        fps = float(self.fps)
+        return ((index / fps, frame) for index, frame in enumerate(self.images()))
+
+    def images(self) -> Iterator[np.ndarray]:
         size = None
-        for index, name in enumerate(self._names):
+        for name in self._names:
             try:
                 with Image.open(name) as image:
                     frame = np.asarray(image.convert("RGB"))
@@ -155,7 +185,7 @@ class _PngSource:
             size = size or frame.shape
             if frame.shape != size:
                 raise VideoError(f"{name}: is {frame.shape[1]}x{frame.shape[0]}, the frames before {size[1]}x{size[0]}")
-            yield index / float(self.fps), frame
+            yield frame
 
 
 def open_media(path: Path) -> Any:

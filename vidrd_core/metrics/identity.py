@@ -1,0 +1,31 @@
+"""What measured videos depend on, so that stored results of another model or other settings are not taken for these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..pipeline import VidRDPipeline
+from ..schedulers import scheduler_context
+from ..state import SamplingSettings
+
+NEGATIVE_PROMPT = str(SamplingSettings.negative_prompt)  # of every evaluation, where a model brings none of its own
+
+
+def model_identity(pipe: VidRDPipeline) -> dict[str, Any]:
+    """The weights, their precision, and the scheduler with its settings."""
+    scheduler = scheduler_context(pipe.scheduler)
+    return {
+        "model": pipe.fingerprint_of("unet"),
+        "vae": pipe.fingerprint_of("vae"),
+        "text_encoder": pipe.fingerprint_of("text_encoder"),
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "scheduler": scheduler.pop("scheduler"),
+        **{f"scheduler: {key}": value for key, value in scheduler.items()},
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs, for people: "steps was 25 and is 50"; empty where nothing does."""
+    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in differing)
