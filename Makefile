@@ -43,14 +43,15 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_anchors.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_directions.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_settle.yaml
+	$(FAST_MALLOC) $(BIN)/python training/train_unet.py --config training/configs/demo_polish.yaml
 	$(FAST_MALLOC) $(BIN)/python training/train_decoder.py --config training/configs/demo_decoder.yaml
-	$(BIN)/python training/bundle.py --video runs/demo_settle --decoder runs/demo_decoder --output vidrd_core/demo_model
+	$(BIN)/python training/bundle.py --video runs/demo_polish --decoder runs/demo_decoder --output vidrd_core/demo_model
 
 evaluate-demo: setup
-	$(FAST_MALLOC) $(BIN)/python training/evaluate.py world --model vidrd_core/demo_model --output docs/demo_evaluation
+	$(FAST_MALLOC) $(BIN)/python training/evaluate.py world --model vidrd_core/demo_model --steps 15 --dtype bf16 --output docs/demo_evaluation
 
 evaluate: setup  ## docs/evaluation.md: every method side by side on the bundled model; hours, resumes where it stopped
-	$(FAST_MALLOC) $(BIN)/python training/evaluate.py compare --model vidrd_core/demo_model --results runs/evaluation --sets methods remedies sweeps
+	$(FAST_MALLOC) $(BIN)/python training/evaluate.py compare --model vidrd_core/demo_model --steps 10 --dtype bf16 --results runs/evaluation --sets methods remedies sweeps
 	$(BIN)/python training/evaluate.py document --results runs/evaluation --document docs/evaluation.md
 
 clean:

@@ -1,6 +1,6 @@
 """Put the trained parts of a small VidRD together as a model folder, in float16.
 
-python training/bundle.py --video runs/demo_settle --decoder runs/demo_decoder --output vidrd_core/demo_model
+python training/bundle.py --video runs/demo_polish --decoder runs/demo_decoder --output vidrd_core/demo_model
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import tyro
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,12 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    figure, axes = plt.subplots(1, len(arguments.runs), figsize=(4.2 * len(arguments.runs), 3.2), squeeze=False)
-    for axis, run in zip(axes[0], arguments.runs, strict=True):
+    columns = min(4, len(arguments.runs))
+    rows = -(-len(arguments.runs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False)
+    for axis in axes.flat[len(arguments.runs) :]:
+        axis.remove()
+    for axis, run in zip(axes.flat, arguments.runs):
         text = (run / "statistics.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.splitlines()]
         for name in ("loss", "image_loss", "video_loss", "held_out/loss"):
@@ -32,6 +37,7 @@ def main(arguments: Arguments) -> None:
             if points and not (name == "loss" and any("video_loss" in line for line in lines)):
                 axis.plot(*zip(*points), label=name.replace("/", " ").replace("_", " "), linewidth=1)
         axis.set(title=run.name, xlabel="samples", yscale="log")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3, which="both")
         axis.legend()
     figure.tight_layout()
