@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from ..vidrd_core.presets import find_preset
 from ..vidrd_core.reuse import ReuseSettings, Trajectory, initial_noise, progressive_noise
-from ..vidrd_core.seeds import clip_noise
-from .latents import prior_of, video_samples, with_prior
+from ..vidrd_core.seeds import clip_noise, clip_seed
+from .latents import KEY, known_context, prior_of, video_samples, with_prior
 from .native.model import vidrd_model
-from .rebuild import DEFAULT_METHOD, METHODS, full_trajectory, rebuild
+from .rebuild import DEFAULT_METHOD, full_trajectory, rebuild, states_at
 from .steering import check_sampler, denoise_clip, noise_levels, state_scales
 from .words import AUTO, CUSTOM, FROM_PRIOR
 
@@ -34,8 +35,8 @@ class Schedule:
     def sigmas(self, model: Any) -> Tensor:
         return noise_levels(model, self.steps, self.sampler, self.scheduler)
 
-    def context(self, model: Any, sigmas: Tensor, clip_index: int) -> dict[str, Any]:
-        """What a trajectory remembers of how its clip was made."""
+    def context(self, model: Any, sigmas: Tensor, clip_index: int, seeds: list[int]) -> dict[str, Any]:
+        """What a trajectory remembers of how its clip was made, and which seeds its video has used so far."""
         return {
             "model": vidrd_model(model).fingerprint,
             "steps": self.steps,
@@ -43,10 +44,48 @@ class Schedule:
             "scheduler": self.scheduler,
             "sigmas": [float(s) for s in sigmas],
             "clip_index": clip_index,
+            "seeds": seeds,
         }
 
 
 RELEASED_SCHEDULE = Schedule(50, "ddim", "ddim_uniform")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a node asks for in place of what the prior was made with; the defaults leave it all to the prior."""
+
+    steps: int = 0
+    sampler: str = FROM_PRIOR
+    scheduler: str = FROM_PRIOR
+    prior_trajectory: str = AUTO
+    clip_frames: int = 0
+
+    def schedule(self, known: Mapping[str, Any]) -> Schedule:
+        """The schedule that was asked for; the rest as in the context ``known``, else as released."""
+        asked = {"steps": self.steps, "sampler": self.sampler, "scheduler": self.scheduler}
+        chosen = {name: value for name, value in asked.items() if value not in (0, FROM_PRIOR)}
+        return Schedule(**{n: chosen.get(n, known.get(n, released)) for n, released in vars(RELEASED_SCHEDULE).items()})
+
+    def check(self, trajectory: Trajectory, made: str, change: str) -> None:
+        """Raise ``ValueError`` where something is asked for that ``trajectory`` does not fit.
+
+        Args:
+            made: what the trajectory is of, for the message.
+            change: how to get what was asked for.
+        """
+        context = trajectory.context
+        for name, asked, known, unset in (
+            ("steps", self.steps, context["steps"], 0),
+            ("sampler", self.sampler, context["sampler"], FROM_PRIOR),
+            ("scheduler", self.scheduler, context["scheduler"], FROM_PRIOR),
+            ("clip_frames", self.clip_frames, trajectory.num_frames, 0),
+        ):
+            if asked not in (unset, known):
+                raise ValueError(
+                    f"{made} was made with {name} {known}, this node asks for {asked}: set {name} to {unset} to go on "
+                    f"as before, or {change}"
+                )
 
 
 def reuse_settings(preset: str, chosen: tuple[Any, ...], latent: dict[str, Any], clip_frames: int) -> ReuseSettings:
@@ -61,12 +100,34 @@ def reuse_settings(preset: str, chosen: tuple[Any, ...], latent: dict[str, Any],
     """
     if preset == CUSTOM:
         return ReuseSettings(*chosen)
-    prior = prior_of(latent)
-    if prior is not None and not clip_frames:
-        return find_preset(preset).reuse(prior.trajectory.num_frames)
     samples = video_samples(latent, "prior")
     begins = not torch.count_nonzero(samples)  # an empty latent is as long as the clips that it begins
-    return find_preset(preset).reuse(samples.shape[2] if begins else clip_frames or CLIP_FRAMES)
+    return find_preset(preset).reuse(samples.shape[2] if begins else clip_length(latent, samples, clip_frames))
+
+
+def clip_length(latent: dict[str, Any], video: Tensor, clip_frames: int) -> int:
+    """Frames of the clip that is to follow: those asked for, else the prior's, else 8 or as many as there are.
+
+    Raises:
+        ValueError: the video is shorter than what was asked for.
+    """
+    frames = video.shape[2]
+    if clip_frames > frames:
+        raise ValueError(
+            f"clip_frames is {clip_frames} but prior has {frames} frames, and a clip can only follow one of its own "
+            f"length: set clip_frames to at most {frames}, or to 0"
+        )
+    known = latent[KEY].trajectory.num_frames if KEY in latent else CLIP_FRAMES
+    return clip_frames or min(known, frames)
+
+
+def fresh_seed(seed: int, clip_index: int, used: Collection[int]) -> int:
+    """``seed``, or where the video has used it already one derived from it, since equal noise would not mix to 1."""
+    chosen = seed
+    while chosen in used:
+        chosen = clip_seed(seed, clip_index)
+        clip_index += 1
+    return chosen
 
 
 def unit_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -98,13 +159,12 @@ def first_clip(
     sigmas = noise_levels(model, schedule.steps, schedule.sampler, schedule.scheduler, denoise)
     noise = progressive_noise(unit_noise(seed, tuple(start.shape)), progressive_alpha)
     samples, states = denoise_clip(model, positive, negative, noise, start, sigmas, schedule.sampler, cfg, seed)
-    if denoise < 1:  # the levels above the start are those that the given video would have passed
-        schedule = Schedule(int(schedule.steps / denoise), schedule.sampler, schedule.scheduler)
-        all_sigmas = schedule.sigmas(model)
-        clean = model.model.process_latent_in(start)
-        states = [clean + float(s) * noise for s in all_sigmas[: len(all_sigmas) - len(sigmas)]] + states
-        sigmas = all_sigmas
-    context = schedule.context(model, sigmas, 0)
+    if denoise < 1:  # what follows is denoised from pure noise, in as many steps
+        clean, end = model.model.process_latent_in(start), model.model.process_latent_in(samples)
+        levels = schedule.sigmas(model)
+        states = states_at(levels, sigmas, [*states, end], clean, noise)
+        sigmas = levels
+    context = schedule.context(model, sigmas, 0, [seed])
     return with_prior(samples, full_trajectory(noise, states, context), samples.shape[2])
 
 
@@ -116,11 +176,7 @@ def next_clip(
     seed: int,
     cfg: float,
     settings: ReuseSettings,
-    steps: int = 0,
-    sampler: str = FROM_PRIOR,
-    scheduler: str = FROM_PRIOR,
-    prior_trajectory: str = AUTO,
-    clip_frames: int = 0,
+    overrides: Overrides = Overrides(),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The clip that follows ``latent``: LATENTs of the video so far and of the new clip.
 
@@ -131,24 +187,13 @@ def next_clip(
     video = video_samples(latent, "prior")
     if not torch.count_nonzero(video):
         raise ValueError("prior is empty: sample a first clip before it can be continued")
-    past = past_trajectory(
-        model,
-        positive,
-        negative,
-        latent,
-        video,
-        seed,
-        settings,
-        steps,
-        sampler,
-        scheduler,
-        prior_trajectory,
-        clip_frames,
-    )
+    past = past_trajectory(model, positive, negative, latent, video, seed, settings, overrides)
     schedule = Schedule(past.context["steps"], past.context["sampler"], past.context["scheduler"])
     sigmas = torch.tensor(past.context["sigmas"])
     scales = state_scales(model, sigmas)
 
+    index, used = past.context["clip_index"] + 1, past.context.get("seeds", [])
+    seed = fresh_seed(seed, index, used)
     noise = initial_noise(past.noise, unit_noise(seed, tuple(past.noise.shape)), settings)
     clip, states = denoise_clip(
         model,
@@ -162,7 +207,7 @@ def next_clip(
         seed,
         lambda step: past.guidance(step, settings, scales),
     )
-    trajectory = full_trajectory(noise, states, schedule.context(model, sigmas, past.context["clip_index"] + 1))
+    trajectory = full_trajectory(noise, states, schedule.context(model, sigmas, index, [*used, seed]))
     joined = clip[:, :, settings.trim_frames :]
     tail = joined.shape[2]
     return with_prior(torch.cat((video, joined), dim=2), trajectory, tail), with_prior(clip, trajectory, tail)
@@ -176,42 +221,35 @@ def past_trajectory(
     video: Tensor,
     seed: int,
     settings: ReuseSettings,
-    steps: int,
-    sampler: str,
-    scheduler: str,
-    prior_trajectory: str,
-    clip_frames: int,
+    overrides: Overrides,
 ) -> Trajectory:
     """The trajectory that a LATENT brings along, or one rebuilt for it.
 
     Raises:
         ValueError: it was made by another model, sampler or schedule, or does not fit the settings.
     """
-    prior = prior_of(latent) if prior_trajectory == AUTO else None
+    method = overrides.prior_trajectory
+    prior = prior_of(latent) if method == AUTO else None
     if prior is None:
-        known = {
-            k: v
-            for k, v in {"steps": steps, "sampler": sampler, "scheduler": scheduler}.items()
-            if v not in (0, FROM_PRIOR)
-        }
-        schedule = Schedule(**{**RELEASED_SCHEDULE.__dict__, **known})
+        known = known_context(latent)
+        schedule = overrides.schedule(known)
         check_sampler(schedule.sampler)
-        clip = video[:, :, -(clip_frames or CLIP_FRAMES) :]
+        clip = video[:, :, -clip_length(latent, video, overrides.clip_frames) :]
         settings.check(clip.shape[2])
         sigmas = schedule.sigmas(model)
-        method = prior_trajectory if prior_trajectory in METHODS else DEFAULT_METHOD
-        logger.info("The prior has no trajectory; it is rebuilt for its last %d frames (%s).", clip.shape[2], method)
+        method = DEFAULT_METHOD if method == AUTO else method
+        logger.info(
+            "The prior's trajectory is rebuilt (%s) for its last %d frames, with %d steps of %s, %s.",
+            method, clip.shape[2], schedule.steps, schedule.sampler, schedule.scheduler,
+        )  # fmt: skip
         noise, states = rebuild(model, positive, negative, clip, sigmas, seed, method)
-        return full_trajectory(noise, states, schedule.context(model, sigmas, 0))
+        return full_trajectory(noise, states, schedule.context(model, sigmas, 0, known.get("seeds", [])))
 
     prior.check_model(vidrd_model(model))
     trajectory = prior.trajectory
     settings.check(trajectory.num_frames)
     context = trajectory.context
-    check_same("steps", steps, context["steps"], 0)
-    check_same("sampler", sampler, context["sampler"], FROM_PRIOR)
-    check_same("scheduler", scheduler, context["scheduler"], FROM_PRIOR)
-    check_same("clip_frames", clip_frames, trajectory.num_frames, 0)
+    overrides.check(trajectory, "the prior", "set prior_trajectory to invert or noise to change it from here on")
     sigmas = noise_levels(model, context["steps"], context["sampler"], context["scheduler"])
     before = torch.tensor(context["sigmas"])
     if sigmas.shape != before.shape or not torch.allclose(sigmas, before, rtol=1e-4):
@@ -220,12 +258,3 @@ def past_trajectory(
             "model's sampling, or set prior_trajectory to invert or noise"
         )
     return trajectory
-
-
-def check_same(name: str, wanted: Any, prior: Any, unset: Any) -> None:
-    """Raise ``ValueError`` where a setting is overridden by something that the prior's trajectory does not fit."""
-    if wanted not in (unset, prior):
-        raise ValueError(
-            f"the prior was made with {name} {prior}, this node asks for {wanted}: set {name} to {unset} to go on as "
-            "before, or set prior_trajectory to invert or noise to change it from here on"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import folder_paths
 
@@ -14,6 +14,11 @@ WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".ckpt", ".bin"}
 # Files inside a component's folder, for which the folder is offered as a whole.
 COMPONENT_FILE = re.compile(r"^(diffusion_pytorch_model|model|pytorch_model)([.-].*)?$")
 STATES = "vidrd"  # output/vidrd/: states and runs
+GIVEN = " [input]"  # ends the name of a state that lies in the input folder, as ComfyUI marks files
+RUN_CLIP = re.compile(r"(^|/)clips/[0-9a-f]{12}/clip_\d{4}\.safetensors$")  # kept by Many Clips, see many.ClipStore
+FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, with any ending
+LONGEST = 200  # bytes of a file name, which the endings make longer; file systems allow 255
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "vidrd_core" / "demo_model"
 
 
@@ -35,12 +40,24 @@ def model_folders() -> list[str]:
     return [BUNDLED, *sorted(found)]
 
 
+def check_inside(name: str) -> None:
+    """Raise ``ValueError`` where a name would lead out of the folder that it belongs in, before anything looks there.
+
+    A workflow from elsewhere may hold any name; on Windows looking at a network path already contacts its host.
+    """
+    path = PureWindowsPath(name)  # knows both separators, drives and network paths
+    if path.drive or path.root or not path.parts or ".." in path.parts:
+        raise ValueError(f"the name {name!r} leads out of ComfyUI's folder: choose one of the list")
+
+
 def model_folder(name: str) -> Path:
     """The model folder that a node was set to.
 
     Raises:
+        ValueError: the name leads elsewhere.
         FileNotFoundError: it is gone, with the place where it belongs.
     """
+    check_inside(name)
     roots = folder_paths.get_folder_paths(KIND)
     candidates = [BUNDLED_FOLDER] if name == BUNDLED else [Path(root) / name for root in roots]
     for folder in candidates:
@@ -66,11 +83,13 @@ def weights_path(kind: str, name: str) -> Path:
     """The file or folder that a node was set to.
 
     Raises:
+        ValueError: the name leads elsewhere.
         FileNotFoundError: it is gone, with the place where it belongs.
     """
+    check_inside(name)
     for root in folder_paths.get_folder_paths(kind):
         path = Path(root) / name
-        if path.exists() and name.strip("/"):
+        if path.exists():
             return path
     where = " or ".join(folder_paths.get_folder_paths(kind))
     raise FileNotFoundError(f"{name} is not in {where}: put it there, or choose another")
@@ -95,37 +114,50 @@ def output_path(name: str, suffix: str = "") -> Path:
     """A place under output/vidrd for a name that a user typed; sub-folders are allowed, leaving the folder is not.
 
     Raises:
-        ValueError: the name is empty, leads elsewhere or holds characters that some systems forbid.
+        ValueError: the name is empty or too long, leads elsewhere, or is one that some systems forbid.
     """
     cleaned = name.strip().replace("\\", "/").removesuffix(suffix)
     parts = [p for p in cleaned.split("/") if p]
-    if not parts or any(p in (".", "..") or re.search(r'[<>:"|?*\x00-\x1f]', p) or p != p.strip(" .") for p in parts):
+    if not parts or any(part in (".", "..") or part != part.strip(" .") or FORBIDDEN.search(part) for part in parts):
         raise ValueError(
             f"the name {name!r} cannot be used: expected letters, digits, - and _, with / for a sub-folder"
         )
+    for part in parts:
+        if RESERVED.fullmatch(part):
+            raise ValueError(f"the name {name!r} cannot be used: Windows reserves {part} for a device, choose another")
+        if len(part.encode()) > LONGEST:
+            raise ValueError(
+                f"the name {name[:40]!r}... cannot be used: it is {len(part.encode())} bytes long, expected at most "
+                f"{LONGEST}"
+            )
     path = Path(folder_paths.get_output_directory(), STATES, *parts)
     return path.with_name(path.name + suffix)
 
 
 def saved_states() -> list[str]:
-    """State files under output/vidrd and in the input folder."""
+    """State files under output/vidrd, and in the input folder with a mark behind their names."""
     root = Path(folder_paths.get_output_directory()) / STATES
-    found = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.safetensors")) if root.is_dir() else []
-    given = Path(folder_paths.get_input_directory())
-    found += sorted(f"input/{p.name}" for p in given.glob("*.safetensors")) if given.is_dir() else []
-    return [name for name in found if "/clips/" not in f"/{name}"]
+    files = [p.relative_to(root).as_posix() for p in root.rglob("*.safetensors") if p.is_file()]
+    found = sorted(name for name in files if not RUN_CLIP.search(name))
+    return found + sorted(p.name + GIVEN for p in Path(folder_paths.get_input_directory()).glob("*.safetensors"))
 
 
 def state_path(name: str) -> Path:
     """The state file that Load VidRD State was set to.
 
     Raises:
+        ValueError: the name leads elsewhere.
         FileNotFoundError: it is gone.
     """
-    if name.startswith("input/"):
-        path = Path(folder_paths.get_input_directory()) / Path(name).name
+    given = Path(folder_paths.get_input_directory())
+    if name.endswith(GIVEN):
+        name = name.removesuffix(GIVEN)
+        check_inside(name)
+        path = given / name
     else:
         path = output_path(name, ".safetensors")
+        if name.startswith("input/") and not path.is_file():  # as earlier versions named those in the input folder
+            path = given / path.name
     if not path.is_file():
         raise FileNotFoundError(f"there is no state {name} (looked for {path}): save one, or copy it there")
     return path

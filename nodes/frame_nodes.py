@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .frames import in_colour
 from .words import CATEGORY
 
 
@@ -77,4 +78,4 @@ class InterpolateFrames(io.ComfyNode):
         from ..vidrd_core.interpolation import interpolate
 
         bar = ProgressBar(max(1, images.shape[0] - 1))
-        return io.NodeOutput(interpolate(images[..., :3].cpu(), factor, on_pair=lambda: bar.update(1)))
+        return io.NodeOutput(interpolate(in_colour(images).cpu(), factor, on_pair=lambda: bar.update(1)))

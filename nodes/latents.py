@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,23 +30,34 @@ class Prior:
     """What a sampling node adds to its LATENT.
 
     Args:
-        trajectory: of the last clip. Its context holds "model", "sampler", "scheduler", "steps", "sigmas" and
-            "clip_index"; it keeps all frames of all steps, so that any overlap, beta and order can follow.
+        trajectory: of the last clip. Its context holds "model", "sampler", "scheduler", "steps", "sigmas", "clip_index"
+            and "seeds" (those that this video's noise was drawn from); it keeps all frames of all steps, so that any
+            overlap, beta and order can follow.
         tail_frames: how many of the last frames of the samples belong to that clip.
-        tail_hash: of those frames; others mean that the samples were changed since.
+        tail_hashes: of those frames, one per video of the batch; others mean that the samples were changed since.
     """
 
     trajectory: Trajectory
     tail_frames: int
-    tail_hash: str
+    tail_hashes: tuple[str, ...]
 
     @property
     def context(self) -> dict[str, Any]:
         return dict(self.trajectory.context)
 
-    def fits(self, samples: Tensor) -> bool:
-        """Whether the samples still end with the clip that the trajectory belongs to."""
-        return samples.shape[2] >= self.tail_frames and tail_hash(samples, self.tail_frames) == self.tail_hash
+    def of(self, samples: Tensor) -> Prior | None:
+        """This, for the videos in ``samples``: all of the batch or some, in any order. None where one was changed."""
+        if samples.shape[2] < self.tail_frames:
+            return None
+        hashes = video_hashes(samples, self.tail_frames)
+        if hashes == self.tail_hashes:
+            return self
+        if any(one not in self.tail_hashes for one in hashes):
+            return None
+        videos = [self.tail_hashes.index(one) for one in hashes]
+        places = ", ".join(str(video + 1) for video in videos)
+        logger.info("Of the %d videos sampled together, number %s goes on.", len(self.tail_hashes), places)
+        return Prior(picked(self.trajectory, videos), self.tail_frames, hashes)
 
     def check_model(self, model: VidRDModel) -> None:
         """Raise ``ValueError`` where the trajectory is another model's."""
@@ -56,6 +67,27 @@ class Prior:
                 "the prior was made by another model than the one connected: connect the model that made it, or set "
                 "prior_trajectory to invert or noise, so that it is made anew for this model"
             )
+
+
+def picked(trajectory: Trajectory, videos: list[int]) -> Trajectory:
+    """The trajectory of some videos of a batch.
+
+    Video b of a batch draws its noise from a clip's seed + b. A video that changes its place has drawn from what is,
+    counted from its new place, another seed.
+    """
+    shifts = sorted({video - place for place, video in enumerate(videos)})
+    seeds = [seed + shift for seed in trajectory.context.get("seeds", []) for shift in shifts]
+    return replace(
+        trajectory,
+        noise=trajectory.noise[videos],
+        states=[state[videos] for state in trajectory.states],
+        context={**trajectory.context, "seeds": seeds},
+    )
+
+
+def video_hashes(samples: Tensor, frames: int) -> tuple[str, ...]:
+    """For each video of the batch a hash of the shape and of the last ``frames`` frames."""
+    return tuple(tail_hash(video[None], frames) for video in samples)
 
 
 def tail_hash(samples: Tensor, frames: int) -> str:
@@ -68,19 +100,23 @@ def tail_hash(samples: Tensor, frames: int) -> str:
 
 def with_prior(samples: Tensor, trajectory: Trajectory, tail_frames: int) -> dict[str, Any]:
     """A LATENT that can be continued."""
-    prior = Prior(trajectory, tail_frames, tail_hash(samples, tail_frames))
-    return {"samples": samples, KEY: prior}
+    return {"samples": samples, KEY: Prior(trajectory, tail_frames, video_hashes(samples, tail_frames))}
 
 
 def prior_of(latent: dict[str, Any]) -> Prior | None:
-    """The trajectory of a LATENT, or None where it has none or one that no longer fits its samples."""
-    prior = latent.get(KEY)
+    """The trajectory of a LATENT's videos, or None where it has none or one that no longer fits its samples."""
+    stored: Prior | None = latent.get(KEY)
+    if stored is None:
+        return None
+    prior = stored.of(latent["samples"])
     if prior is None:
-        return None
-    if not prior.fits(latent["samples"]):
         logger.warning("The latents were changed after they were sampled, so their stored trajectory is not used.")
-        return None
     return prior
+
+
+def known_context(latent: dict[str, Any]) -> dict[str, Any]:
+    """What a LATENT tells of how it was made, also where its trajectory no longer fits; empty where nothing is."""
+    return latent[KEY].context if KEY in latent else {}
 
 
 def video_samples(latent: dict[str, Any], name: str) -> Tensor:

@@ -14,7 +14,7 @@ from ..vidrd_core.checkpoints.assembly import RELEASED_SCHEDULER
 from ..vidrd_core.checkpoints.recognition import recognise
 from .native.clip import build_clip
 from .native.model import build_model
-from .native.vae import VidRDVAE
+from .native.vae import WINDOW, VidRDVAE
 
 
 def load_folder(path: Path, weight_dtype: str) -> tuple[Any, Any, Any]:
@@ -25,7 +25,7 @@ def load_folder(path: Path, weight_dtype: str) -> tuple[Any, Any, Any]:
     scale = vae_config.get("scaling_factor", 0.18215)
     model = build_model(unet, unet_config, scheduler_config(path), scale, weight_dtype)
     clip = build_clip(text, text_config, path / "tokenizer", folder_paths.get_folder_paths("embeddings"))
-    return model, clip, VidRDVAE(vae, vae_config)
+    return model, clip, VidRDVAE(vae, vae_config, clip_frames(path))
 
 
 def load_unet(path: Path, weight_dtype: str) -> tuple[Any, Any]:
@@ -42,20 +42,25 @@ def load_unet(path: Path, weight_dtype: str) -> tuple[Any, Any]:
 
 def load_decoder(path: Path) -> Any:
     """VAE of a file or folder with or without temporal layers."""
-    return VidRDVAE(*checkpoints.vae_state_dict(path))
+    return VidRDVAE(*checkpoints.vae_state_dict(path), clip_frames(path))
 
 
 def scale_factor(path: Path) -> float:
     """Of the VAE beside a U-Net folder, else Stable Diffusion's."""
-    beside = path.parent / "vae" / "config.json"
-    if path.is_dir() and beside.is_file():
-        return json.loads(beside.read_text(encoding="utf-8")).get("scaling_factor", 0.18215)
-    return 0.18215
+    return model_file(path, "vae/config.json").get("scaling_factor", 0.18215)
 
 
 def scheduler_config(path: Path) -> Mapping[str, Any]:
     """The noise schedule of a model folder, else the released one."""
-    for file in (path / "scheduler" / "scheduler_config.json", path.parent / "scheduler" / "scheduler_config.json"):
-        if path.is_dir() and file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
-    return RELEASED_SCHEDULER
+    return model_file(path, "scheduler/scheduler_config.json") or RELEASED_SCHEDULER
+
+
+def clip_frames(path: Path) -> int:
+    """Frames of a clip by the defaults of a model folder, else of the release."""
+    return (model_file(path, "model_index.json").get("defaults") or {}).get("num_frames", WINDOW)
+
+
+def model_file(path: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a model folder, given the folder or one of its parts; empty where there is none."""
+    found = [file for file in (path / name, path.parent / name) if path.is_dir() and file.is_file()]
+    return json.loads(found[0].read_text(encoding="utf-8")) if found else {}

@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import torch
+from torch import Tensor
 
 from ..vidrd_core.reuse import ReuseSettings
 from ..vidrd_core.seeds import MAX_SEED, clip_seed
 from . import states
-from .clips import RELEASED_SCHEDULE, Schedule, first_clip, next_clip
-from .latents import KEY, prior_of, tail_hash, video_samples, with_prior
+from .clips import Overrides, first_clip, next_clip
+from .files import output_path
+from .identity import conditioning_hash, hashed, model_identity
+from .latents import KEY, known_context, prior_of, tail_hash, video_samples, with_prior
 from .native.model import vidrd_model
-from .words import AUTO, FROM_PRIOR
 
 logger = logging.getLogger(__name__)
+
+BETWEEN_SEEDS = re.compile("[\\s,\uff0c\u3001]+")  # also the commas of Chinese
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the node was asked for, one entry of ``prompts`` and ``seeds`` per clip."""
+    """What the node was asked for; one entry of ``seeds`` per clip."""
 
-    prompts: list[str]
     seeds: list[int]
     cfg: float
     reuse: ReuseSettings
-    steps: int = 0
-    sampler: str = FROM_PRIOR
-    scheduler: str = FROM_PRIOR
-    prior_trajectory: str = AUTO
-    clip_frames: int = 0
+    overrides: Overrides = Overrides()
     regenerate_from: int = 0
 
-    def signature(self, number: int, before: str, model: str, conditionings: str) -> str:
-        """Of everything that makes clip ``number``; equal ones are the same clip."""
-        reuse, steps = asdict(self.reuse), (self.steps, self.sampler, self.scheduler)
-        values = [before, model, conditionings, self.seeds[number], self.cfg, reuse, steps]
-        values += [self.prior_trajectory, self.clip_frames] if number == 0 else []
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    def signature(self, number: int, begins: bool, before: str, model: str, conditionings: str) -> str:
+        """Of everything that makes clip ``number``; equal ones are the same clip.
+
+        Args:
+            begins: whether it is the first of a new video, which reuses nothing.
+            before: a name for what it goes on from.
+        """
+        overrides, reuse = asdict(self.overrides), asdict(self.reuse)
+        del reuse["trim_frames"]  # acts when clips are joined
+        if begins or number:
+            del overrides["prior_trajectory"], overrides["clip_frames"]
+        values = [before, model, conditionings, self.seeds[number], self.cfg, overrides, None if begins else reuse]
+        return hashed(values)
 
 
 def per_clip_prompts(text: str, num_clips: int) -> list[str]:
@@ -65,7 +70,7 @@ def per_clip_seeds(seed: int, listed: str, num_clips: int, first_index: int) -> 
         ValueError: something listed is no seed.
     """
     seeds = [clip_seed(seed, first_index + n) for n in range(num_clips)]
-    for number, word in enumerate(listed.replace(",", " ").split()[:num_clips]):
+    for number, word in enumerate(BETWEEN_SEEDS.sub(" ", listed).split()[:num_clips]):
         if word == "-":
             continue
         if not word.isdecimal() or int(word) > MAX_SEED:
@@ -76,144 +81,155 @@ def per_clip_seeds(seed: int, listed: str, num_clips: int, first_index: int) -> 
     return seeds
 
 
-class ClipStore:
-    """Finished clips of a run in one folder: ``clip_0000.safetensors``, ... ; without a folder nothing is kept."""
+@dataclass(frozen=True)
+class SavedClip:
+    """A finished clip.
 
-    def __init__(self, folder: Path | None):
-        self.folder = folder
+    Args:
+        seed, prompt: that it was made with.
+        signatures: of the plan that it was made by, and of later ones that kept it.
+    """
+
+    latent: dict[str, Any]
+    seed: int
+    prompt: str
+    signatures: tuple[str, ...]
+
+    @property
+    def samples(self) -> Tensor:
+        return self.latent["samples"]
+
+    def content(self) -> str:
+        return tail_hash(self.samples, self.samples.shape[2])
+
+
+class ClipStore:
+    """Finished clips of a run that go on from one video: ``clip_0000.safetensors``, ... ; without a name none is kept.
+
+    Each video that a run has been used for has a folder of its own, so that two nodes of one run name, or a node whose
+    prior changed, leave each other's clips alone.
+    """
+
+    def __init__(self, name: str, start: str):
+        self.name = name
+        self.folder: Path | None = output_path(name) / "clips" / hashed(start)[:12] if name else None
 
     def path(self, number: int) -> Path:
         assert self.folder is not None
         return self.folder / f"clip_{number:04d}.safetensors"
 
-    def find(self, number: int, signature: str | None) -> dict[str, Any] | None:
-        """The saved clip, if its signature is this one (None: any)."""
+    def find(self, number: int, signature: str | None) -> SavedClip | None:
+        """The saved clip, if one of its signatures is this one (None: any)."""
         if self.folder is None or not self.path(number).is_file():
             return None
-        saved = states.read_extra(self.path(number)).get("signature")
-        return states.load(self.path(number)) if saved is not None and signature in (None, saved) else None
+        extra = states.read_extra(self.path(number))
+        signatures = tuple(extra.get("signatures", ()))
+        if not signatures or signature not in (None, *signatures):
+            return None
+        return SavedClip(states.load(self.path(number)), extra["seed"], extra["prompt"], signatures)
 
-    def save(self, number: int, clip: dict[str, Any], signature: str, prompt: str, seed: int) -> None:
+    def save(self, number: int, clip: SavedClip) -> None:
         if self.folder is not None:
-            extra = {"signature": signature, "prompt": prompt, "seed": seed}
-            states.save(clip, self.path(number), extra)
+            extra = {"signatures": clip.signatures, "prompt": clip.prompt, "seed": clip.seed}
+            states.save(clip.latent, self.path(number), extra)
+
+    def kept(self, number: int, plan: Plan, begins: bool) -> SavedClip:
+        """The saved clip, whatever it was made with.
+
+        Raises:
+            ValueError: there is none, or those after it cannot be made as the plan wants.
+        """
+        if self.folder is None:
+            raise ValueError(
+                f"regenerate_from is {plan.regenerate_from} but run_name is empty, so that no clips are kept: set "
+                "run_name to that of an earlier run, or regenerate_from to 0"
+            )
+        clip = self.find(number, None)
+        if clip is None:
+            raise ValueError(
+                f"regenerate_from is {plan.regenerate_from}, but clip {number + 1} of the run {self.name!r} was never "
+                f"saved for this prior at this size: choose at most {number + 1}, or 0"
+            )
+        wanted = replace(plan.overrides, clip_frames=0) if begins else plan.overrides
+        made = f"clip {number + 1} of the run {self.name!r}"
+        wanted.check(clip.latent[KEY].trajectory, made, "set regenerate_from to 0 to make every clip anew")
+        return clip
+
+    def adopt(self, number: int, clip: SavedClip, signature: str) -> None:
+        """Make a kept clip part of the plan that this is the signature of, so that a later run finds it."""
+        if signature not in clip.signatures:
+            self.save(number, replace(clip, signatures=(*clip.signatures, signature)))
 
 
 def make_clips(
-    model: Any, encoded: Sequence[tuple[str, Any]], negative: Any, latent: dict[str, Any], plan: Plan, store: ClipStore
+    model: Any, encoded: Sequence[tuple[str, Any]], negative: Any, latent: dict[str, Any], plan: Plan, run_name: str
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """The video with its new clips, the last clip, and a report.
 
     Args:
         encoded: (prompt, positive conditioning) of each clip.
         latent: what the clips continue; zeros begin a new video, whose first clip is then sampled from noise.
+        run_name: where finished clips are kept; empty keeps nothing.
     """
     video = video_samples(latent, "prior")
     fresh = not torch.count_nonzero(video)
     pieces = [] if fresh else [video]
     before = latent
-    last = latent
-    chain = tail_hash(video, video.shape[2]) if prior_of(latent) is None else latent[KEY].tail_hash
+    chain = start_of(latent, video)
+    store = ClipStore(run_name, chain)
     identity = model_identity(model)
     lines = []
-    remade = False
+    made = 0
     bar = comfy.utils.ProgressBar(len(plan.seeds))
     for number, (prompt, positive) in enumerate(encoded):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        signature = plan.signature(number, chain, identity, conditioning_hash(positive, negative))
-        kept = number + 1 < plan.regenerate_from
+        begins = fresh and number == 0
+        signature = plan.signature(number, begins, chain, identity, conditioning_hash(positive, negative))
         clip = None
-        if not remade and not (plan.regenerate_from and not kept):
-            clip = store.find(number, None if kept else signature)
-        if kept and clip is None:
-            raise ValueError(
-                f"regenerate_from is {plan.regenerate_from}, but clip {number + 1} of this run was never saved: "
-                f"choose at most {number + 1}, or 0"
-            )
+        if number + 1 < plan.regenerate_from:
+            clip = store.kept(number, plan, begins)
+        elif not made and not plan.regenerate_from:
+            clip = store.find(number, signature)
         if clip is None:
-            remade = True
-            clip = _make(model, positive, negative, before, plan, number, fresh)
-            store.save(number, clip, signature, prompt, plan.seeds[number])
-        elif KEY in clip:
-            clip[KEY].check_model(vidrd_model(model))
-        did = "made" if remade else "reused"
-        lines.append(f"clip {number + 1}: {did}, seed {plan.seeds[number]}, {prompt or 'positive conditioning'}")
-        joined = clip["samples"] if fresh and number == 0 else clip["samples"][:, :, plan.reuse.trim_frames :]
-        pieces.append(joined)
-        before = last = clip
-        chain = clip[KEY].tail_hash + signature
+            made += 1
+            new = _make(model, positive, negative, before, plan, number, begins)
+            clip = SavedClip(new, plan.seeds[number], prompt, (signature,))
+            store.save(number, clip)
+        else:
+            clip.latent[KEY].check_model(vidrd_model(model))
+            store.adopt(number, clip, signature)
+        did = "made" if made else "reused"
+        lines.append(f"clip {number + 1}: {did}, seed {clip.seed}, {clip.prompt or 'positive conditioning'}")
+        if not begins:
+            plan.reuse.check(clip.samples.shape[2])
+        pieces.append(clip.samples if begins else clip.samples[:, :, plan.reuse.trim_frames :])
+        before = clip.latent
+        chain = clip.content() + signature
         bar.update_absolute(number + 1)
-    joined = torch.cat(pieces, dim=2)
-    made = sum(": made," in line for line in lines)
+    joined, tail, trajectory = torch.cat(pieces, dim=2), pieces[-1].shape[2], before[KEY].trajectory
     lines.append(f"{made} made, {len(lines) - made} reused; {joined.shape[2]} frames in all")
-    return with_prior(joined, last[KEY].trajectory, last[KEY].tail_frames), last, "\n".join(lines)
+    return with_prior(joined, trajectory, tail), with_prior(before["samples"], trajectory, tail), "\n".join(lines)
+
+
+def start_of(latent: dict[str, Any], video: Tensor) -> str:
+    """A name for what a run goes on from; of zeros, their shape."""
+    prior = prior_of(latent)
+    return tail_hash(video, video.shape[2]) if prior is None else " ".join(prior.tail_hashes)
 
 
 def _make(
-    model: Any, positive: Any, negative: Any, before: dict[str, Any], plan: Plan, number: int, fresh: bool
+    model: Any, positive: Any, negative: Any, before: dict[str, Any], plan: Plan, number: int, begins: bool
 ) -> dict[str, Any]:
     seed = plan.seeds[number]
-    if fresh and number == 0:
-        wanted = {"steps": plan.steps, "sampler": plan.sampler, "scheduler": plan.scheduler}
-        chosen = {k: v for k, v in wanted.items() if v not in (0, FROM_PRIOR)}
-        schedule = Schedule(**{**asdict(RELEASED_SCHEDULE), **chosen})
-        return first_clip(model, positive, negative, before, seed, schedule, plan.cfg)
-    rest: dict[str, Any] = {}
-    if number == 0:
-        rest = {
-            "steps": plan.steps,
-            "sampler": plan.sampler,
-            "scheduler": plan.scheduler,
-            "prior_trajectory": plan.prior_trajectory,
-            "clip_frames": plan.clip_frames,
-        }
-    return next_clip(model, positive, negative, before, seed, plan.cfg, plan.reuse, **rest)[1]
-
-
-def model_identity(model: Any) -> str:
-    """A name for the model with its LoRAs and with what other nodes changed about its sampling."""
-    digest = hashlib.sha256(vidrd_model(model).fingerprint.encode())
-    digest.update(json.dumps([described(model.model_options), described(model.object_patches)]).encode())
-    for key, patches in sorted(model.patches.items(), key=lambda item: str(item[0])):
-        digest.update(str(key).encode())
-        for strength, patch, *_ in patches:
-            tensors = getattr(patch, "weights", patch)
-            digest.update(f"{strength}".encode())
-            for value in tensors if isinstance(tensors, (tuple, list)) else ():
-                if isinstance(value, torch.Tensor):
-                    digest.update(value.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def described(value: Any) -> Any:
-    """Options as plain JSON: settings by their values, functions by their names and the settings they carry."""
-    if isinstance(value, dict):
-        return {str(k): described(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
-    if isinstance(value, (list, tuple)):
-        return [described(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if callable(value) and hasattr(value, "__qualname__"):
-        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-        return [value.__qualname__, [v for v in cells if isinstance(v, (bool, int, float, str))]]
-    return type(value).__qualname__
-
-
-def conditioning_hash(*conditionings: Any) -> str:
-    """Of the text states; other entries of a conditioning count by their names."""
-    digest = hashlib.sha256()
-    for conditioning in conditionings:
-        for states_, options in conditioning:
-            digest.update(states_.detach().float().cpu().contiguous().numpy().tobytes())
-            plain = {k: v for k, v in options.items() if isinstance(v, (int, float, str, bool, tuple))}
-            digest.update(json.dumps([sorted(options), plain], default=str, sort_keys=True).encode())
-    return digest.hexdigest()
+    if begins:
+        return first_clip(model, positive, negative, before, seed, plan.overrides.schedule({}), plan.cfg)
+    overrides = Overrides() if number else plan.overrides
+    return next_clip(model, positive, negative, before, seed, plan.cfg, plan.reuse, overrides)[1]
 
 
 def first_index(latent: dict[str, Any]) -> int:
     """The index in its video of the first clip that is to be made, from which its seed is derived."""
-    prior = latent.get(KEY)
-    return 0 if prior is None else prior.trajectory.context["clip_index"] + 1
+    return known_context(latent).get("clip_index", -1) + 1
 
 
 def encode(clip: Any, prompts: Sequence[str], positive: Any = None) -> list[tuple[str, Any]]:
@@ -226,12 +242,3 @@ def encode(clip: Any, prompts: Sequence[str], positive: Any = None) -> list[tupl
         )
     known = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in dict.fromkeys(prompts)}
     return [(text, known[text]) for text in prompts]
-
-
-def run_store(name: str) -> ClipStore:
-    """The store of a run name; an empty name keeps nothing."""
-    if not name.strip():
-        return ClipStore(None)
-    from .files import output_path
-
-    return ClipStore(output_path(name) / "clips")

@@ -11,6 +11,8 @@ import folder_paths
 from comfy_api.latest import InputImpl, Types, io, ui
 from torch import Tensor
 
+from .frames import in_colour
+
 
 def images_of(images: Tensor | None, latent: dict[str, Any] | None, vae: Any) -> Tensor:
     """The IMAGE to show, ``[T, H, W, 3]``; of a batch of latents the first video.
@@ -27,8 +29,8 @@ def images_of(images: Tensor | None, latent: dict[str, Any] | None, vae: Any) ->
 
 
 def write_preview(images: Tensor, fps: float) -> ui.PreviewVideo:
-    """Encode frames ``[T, H, W, 3]`` and tell the frontend to play them."""
-    even = images[:, : images.shape[1] // 2 * 2, : images.shape[2] // 2 * 2]  # yuv420p has no odd sizes
+    """Encode frames ``[T, H, W, C]`` and tell the frontend to play them."""
+    even = in_colour(images)[:, : images.shape[1] // 2 * 2, : images.shape[2] // 2 * 2]  # yuv420p has no odd sizes
     name = f"vidrd_preview_{uuid.uuid4().hex[:12]}.mp4"
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)

@@ -85,6 +85,29 @@ def invert(model: Any, positive: Any, negative: Any, clip: Tensor, sigmas: Tenso
     return states[0] / math.sqrt(1 + float(sigmas[0]) ** 2), states
 
 
+def states_at(sigmas: Tensor, visited: Tensor, states: list[Tensor], clean: Tensor, noise: Tensor) -> list[Tensor]:
+    """The states at the levels ``sigmas[:-1]`` of a clip that was denoised from ``visited[0]`` on only.
+
+    Above that level they are those that the given video would have passed. Below, they lie on the straight line between
+    the two states around them, which is what Euler and DDIM walk; other samplers nearly do.
+
+    Args:
+        visited: the descending levels ``[S + 1]`` that the clip was denoised along, ending in 0.
+        states: the states at them, the last one being the denoised clip.
+        clean: the given video; ``noise`` was added to it.
+    """
+    levels = visited.tolist()
+    found = []
+    for sigma in sigmas[:-1].tolist():
+        if sigma > levels[0]:
+            found.append(clean + sigma * noise)
+            continue
+        step = max(s for s, level in enumerate(levels[:-1]) if level >= sigma)
+        share = (levels[step] - sigma) / (levels[step] - levels[step + 1])
+        found.append(torch.lerp(states[step], states[step + 1], share))
+    return found
+
+
 def full_trajectory(noise: Tensor, states: list[Tensor], context: dict[str, Any]) -> Trajectory:
     """A trajectory that any later overlap, beta and order can be served from: every frame of every step."""
     everything = ReuseSettings(overlap_frames=noise.shape[2], guidance_beta=1.0)

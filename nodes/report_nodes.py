@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .frames import in_colour
 from .words import CATEGORY
 
 
@@ -58,6 +59,6 @@ class SeamReport(io.ComfyNode):
         from ..vidrd_core.metrics.charts import draw_report, to_pixels
 
         bar = ProgressBar(max(1, images.shape[0] - 1))
-        report = evaluate_video(images[..., :3], clip_length, trim_frames, on_step=lambda: bar.update(1))
+        report = evaluate_video(in_colour(images), clip_length, trim_frames, on_step=lambda: bar.update(1))
         chart = to_pixels(draw_report(report))[None]
         return io.NodeOutput(chart, report.text(), ui=ui.PreviewImage(chart, cls=cls))

@@ -37,7 +37,8 @@ def seed_input() -> Any:
         control_after_generate=True,
         tooltip=(
             "Seed of this clip's noise, 0 to 2^63 - 1. The same seed gives the same clip on any "
-            "device; changing it makes this clip and those after it anew, and nothing before."
+            "device; changing it makes this clip and those after it anew, and nothing before. Where the video has used "
+            "it already, another is derived from it, so that no noise repeats."
         ),
     )
 
@@ -182,9 +183,9 @@ def override_inputs() -> list[Any]:
             min=0,
             max=32,
             tooltip=(
-                "Frames per clip, 0 to 32. 0 takes the prior's clip length, or its last 8 frames "
-                "where it has no trajectory. Only a prior without trajectory can be continued with "
-                "another length."
+                "Frames per clip, 0 to 32, at most those of the prior. 0 takes the prior's clip length, or its last 8 "
+                "frames where it has no trajectory (all of a shorter one). Only a prior without trajectory can be "
+                "continued with another length."
             ),
         ),
     ]

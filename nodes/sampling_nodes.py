@@ -62,7 +62,7 @@ class SampleFirstClip(io.ComfyNode):
                     step=0.01,
                     tooltip=(
                         "Share of the noise, 0.01 to 1. 1 starts from pure noise; less keeps more of the "
-                        "video in LATENT."
+                        "video in LATENT. Clips that follow start from pure noise and take as many steps."
                     ),
                 ),
                 io.Float.Input(
@@ -145,12 +145,12 @@ class ReuseAndDiffuse(io.ComfyNode):
         overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str, trim_frames: int, stages: str,
         guidance_lead: float, steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int,
     ) -> io.NodeOutput:  # fmt: skip
-        from .clips import next_clip, reuse_settings
+        from .clips import Overrides, next_clip, reuse_settings
 
         chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, guidance_lead)
         settings = reuse_settings(preset, chosen, prior, clip_frames)
-        rest = (steps, sampler_name, scheduler, prior_trajectory, clip_frames)
-        return io.NodeOutput(*next_clip(model, positive, negative, prior, seed, cfg, settings, *rest))
+        overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
+        return io.NodeOutput(*next_clip(model, positive, negative, prior, seed, cfg, settings, overrides))
 
 
 class ManyClips(io.ComfyNode):
@@ -212,7 +212,8 @@ class ManyClips(io.ComfyNode):
                     default="",
                     tooltip=(
                         "Where finished clips are kept: ComfyUI/output/vidrd/<run name>. Running again reuses"
-                        " every clip that nothing changed for. Empty keeps nothing."
+                        " every clip that nothing changed for. Clips that go on from different priors are kept apart."
+                        " Empty keeps nothing."
                     ),
                 ),
                 io.Int.Input(
@@ -222,7 +223,7 @@ class ManyClips(io.ComfyNode):
                     max=1000,
                     tooltip=(
                         "0 re-makes only what changed. k keeps clips 1 to k - 1 of the run as they are, "
-                        "whatever else changed, and makes k and those after it anew."
+                        "whatever prompts, seeds, cfg or reuse are now, and makes k and those after it anew."
                     ),
                 ),
                 io.Conditioning.Input(
@@ -250,14 +251,13 @@ class ManyClips(io.ComfyNode):
         prior_trajectory: str, clip_frames: int, run_name: str, regenerate_from: int, positive: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         from . import many
-        from .clips import reuse_settings
+        from .clips import Overrides, reuse_settings
 
         chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, guidance_lead)
         settings = reuse_settings(preset, chosen, prior, clip_frames)
         texts = many.per_clip_prompts(prompts, num_clips)
         seeds = many.per_clip_seeds(seed, clip_seeds, num_clips, many.first_index(prior))
-        plan = many.Plan(
-            texts, seeds, cfg, settings, steps, sampler_name, scheduler, prior_trajectory, clip_frames, regenerate_from
-        )
+        overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
+        plan = many.Plan(seeds, cfg, settings, overrides, regenerate_from)
         encoded = many.encode(clip, texts, positive if not prompts.strip() else None)
-        return io.NodeOutput(*many.make_clips(model, encoded, negative, prior, plan, many.run_store(run_name)))
+        return io.NodeOutput(*many.make_clips(model, encoded, negative, prior, plan, run_name.strip()))

@@ -58,8 +58,10 @@ class LoadState(io.ComfyNode):
                 io.Combo.Input(
                     "name",
                     options=files.saved_states(),
-                    tooltip="A state in ComfyUI/output/vidrd, or one copied "
-                    "into ComfyUI/input. Press R to refresh the list.",
+                    tooltip=(
+                        "A state in ComfyUI/output/vidrd, or one copied into ComfyUI/input, whose name then ends in "
+                        "[input]. Press R to refresh the list."
+                    ),
                 ),
             ],
             outputs=[

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..vidrd_core.reuse import ReuseSettings, Trajectory
 from ..vidrd_core.state import read_tensors, write_tensors
-from .latents import KEY, Prior, video_samples
+from .latents import KEY, Prior, prior_of, video_hashes, video_samples
 
 FORMAT = "vidrd-latent-1"
 
@@ -23,8 +23,8 @@ def save(latent: dict[str, Any], path: Path, extra: dict[str, Any] | None = None
         ValueError: it is no video's LATENT, or its trajectory is missing or belongs to other samples.
     """
     samples = video_samples(latent, "LATENT")
-    prior: Prior | None = latent.get(KEY)
-    if prior is None or not prior.fits(samples):
+    prior = prior_of(latent)
+    if prior is None:
         raise ValueError(
             "LATENT has no trajectory that fits its samples, so there is no state to save: connect a LATENT straight "
             "from Sample First Clip or Reuse and Diffuse; for plain latents use Save Latent"
@@ -32,7 +32,7 @@ def save(latent: dict[str, Any], path: Path, extra: dict[str, Any] | None = None
     past = prior.trajectory
     tensors = {"samples": samples, "noise": past.noise}
     tensors |= {f"state.{step}": state for step, state in enumerate(past.states)}
-    values = {"trajectory": past.metadata(), "tail_frames": prior.tail_frames, "tail_hash": prior.tail_hash}
+    values = {"trajectory": past.metadata(), "tail_frames": prior.tail_frames}
     write_tensors(path, tensors, {"format": FORMAT, "latent": json.dumps(values), "extra": json.dumps(extra or {})})
 
 
@@ -57,8 +57,8 @@ def load(path: Path) -> dict[str, Any]:
         recorded["num_steps"],
         recorded["context"],
     )
-    prior = Prior(trajectory, values["tail_frames"], values["tail_hash"])
-    return {"samples": tensors["samples"], KEY: prior}
+    samples, tail_frames = tensors["samples"], values["tail_frames"]
+    return {"samples": samples, KEY: Prior(trajectory, tail_frames, video_hashes(samples, tail_frames))}
 
 
 def read_extra(path: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,20 @@ def test_the_scripts_name_only_nodes_and_inputs_that_exist() -> None:
     (settings,) = re.findall(r"^const SETTINGS = \[([^\]]*)\];$", script, re.MULTILINE)
     known = {slot.id for slot in NODES["VidRDReuseAndDiffuse"].inputs}
     assert set(re.findall(r"\w+", settings)) <= known and {"model", "positive", "negative", "prior", "seed"} <= known
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node, which runs the script")
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [([7], 8), ([7, 9, 8], 10), ([2**53 - 1], 2), ([2**53 - 1, 2], 3), ([2**63 - 1], 1025), ([2**63 - 1, 1025], 1026)],
+)
+def test_the_seed_of_an_added_clip_is_none_of_those_there_are(seeds: list[int], expected: int) -> None:
+    script = (ROOT / "web" / "js" / "add_reuse_and_diffuse.js").read_text(encoding="utf-8")
+    (function,) = re.findall(r"^function seedAfter\(.*?^}$", script, re.MULTILINE | re.DOTALL)
+    ran = subprocess.run(
+        ["node", "-e", f"{function}\nconsole.log(seedAfter({seeds}))"], capture_output=True, text=True, check=True
+    )
+    assert int(ran.stdout) == expected
 
 
 def test_the_registry_entry_names_an_icon_and_the_oldest_comfyui() -> None:

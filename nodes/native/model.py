@@ -49,6 +49,7 @@ class NativeUNet(VidRDUNet):
         layers = ready(operations, attention_function=staticmethod(attend))
         super().__init__(*args, dtype=dtype, operations=layers, **kwargs)
         self.storage_dtype = dtype
+        self.ignored: set[str] = set()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,6 +72,7 @@ class NativeUNet(VidRDUNet):
         """``x``: ``[B, C, T, h, w]``; ``timesteps``: ``[B]``; ``context``: ``[B, M, D]``."""
         if control is not None:
             raise ValueError("a ControlNet is applied to the conditioning; VidRD's model has no ControlNets: remove it")
+        self.tell_ignored(transformer_options or {})
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
             self.predict,
             self,
@@ -79,6 +81,17 @@ class NativeUNet(VidRDUNet):
             ),
         )
         return executor.execute(x, timesteps, context)
+
+    def tell_ignored(self, transformer_options: Mapping[str, Any]) -> None:
+        """Warn, once, of patches that other nodes put into the blocks of Stable Diffusion's U-Net."""
+        patches = {*transformer_options.get("patches", {}), *transformer_options.get("patches_replace", {})}
+        if not patches <= self.ignored:
+            logger.warning(
+                "VidRD's U-Net has no place for the patches %s, so they do nothing: remove the node that changes the "
+                "model's blocks (FreeU, perturbed attention, IP-Adapter and the like).",
+                ", ".join(sorted(patches)),
+            )
+            self.ignored |= patches
 
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor, *_: Any, **__: Any) -> Tensor:
         return super().forward(x, timesteps, context).sample

@@ -81,9 +81,13 @@ class NativeAutoencoder(VidRDAutoencoderKL):
 
 
 class VidRDVAE(comfy.sd.VAE):
-    """ComfyUI's VAE around :class:`NativeAutoencoder`."""
+    """ComfyUI's VAE around :class:`NativeAutoencoder`.
 
-    def __init__(self, state: Mapping[str, Tensor], config: Mapping[str, Any]):
+    Args:
+        window: frames that are decoded together, a clip's length.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], config: Mapping[str, Any], window: int = WINDOW):
         from comfy.ldm.models.autoencoder import AutoencoderKL
 
         super().__init__(sd=AutoencoderKL(**STAND_IN).state_dict(), config={"params": STAND_IN})
@@ -92,6 +96,7 @@ class VidRDVAE(comfy.sd.VAE):
             **{k: v for k, v in config.items() if k in known}, operations=ready(comfy.ops.disable_weight_init)
         )
         model.load_state_dict(dict(state))
+        model.window = window
         self.first_stage_model = model.eval().requires_grad_(False).to(self.vae_dtype)
         archive = getattr(comfy.model_management, "archive_model_dtypes", None)  # newer versions
         if archive is not None:

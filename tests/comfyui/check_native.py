@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -77,6 +80,29 @@ def test_long_videos_decode_in_windows_of_a_clip(loaded: Any) -> None:
     assert max(sizes) == 8 and vae.memory_used_decode((1, 4, 1000, 8, 8), torch.float32) == vae.memory_used_decode(
         (1, 4, 8, 8, 8), torch.float32
     )
+
+
+def test_the_window_is_the_clip_length_of_the_model_folder(part: Any, make_model: Any, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "long")
+    loading = part("nodes.loading")
+    assert loading.load_decoder(folder / "vae").first_stage_model.window == 8
+    index = folder / "model_index.json"
+    values = json.loads(index.read_text(encoding="utf-8"))
+    index.write_text(json.dumps({**values, "defaults": {"num_frames": 16}}), encoding="utf-8")
+    for vae in (loading.load_folder(folder, "fp32")[2], loading.load_decoder(folder / "vae")):
+        assert vae.first_stage_model.window == 16
+        long, clip = ((1, 4, frames, 8, 8) for frames in (99, 16))
+        assert vae.memory_used_decode(long, torch.float32) == vae.memory_used_decode(clip, torch.float32)
+
+
+def test_patches_of_the_models_blocks_are_told_once(model: Any, first: Any, caplog: pytest.LogCaptureFixture) -> None:
+    patched = model.clone()
+    patched.set_model_output_block_patch(lambda h, hsp, options: (h, hsp))
+    patched.set_model_attn1_replace(lambda *given: given[0], "middle", 0, 0)
+    with caplog.at_level("WARNING"):
+        torch.testing.assert_close(first(model=patched, steps=2)["samples"], first(steps=2)["samples"])
+    told = [record.getMessage() for record in caplog.records if "has no place for" in record.getMessage()]
+    assert len(told) == 1 and "attn1, output_block_patch" in told[0]
 
 
 def test_previews_work_on_video_latents(model: Any) -> None:

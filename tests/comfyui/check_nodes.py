@@ -234,66 +234,71 @@ def test_a_saved_state_goes_on_to_the_bit(nodes: dict[str, Any], first: Any, fol
         torch.testing.assert_close(a["samples"], b["samples"], rtol=0, atol=0)
 
 
+def test_a_state_is_saved_over_the_file_it_was_loaded_from(nodes: dict[str, Any], first: Any, following: Any) -> None:
+    nodes["VidRDSaveState"](latent=first(steps=2), name="again")
+    (loaded,) = nodes["VidRDLoadState"](name="again.safetensors")
+    video, _ = following(loaded)
+    nodes["VidRDSaveState"](latent=loaded, name="again")
+    nodes["VidRDSaveState"](latent=video, name="again")
+    (longer,) = nodes["VidRDLoadState"](name="again.safetensors")
+    torch.testing.assert_close(longer["samples"], video["samples"], rtol=0, atol=0)
+    torch.testing.assert_close(following(loaded)[0]["samples"], video["samples"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["input/foo", "clips/foo", "a/clips/clip_0000", "foo [input]"])
+def test_every_saved_state_is_listed_and_loads(name: str, nodes: dict[str, Any], first: Any) -> None:
+    before = set(state_names(nodes))
+    nodes["VidRDSaveState"](latent=first(steps=1), name=name)
+    (listed,) = set(state_names(nodes)) - before
+    assert nodes["VidRDLoadState"].node.validate_inputs(name=listed) is True
+    assert nodes["VidRDLoadState"](name=listed)[0]["samples"].shape == (1, 4, 8, 8, 8)
+
+
+def state_names(nodes: dict[str, Any]) -> list[str]:
+    return nodes["VidRDLoadState"].node.define_schema().inputs[0].options
+
+
+def test_a_state_in_the_input_folder_is_marked_and_apart_from_one_of_its_name(
+    nodes: dict[str, Any], first: Any, base: Path
+) -> None:
+    ours, given = first(steps=1), first(steps=1, seed=2)
+    nodes["VidRDSaveState"](latent=given, name="twin")
+    (base / "output/vidrd/twin.safetensors").rename(base / "input/twin.safetensors")
+    assert nodes["VidRDLoadState"](name="input/twin.safetensors")  # as earlier versions listed it
+    nodes["VidRDSaveState"](latent=ours, name="twin")
+    nodes["VidRDSaveState"](latent=ours, name="input/twin")
+    for name, latent in (("twin.safetensors", ours), ("input/twin.safetensors", ours),
+                         ("twin.safetensors [input]", given)):  # fmt: skip
+        assert name in state_names(nodes)
+        torch.testing.assert_close(nodes["VidRDLoadState"](name=name)[0]["samples"], latent["samples"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "../../models/vidrd/tiny", "a/../../b", ".", "", "C:/x", "\\\\host\\share\\x", "//host/x", "..\\x"],
+)
+def test_names_in_a_workflow_cannot_leave_the_models_folders(
+    name: str, nodes: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    exists, is_file = Path.exists, Path.is_file
+    monkeypatch.setattr(Path, "exists", lambda self, **given: looked.append(self) or exists(self, **given))
+    monkeypatch.setattr(Path, "is_file", lambda self, **given: looked.append(self) or is_file(self, **given))
+    for node, widget in (("VidRDLoadModel", "model_name"), ("VidRDLoadUNet", "unet_name"),
+                         ("VidRDLoadVideoDecoder", "vae_name")):  # fmt: skip
+        assert "leads out of ComfyUI's folder" in nodes[node].node.validate_inputs(**{widget: name})
+    said = nodes["VidRDLoadState"].node.validate_inputs(name=f"{name} [input]")
+    assert "leads out of ComfyUI's folder" in said
+    assert not looked
+
+
 def test_names_cannot_leave_the_output_folder(nodes: dict[str, Any], first: Any) -> None:
-    for name in ("../x", "", "a/../../b", "what?", "C:/x"):
+    latent = first(steps=1)
+    for name in ("../x", "", "a/../../b", "what?", "C:/x", "CON", "sub/nul.txt", "com1/x", "x" * 300, "\u7247" * 100):
         with pytest.raises(ValueError, match="cannot be used"):
-            nodes["VidRDSaveState"](latent=first(steps=1), name=name)
-
-
-@pytest.fixture
-def many(nodes: dict[str, Any], loaded: Any, conds: Any) -> Any:
-    empty = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
-
-    def run(**changes: Any) -> tuple[Any, Any, str]:
-        given = {"model": loaded[0], "clip": loaded[1], "negative": conds[1], "prior": empty,
-                 "prompts": "the red ball rolls", "num_clips": 3, "seed": 4, "cfg": 3.0, "steps": 3,
-                 "sampler_name": "euler", "scheduler": "normal"}  # fmt: skip
-        return nodes["VidRDManyClips"](**{**given, **changes})
-
-    return run
-
-
-def test_many_clips_are_the_chain_of_single_nodes(many: Any, first: Any, following: Any, part: Any) -> None:
-    seeds = part("nodes.many").per_clip_seeds(4, "", 3, 0)
-    one = first(seed=seeds[0], steps=3, sampler_name="euler", scheduler="normal")
-    two, _ = following(one, seed=seeds[1])
-    three, last = following(two, seed=seeds[2])
-    video, clip, report = many()
-    torch.testing.assert_close(video["samples"], three["samples"])
-    torch.testing.assert_close(clip["samples"], last["samples"])
-    assert report.splitlines()[-1] == "3 made, 0 reused; 24 frames in all"
-
-
-def test_a_run_is_resumed_and_only_what_changed_is_made(many: Any) -> None:
-    video, _, _ = many(run_name="tale")
-    again, _, report = many(run_name="tale")
-    assert "0 made, 3 reused" in report
-    torch.testing.assert_close(again["samples"], video["samples"], rtol=0, atol=0)
-    longer, _, report = many(run_name="tale", num_clips=4)
-    assert "1 made, 3 reused" in report
-    torch.testing.assert_close(longer["samples"][:, :, :24], video["samples"], rtol=0, atol=0)
-    changed, _, report = many(run_name="tale", prompts="the red ball rolls\nthe blue square\nthe red ball rolls")
-    assert "2 made, 1 reused" in report
-    torch.testing.assert_close(changed["samples"][:, :, :8], video["samples"][:, :, :8], rtol=0, atol=0)
-    reseeded, _, report = many(
-        run_name="tale", prompts="the red ball rolls\nthe blue square\nthe red ball rolls", clip_seeds="-, -, 77"
-    )
-    assert "1 made, 2 reused" in report and "seed 77" in report
-    kept, _, report = many(run_name="tale", seed=99, regenerate_from=3)
-    assert "1 made, 2 reused" in report
-    torch.testing.assert_close(kept["samples"][:, :, :16], reseeded["samples"][:, :, :16], rtol=0, atol=0)
-
-
-def test_many_clips_continue_a_prior_and_say_what_is_wrong(many: Any, first: Any, loaded: Any) -> None:
-    prior = first(steps=2)
-    video, _, _ = many(prior=prior, num_clips=2, steps=0, sampler_name="from prior", scheduler="from prior")
-    assert video["samples"].shape[2] == 24
-    with pytest.raises(ValueError, match="clip_seeds holds 'x'"):
-        many(clip_seeds="1 x")
-    with pytest.raises(ValueError, match="was never saved"):
-        many(run_name="new", regenerate_from=2)
-    with pytest.raises(ValueError, match="CLIP is empty"):
-        many(clip=None)
+            nodes["VidRDSaveState"](latent=latent, name=name)
+    for name in ("console", "x" * 200, "\u7247\u6bb5"):
+        nodes["VidRDSaveState"](latent=latent, name=name)
 
 
 def test_wrong_input_is_told_in_one_sentence(
@@ -342,6 +347,8 @@ def test_preview_writes_a_video_that_plays(nodes: dict[str, Any], first: Any, lo
             assert entry["type"] == "temp" and shown["animated"] == (True,)
             with av.open(str(base / "temp" / entry["filename"])) as video:
                 assert sum(1 for _ in video.decode(video=0)) == 8
+            assert call.node.execute(fps=4.0, images=torch.rand(8, 64, 64, 4)).ui.as_dict()["images"]
+            assert call.node.execute(fps=4.0, images=torch.rand(8, 64, 64, 1)).ui.as_dict()["images"]
         with pytest.raises(ValueError, match="nothing to show"):
             call.node.execute(fps=4.0)
 
@@ -352,3 +359,6 @@ def test_interpolated_frames(nodes: dict[str, Any]) -> None:
     (out,) = nodes["VidRDInterpolateFrames"](images=images, factor=4)
     assert out.shape == (9, 64, 64, 3)
     torch.testing.assert_close(out[::4], images)
+    grey = images[..., :1]
+    (out,) = nodes["VidRDInterpolateFrames"](images=grey, factor=2)
+    torch.testing.assert_close(out[::2], grey.expand(-1, -1, -1, 3))

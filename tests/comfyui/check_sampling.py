@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from typing import Any
 
+import comfy.samplers
 import pytest
 import torch
+from node_schemas import Reader
 
 KEY = "vidrd_trajectory"
 
@@ -39,7 +42,6 @@ def test_first_clip_is_what_the_stock_ksampler_makes(first: Any, model: Any, con
 
 
 def test_samples_through_sampler_custom_advanced(model: Any, conds: Any, nodes: Any) -> None:
-    import comfy.samplers
     import comfy_extras.nodes_custom_sampler as custom
 
     latent = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
@@ -94,18 +96,14 @@ def test_chain_agrees_with_the_pipeline_outside_comfyui(
             assert relative(ours[:, :, free], theirs[:, :, free]) < 1e-4, (index, step)
 
 
-def deterministic() -> list[str]:
-    return ["euler", "ddim", "euler_cfg_pp", "heun", "heunpp2", "dpm_2", "lms", "dpmpp_2m", "dpmpp_2m_cfg_pp", "ipndm",
-            "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp", "gradient_estimation"]  # fmt: skip
+def installed(*tables: str) -> list[str]:
+    """Samplers of these tables of nodes/steering.py, as far as this ComfyUI has them."""
+    constants = Reader().constants
+    named = [name for table in tables for name in ast.literal_eval(constants[f"steering.{table}"])]
+    return [name for name in named if name in comfy.samplers.SAMPLER_NAMES]
 
 
-def stochastic() -> list[str]:
-    return ["euler_ancestral", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
-            "dpmpp_2m_sde", "dpmpp_3m_sde", "ddpm", "res_multistep_ancestral", "er_sde",
-            "seeds_2", "seeds_3"]  # fmt: skip
-
-
-@pytest.mark.parametrize("sampler", deterministic() + stochastic())
+@pytest.mark.parametrize("sampler", installed("STEERABLE", "STOCHASTIC"))
 def test_guided_frames_take_the_priors_states(sampler: str, first: Any, following: Any) -> None:
     one = first(sampler_name=sampler, steps=6, scheduler="karras")
     _, two = following(one, overlap_frames=8, guidance_beta=1.0)
@@ -121,7 +119,6 @@ def carried(sampler: str, model: Any, conds: Any, part: Any) -> tuple[float, flo
     The denoiser is made to return zeros whatever x is, so that a change can only travel in the sampler's own x.
     """
     import comfy.sample
-    import comfy.samplers
 
     steering = part("nodes.steering")
     blind = model.clone()
@@ -166,10 +163,18 @@ def carried(sampler: str, model: Any, conds: Any, part: Any) -> tuple[float, flo
 
 
 # These try a level before they go on from it: which call at a level is the step's own.
-MAIN_CALL = {"heun": 2, "heunpp2": 3, "dpm_2_ancestral": 2, "dpmpp_2s_ancestral": 2}
+MAIN_CALL = {
+    "heun": 2,
+    "heunpp2": 3,
+    "dpm_2_ancestral": 2,
+    "dpmpp_2s_ancestral": 2,
+    "dpmpp_2s_ancestral_cfg_pp": 2,
+    "exp_heun_2_x0": 2,
+    "exp_heun_2_x0_sde": 2,
+}
 
 
-@pytest.mark.parametrize("sampler", deterministic() + stochastic())
+@pytest.mark.parametrize("sampler", installed("STEERABLE", "STOCHASTIC"))
 def test_this_sampler_goes_on_from_the_x_that_was_changed_in_place(
     sampler: str, model: Any, conds: Any, part: Any
 ) -> None:
@@ -177,15 +182,29 @@ def test_this_sampler_goes_on_from_the_x_that_was_changed_in_place(
     assert cosine > 0.99 and length > 0.01, (length, cosine)
 
 
-@pytest.mark.parametrize("sampler", ["lcm", "sa_solver"])
+@pytest.mark.parametrize("sampler", ["lcm", "sa_solver", "sa_solver_pece"])
 def test_refused_samplers_lose_the_change(sampler: str, model: Any, conds: Any, part: Any) -> None:
     length, cosine = carried(sampler, model, conds, part)
     assert length < 0.01 or cosine < 0.99
 
 
-@pytest.mark.parametrize(
-    "sampler", ["lcm", "sa_solver", "sa_solver_pece", "uni_pc", "uni_pc_bh2", "dpm_fast", "dpm_adaptive"]
-)
+@pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2"])
+def test_refused_samplers_treat_the_change_as_noise_that_they_do_not_take_away(
+    sampler: str, model: Any, conds: Any, part: Any
+) -> None:
+    assert carried(sampler, model, conds, part)[0] > 2 * carried("euler", model, conds, part)[0]
+
+
+@pytest.mark.parametrize("sampler", ["dpm_fast", "dpm_adaptive"])
+def test_refused_samplers_leave_out_the_schedules_levels(
+    sampler: str, first: Any, part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(part("nodes.steering").REFUSED, sampler)
+    with pytest.raises(ValueError, match="left out the noise levels of steps"):
+        first(sampler_name=sampler, steps=6, scheduler="karras")
+
+
+@pytest.mark.parametrize("sampler", installed("REFUSED"))
 def test_samplers_that_cannot_be_steered_are_refused(sampler: str, first: Any, nodes: Any) -> None:
     with pytest.raises(ValueError, match="cannot be steered"):
         first(sampler_name=sampler)
@@ -194,9 +213,6 @@ def test_samplers_that_cannot_be_steered_are_refused(sampler: str, first: Any, n
 
 
 def test_every_installed_sampler_is_in_the_table(part: Any) -> None:
-    import comfy.sample
-    import comfy.samplers
-
     steering = part("nodes.steering")
     known = {*steering.STEERABLE, *steering.STOCHASTIC, *steering.REFUSED}
     assert set(comfy.samplers.SAMPLER_NAMES) <= known
@@ -257,14 +273,107 @@ def test_progressive_noise_makes_frames_alike_and_keeps_the_variance(first: Any)
     assert correlation > 0.8 and abs(float(noise.std()) - 1) < 0.15
 
 
-def test_partial_denoise_can_be_continued(first: Any, following: Any, model: Any, conds: Any) -> None:
+def test_partial_denoise_can_be_continued_in_as_many_steps(first: Any, following: Any, model: Any, conds: Any) -> None:
     start = first()
     changed = first(latent=start, denoise=0.5, steps=4, scheduler="normal")
-    trajectory = changed[KEY].trajectory
-    assert trajectory.num_steps == 8 and len(trajectory.states) == 8
     stock = ksampler(model, conds, {"samples": start["samples"]}, denoise=0.5, steps=4)
     torch.testing.assert_close(changed["samples"], stock["samples"], rtol=1e-4, atol=1e-4)
-    assert torch.isfinite(following(changed)[1]["samples"]).all()
+    trajectory = changed[KEY].trajectory
+    assert trajectory.context["steps"] == trajectory.num_steps == len(trajectory.states) == 4
+    clip = following(changed)[1]
+    assert clip[KEY].trajectory.num_steps == 4 and torch.isfinite(clip["samples"]).all()
+
+
+@pytest.mark.parametrize("denoise", [0.02, 0.3, 0.99])
+def test_states_of_a_partial_denoise_lie_on_the_way_that_was_walked(
+    denoise: float, first: Any, model: Any, conds: Any, part: Any
+) -> None:
+    steering = part("nodes.steering")
+    start = first()["samples"]
+    trajectory = first(latent={"samples": start}, denoise=denoise, steps=6, sampler_name="euler", scheduler="normal")[
+        KEY
+    ].trajectory
+    noise = trajectory.noise
+    with torch.inference_mode():
+        visited = steering.noise_levels(model, 6, "euler", "normal", denoise)
+        end, walked = steering.denoise_clip(model, *conds, noise, start, visited, "euler", 3.0, 1)
+        clean, end = (model.model.process_latent_in(one) for one in (start, end))
+    for sigma, state in zip(trajectory.context["sigmas"], trajectory.states, strict=False):
+        if sigma > visited[0]:
+            expected = clean + sigma * noise
+        else:
+            step = int((visited[:-1] >= sigma - 1e-6).sum()) - 1
+            share = (sigma - visited[step]) / (visited[step + 1] - visited[step])
+            expected = walked[step] + share * ([*walked, end][step + 1] - walked[step])
+        torch.testing.assert_close(state, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"preset": "smooth"}], ids=["released", "smooth"])
+def test_equal_seeds_in_a_chain_keep_the_noise_independent(chosen: Any, first: Any, following: Any) -> None:
+    """The default: every node has seed 0, and each clip's fresh noise must still be its own."""
+    video = first(seed=0, steps=2)
+    for index in range(1, 5):
+        video, _ = following(video, seed=0, **chosen)
+        noise = video[KEY].trajectory.noise
+        assert 0.93 < float(noise.std()) < 1.07, index
+        off_diagonal = torch.corrcoef(noise[0].transpose(0, 1).flatten(1)) - torch.eye(8)
+        assert float(off_diagonal.abs().max()) < 0.3, index
+    seeds = video[KEY].context["seeds"]
+    assert seeds[0] == 0 and len(seeds) == len(set(seeds)) == 5
+
+
+def test_distinct_seeds_are_used_as_they_are(first: Any, following: Any) -> None:
+    one = first(seed=3, steps=2)
+    two = following(one, seed=4)[0]
+    assert two[KEY].context["seeds"] == [3, 4]
+    older = copy.deepcopy(one)
+    del older[KEY].trajectory.context["seeds"]  # as saved by earlier versions
+    torch.testing.assert_close(following(older, seed=4)[0]["samples"], two["samples"], rtol=0, atol=0)
+
+
+def test_videos_of_a_batch_are_picked_with_their_trajectories(
+    first: Any, following: Any, nodes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    import nodes as stock
+
+    batch = first(batch_size=3, seed=5, steps=3, sampler_name="euler")
+    alone = first(seed=6, steps=3, sampler_name="euler")
+    picked = stock.LatentFromBatch().frombatch(batch, 1, 1)[0]
+    with caplog.at_level("INFO"):
+        video, clip = following(picked, seed=9)
+    assert "Of the 3 videos sampled together, number 2 goes on" in caplog.text and "changed after" not in caplog.text
+    assert clip[KEY].context["sampler"] == "euler" and clip[KEY].context["seeds"] == [6, 9]
+    torch.testing.assert_close(clip["samples"], following(alone, seed=9)[1]["samples"], rtol=1e-3, atol=1e-3)
+    again = following(picked, seed=6)[1]
+    assert again[KEY].context["seeds"][1] != 6  # which the second video was made from
+    two = stock.LatentFromBatch().frombatch(batch, 1, 2)[0]
+    assert following(two, seed=9)[1]["samples"].shape[0] == 2
+    torch.testing.assert_close(following(two, seed=9)[1]["samples"][:1], clip["samples"], rtol=1e-3, atol=1e-3)
+    nodes["VidRDSaveState"](latent=picked, name="picked")
+    (loaded,) = nodes["VidRDLoadState"](name="picked.safetensors")
+    torch.testing.assert_close(following(loaded, seed=9)[0]["samples"], video["samples"], rtol=0, atol=0)
+
+
+def test_changed_latents_go_on_with_the_schedule_that_made_them(
+    first: Any, following: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = first(steps=3, sampler_name="euler", scheduler="normal")
+    changed = {**one, "samples": one["samples"] * 1.01}
+    with caplog.at_level("INFO"):
+        context = following(changed)[1][KEY].context
+    assert (context["steps"], context["sampler"], context["scheduler"]) == (3, "euler", "normal")
+    assert "changed after they were sampled" in caplog.text and "with 3 steps of euler, normal" in caplog.text
+    assert following(one, prior_trajectory="invert", steps=2)[1][KEY].context["sampler"] == "euler"
+
+
+@pytest.mark.parametrize(("preset", "joined"), [("smooth", {1: 1, 3: 2, 5: 3}), ("paper", {1: 1, 3: 3, 5: 5})])
+def test_presets_suit_priors_that_are_shorter_than_a_clip(preset: str, joined: dict[int, int], following: Any) -> None:
+    for frames, added in joined.items():
+        short = {"samples": torch.randn((1, 4, frames, 8, 8), generator=torch.Generator().manual_seed(0))}
+        video, clip = following(short, preset=preset, steps=2)
+        assert clip["samples"].shape[2] == frames and video["samples"].shape[2] == frames + added
+    with pytest.raises(ValueError, match="clip_frames is 16 but prior has 10 frames"):
+        following({"samples": torch.randn(1, 4, 10, 8, 8)}, clip_frames=16, steps=2)
 
 
 def test_a_ksamplers_latent_starts_a_chain(model: Any, conds: Any, nodes: Any, following: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 import urllib.error
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from comfy_server import Server, make_base, running_server
+from comfy_server import PACK, TREE, Server, make_base, running_server
 from node_schemas import read_nodes
 
 
@@ -46,7 +49,33 @@ def cached(history: dict[str, Any]) -> set[str]:
     return set(messages["execution_cached"]["nodes"])
 
 
-def test_the_pack_registers_all_nodes_without_delay(server: Server) -> None:
+LOAD = """
+import asyncio, importlib.util, sys
+sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import nodes
+before = set(sys.modules)
+options = dict(submodule_search_locations=[{root!r}])
+spec = importlib.util.spec_from_file_location("custom_nodes.VidRD", {root!r} + "/__init__.py", **options)
+module = importlib.util.module_from_spec(spec)
+sys.modules["custom_nodes.VidRD"] = module
+spec.loader.exec_module(module)
+async def schemas():
+    return [node.GET_SCHEMA() for node in await (await module.comfy_entrypoint()).get_node_list()]
+assert len(asyncio.run(schemas())) > 5
+print("ADDED", sorted({{name.split(".")[0] for name in set(sys.modules) - before}}))
+"""
+
+
+def test_importing_the_pack_and_describing_its_nodes_loads_no_library() -> None:
+    code = LOAD.format(root=str(PACK))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TREE)
+    added = next(line for line in ran.stdout.splitlines() if line.startswith("ADDED"))
+    assert ast.literal_eval(added.removeprefix("ADDED ")) == ["custom_nodes"]
+
+
+def test_the_pack_registers_all_nodes(server: Server) -> None:
     known = server.get("/object_info")
     ours = {name for name in known if name.startswith("VidRD")}
     assert ours == set(read_nodes())

@@ -118,6 +118,14 @@ function copySettings(source, target) {
   }
 }
 
+// A seed that none of these is. Above 2^53 numbers cannot tell neighbours apart, so it goes on from a smaller one there.
+function seedAfter(seeds) {
+  let next = Math.max(...seeds) + 1;
+  if (!Number.isSafeInteger(next)) next = (next % Number.MAX_SAFE_INTEGER) + 1;
+  while (seeds.includes(next)) next = (next + 1) % Number.MAX_SAFE_INTEGER;
+  return next;
+}
+
 // A seed of its own, so that the fresh part of the noise differs from clip to clip and from branch to branch; fixed or
 // random as before.
 function copySeed(source, target) {
@@ -127,8 +135,7 @@ function copySeed(source, target) {
   const siblings = consumers(source, VIDEO)
     .filter(({ node }) => node.comfyClass === CONTINUATION)
     .map(({ node }) => Number(widgetOf(node, "seed")?.value ?? 0));
-  const next = Math.max(Number(from.value), ...siblings) + 1;
-  to.value = Number.isSafeInteger(next) ? next : 0;
+  to.value = seedAfter([Number(from.value), ...siblings]);
   const control = widgetOf(target, "control_after_generate");
   if (control) control.value = widgetOf(source, "control_after_generate")?.value ?? control.value;
 }

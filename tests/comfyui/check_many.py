@@ -1,0 +1,315 @@
+"""Many clips in one node: runs that are resumed, changed and partly made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+KEY = "vidrd_trajectory"
+
+
+@pytest.fixture
+def many(nodes: dict[str, Any], loaded: Any, conds: Any) -> Any:
+    empty = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
+
+    def run(**changes: Any) -> tuple[Any, Any, str]:
+        given = {"model": loaded[0], "clip": loaded[1], "negative": conds[1], "prior": empty,
+                 "prompts": "the red ball rolls", "num_clips": 3, "seed": 4, "cfg": 3.0, "steps": 3,
+                 "sampler_name": "euler", "scheduler": "normal"}  # fmt: skip
+        return nodes["VidRDManyClips"](**{**given, **changes})
+
+    return run
+
+
+def test_many_clips_are_the_chain_of_single_nodes(many: Any, first: Any, following: Any, part: Any) -> None:
+    seeds = part("nodes.many").per_clip_seeds(4, "", 3, 0)
+    one = first(seed=seeds[0], steps=3, sampler_name="euler", scheduler="normal")
+    two, _ = following(one, seed=seeds[1])
+    three, last = following(two, seed=seeds[2])
+    video, clip, report = many()
+    torch.testing.assert_close(video["samples"], three["samples"])
+    torch.testing.assert_close(clip["samples"], last["samples"])
+    assert report.splitlines()[-1] == "3 made, 0 reused; 24 frames in all"
+
+
+def test_a_run_is_resumed_and_only_what_changed_is_made(many: Any) -> None:
+    video, _, _ = many(run_name="tale")
+    again, _, report = many(run_name="tale")
+    assert "0 made, 3 reused" in report
+    torch.testing.assert_close(again["samples"], video["samples"], rtol=0, atol=0)
+    longer, _, report = many(run_name="tale", num_clips=4)
+    assert "1 made, 3 reused" in report
+    torch.testing.assert_close(longer["samples"][:, :, :24], video["samples"], rtol=0, atol=0)
+    changed, _, report = many(run_name="tale", prompts="the red ball rolls\nthe blue square\nthe red ball rolls")
+    assert "2 made, 1 reused" in report
+    torch.testing.assert_close(changed["samples"][:, :, :8], video["samples"][:, :, :8], rtol=0, atol=0)
+    reseeded, _, report = many(
+        run_name="tale", prompts="the red ball rolls\nthe blue square\nthe red ball rolls", clip_seeds="-, -, 77"
+    )
+    assert "1 made, 2 reused" in report and "seed 77" in report
+    kept, _, report = many(run_name="tale", seed=99, regenerate_from=3)
+    assert "1 made, 2 reused" in report
+    torch.testing.assert_close(kept["samples"][:, :, :16], reseeded["samples"][:, :, :16], rtol=0, atol=0)
+
+
+def test_many_clips_continue_a_prior_and_say_what_is_wrong(many: Any, first: Any, loaded: Any) -> None:
+    prior = first(steps=2)
+    video, _, _ = many(prior=prior, num_clips=2, steps=0, sampler_name="from prior", scheduler="from prior")
+    assert video["samples"].shape[2] == 24
+    with pytest.raises(ValueError, match="clip_seeds holds 'x'"):
+        many(clip_seeds="1 x")
+    with pytest.raises(ValueError, match="was never saved"):
+        many(run_name="new", regenerate_from=2)
+    with pytest.raises(ValueError, match="CLIP is empty"):
+        many(clip=None)
+
+
+def made(run: tuple[Any, Any, str]) -> str:
+    return run[2].splitlines()[-1].split(";")[0]
+
+
+def empty(nodes: Any, **changes: int) -> dict[str, Any]:
+    return nodes["VidRDEmptyLatent"](**{"width": 64, "height": 64, "frames": 8, "batch_size": 1, **changes})[0]
+
+
+def test_kept_clips_belong_to_the_new_plan_and_tell_their_own_seeds(many: Any) -> None:
+    begun, _, report = many(run_name="kept", seed=4)
+    before = [line.replace("made", "reused") for line in report.splitlines()[:2]]
+    kept, _, report = many(run_name="kept", seed=99, prompts="the blue square", regenerate_from=3)
+    assert report.splitlines()[:2] == before and report.splitlines()[2].endswith("the blue square")
+    longer = many(run_name="kept", seed=99, prompts="the blue square", num_clips=4)
+    assert made(longer) == "1 made, 3 reused"
+    assert longer[2].splitlines()[:2] == before
+    torch.testing.assert_close(longer[0]["samples"][:, :, :24], kept["samples"], rtol=0, atol=0)
+    back = many(run_name="kept", seed=4)
+    assert made(back) == "1 made, 2 reused"  # the kept ones were this plan's
+    torch.testing.assert_close(back[0]["samples"], begun["samples"], rtol=0, atol=0)
+
+
+def test_nodes_that_share_a_run_name_leave_each_others_clips(many: Any) -> None:
+    one = many(run_name="shared", num_clips=2)
+    two = many(run_name="shared", num_clips=2, prior=one[0], steps=0, sampler_name="from prior")
+    assert made(two) == "2 made, 0 reused"
+    assert made(many(run_name="shared", num_clips=2)) == "0 made, 2 reused"
+    again = many(run_name="shared", num_clips=2, prior=one[0], steps=0, sampler_name="from prior")
+    assert made(again) == "0 made, 2 reused"
+    torch.testing.assert_close(again[0]["samples"], two[0]["samples"], rtol=0, atol=0)
+
+
+def test_trimming_only_joins_anew(many: Any) -> None:
+    whole = many(run_name="trimmed", prompts="the red ball rolls")
+    cut = many(run_name="trimmed", prompts="the red ball rolls", trim_frames=2)
+    assert made(cut) == "0 made, 3 reused" and cut[0]["samples"].shape[2] == 20
+    torch.testing.assert_close(cut[0]["samples"], many(trim_frames=2)[0]["samples"], rtol=0, atol=0)
+    longer = many(run_name="trimmed", num_clips=4, trim_frames=2)
+    assert made(longer) == "1 made, 3 reused"
+    torch.testing.assert_close(longer[0]["samples"], many(num_clips=4, trim_frames=2)[0]["samples"], rtol=0, atol=0)
+    torch.testing.assert_close(whole[0]["samples"][:, :, :8], cut[0]["samples"][:, :, :8], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="trim_frames is 8"):
+        many(run_name="trimmed", trim_frames=8)
+
+
+def test_a_joined_video_goes_on_whatever_was_trimmed_when_its_clips_were_made(many: Any, following: Any) -> None:
+    many(run_name="rejoined")
+    video, clip, _ = many(run_name="rejoined", trim_frames=3)
+    for latent in (video, clip):
+        assert following(latent, seed=123)[1][KEY].context["clip_index"] == 3
+
+
+def test_the_first_clip_of_a_new_video_depends_on_no_reuse_setting(many: Any) -> None:
+    many(run_name="begin")
+    assert made(many(run_name="begin", guidance_beta=0.8, clip_frames=8)) == "2 made, 1 reused"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 5}, "clip 1 of the run 'fixed' was made with steps 3, this node asks for 5: set steps to 0"),
+        ({"sampler_name": "heun"}, "made with sampler euler, this node asks for heun"),
+        ({"scheduler": "karras"}, "made with scheduler normal, this node asks for karras"),
+        ({"size": {"width": 128}}, "never saved for this prior at this size"),
+        ({"size": {"frames": 4}}, "never saved for this prior at this size"),
+        ({"size": {"batch_size": 2}}, "never saved for this prior at this size"),
+        ({"run_name": ""}, "run_name is empty, so that no clips are kept"),
+    ],
+    ids=["steps", "sampler", "scheduler", "width", "frames", "batch", "no run"],
+)
+def test_kept_clips_that_do_not_fit_are_refused(changes: dict[str, Any], message: str, many: Any, nodes: Any) -> None:
+    many(run_name="fixed", num_clips=1)
+    size = changes.pop("size", None)
+    given = {"run_name": "fixed", "regenerate_from": 2, **changes}
+    with pytest.raises(ValueError, match=message):
+        many(**given, **({"prior": empty(nodes, **size)} if size else {}))
+
+
+def samplings() -> dict[str, Callable[[Any], Any]]:
+    """What other nodes do to the model, every one of which samples otherwise."""
+
+    def discrete(sampling: str, zsnr: bool) -> Callable[[Any], Any]:
+        from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete as Node
+
+        return lambda model: Node().patch(model, sampling, zsnr)[0]
+
+    def edm(sigma_max: float) -> Callable[[Any], Any]:
+        from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM as Node
+
+        return lambda model: Node().patch(model, "eps", sigma_max, 0.03)[0]
+
+    def closure(held: Any) -> Callable[[Any], Any]:
+        def patch(model: Any) -> Any:
+            clone = model.clone()
+            clone.set_model_sampler_post_cfg_function(lambda args: (args["denoised"], held)[0])
+            return clone
+
+        return patch
+
+    def callable_object(scale: float) -> Callable[[Any], Any]:
+        class Scaled:
+            def __init__(self) -> None:
+                self.scale = scale
+
+            def __call__(self, args: dict[str, Any]) -> Any:
+                return args["denoised"]
+
+        def patch(model: Any) -> Any:
+            clone = model.clone()
+            clone.set_model_sampler_post_cfg_function(Scaled())
+            return clone
+
+        return patch
+
+    return {
+        "eps": discrete("eps", False),
+        "v": discrete("v_prediction", False),
+        "v, zsnr": discrete("v_prediction", True),
+        "x0": discrete("x0", False),
+        "edm 14.6": edm(14.6),
+        "edm 5": edm(5.0),
+        "dict": closure({"scale": 1.0}),
+        "other dict": closure({"scale": 2.0}),
+        "tensor": closure(torch.zeros(3)),
+        "other tensor": closure(torch.ones(3)),
+        "object": callable_object(1.0),
+        "other object": callable_object(2.0),
+    }
+
+
+def test_models_that_sample_otherwise_are_told_apart_and_equal_ones_are_not(model: Any, part: Any, base: Path) -> None:
+    from check_nodes import lora
+    from safetensors.torch import save_file
+
+    import nodes as stock
+
+    identity = part("nodes.identity").model_identity
+    found = {name: identity(patch(model)) for name, patch in samplings().items()}
+    found["plain"] = identity(model)
+    save_file(lora(model, "kohya"), base / "models/loras/identity.safetensors")
+    for strength in (0.2, 0.4):
+        with torch.inference_mode():
+            patched = stock.LoraLoaderModelOnly().load_lora_model_only(model, "identity.safetensors", strength)[0]
+        found[f"lora {strength}"] = identity(patched)
+    assert len(set(found.values())) == len(found), found
+    assert {name: identity(patch(model)) for name, patch in samplings().items()}.items() <= found.items()
+
+
+def test_a_closure_that_holds_itself_ends(model: Any, part: Any) -> None:
+    def patch(args: dict[str, Any]) -> Any:
+        return (patch, later)[0] and args["denoised"]
+
+    unfinished = part("nodes.identity").hashed(part("nodes.identity").described(patch))  # later is not there yet
+    later = 1
+    assert part("nodes.identity").hashed(part("nodes.identity").described(patch)) != unfinished
+
+
+def test_masks_and_hooks_of_a_conditioning_count(many: Any, conds: Any, part: Any, model: Any) -> None:
+    import comfy.hooks
+    import node_helpers
+
+    def masked(mask: torch.Tensor) -> Any:
+        values = {"mask": mask, "mask_strength": 1.0, "set_area_to_bounds": False}
+        return node_helpers.conditioning_set_values(conds[0], values)
+
+    def hooked(strength: float, up: float) -> Any:
+        weights = {"unet.mid_block.x.lora_A.weight": torch.full((2, 4), up)}
+        return node_helpers.conditioning_set_values(
+            conds[0], {"hooks": comfy.hooks.create_hook_lora(weights, strength, strength)}
+        )
+
+    def kept_at(strength: float) -> Any:
+        (entry,) = hooked(1.0, 1.0)
+        frames = comfy.hooks.HookKeyframeGroup()
+        frames.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=0.5))
+        entry[1]["hooks"].set_keyframes_on_hooks(frames)
+        return [entry]
+
+    identity = part("nodes.identity").conditioning_hash
+    kinds = {
+        "plain": lambda: conds[0],
+        "ones": lambda: masked(torch.ones(1, 64, 64)),
+        "zeros": lambda: masked(torch.zeros(1, 64, 64)),
+        "hook": lambda: hooked(1.0, 1.0),
+        "weaker": lambda: hooked(0.5, 1.0),
+        "other weights": lambda: hooked(1.0, 2.0),
+        "keyframe": lambda: kept_at(0.5),
+        "other keyframe": lambda: kept_at(0.25),
+    }
+    found = {name: identity(make()) for name, make in kinds.items()}
+    assert len(set(found.values())) == len(found), found
+    assert {name: identity(make()) for name, make in kinds.items()} == found
+    for mask in (torch.ones(1, 64, 64), torch.zeros(1, 64, 64)):
+        assert made(many(run_name="masks", prompts="", positive=masked(mask), num_clips=1)) == "1 made, 0 reused"
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(many: Any) -> None:
+    import comfy.model_management as management
+    import comfy.utils
+
+    whole = many()[0]
+    steps: list[int] = []
+
+    def cancel(value: int, total: int, *_: Any, **__: Any) -> None:
+        steps.append(value)
+        if len(steps) == 6:  # in the second clip: three steps, the finished clip, two steps
+            management.interrupt_current_processing()
+        management.throw_exception_if_processing_interrupted()
+
+    comfy.utils.set_progress_bar_global_hook(cancel)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            many(run_name="broken_off")
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        management.interrupt_current_processing(False)
+    resumed = many(run_name="broken_off")
+    assert made(resumed) == "2 made, 1 reused"
+    torch.testing.assert_close(resumed[0]["samples"], whole["samples"], rtol=0, atol=0)
+
+
+def test_a_batch_is_resumed_and_one_of_it_picked(many: Any, nodes: Any, following: Any) -> None:
+    import nodes as stock
+
+    both = many(run_name="both", prior=empty(nodes, batch_size=2))
+    assert both[0]["samples"].shape == (2, 4, 24, 8, 8)
+    again = many(run_name="both", prior=empty(nodes, batch_size=2), num_clips=4)
+    assert made(again) == "1 made, 3 reused"
+    alone = many(clip_seeds=", ".join(str(int(line.split("seed ")[1].split(",")[0]) + 1) for line in lines(both)))
+    torch.testing.assert_close(both[0]["samples"][1:], alone[0]["samples"], rtol=1e-3, atol=1e-3)
+    picked = stock.LatentFromBatch().frombatch(both[0], 1, 1)[0]
+    one = following(picked, seed=9)[1]["samples"]
+    torch.testing.assert_close(one, following(alone[0], seed=9)[1]["samples"], rtol=1e-3, atol=1e-3)
+    assert made(many(run_name="both", prior=picked, num_clips=1)) == "1 made, 0 reused"
+
+
+def lines(run: tuple[Any, Any, str]) -> list[str]:
+    return run[2].splitlines()[:-1]
+
+
+def test_listed_seeds_may_repeat_and_stand_between_any_commas(many: Any, part: Any) -> None:
+    seeds = part("nodes.many").per_clip_seeds
+    assert seeds(4, "1\uff0c2\u3001 3,\n4", 4, 0) == [1, 2, 3, 4]
+    noise = many(clip_seeds="7, 7, 7", noise_alpha=1.0)[0][KEY].trajectory.noise
+    assert 0.93 < float(noise.std()) < 1.07
