@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from vidrd_core import VidRDPipeline
 from vidrd_core.cli import INTERRUPTED, build_parser, main, stop_on_signal
 from vidrd_core.cli.inputs import read_prompts, repeat_last
 from vidrd_core.cli.models import read_defaults
-from vidrd_core.jobs import JobFolder
+from vidrd_core.job_folders import JobFolder
 from vidrd_core.video import read_metadata, read_video
 
 QUICK = ["--frames", "4", "--steps", "2", "--device", "cpu", "--quiet"]
@@ -42,7 +44,7 @@ def test_generate_writes_a_video_with_its_history_and_a_contact_sheet(
     assert {"vidrd", "torch", "diffusers"} <= metadata["versions"].keys()
     with Image.open(sheet) as image:
         assert image.height > 3 * 128
-    assert JobFolder(tmp_path / "new" / "out.state").num_finished() == 3
+    assert JobFolder(tmp_path / "new" / "out.mp4.state").num_finished() == 3
     assert "12 frames" in capsys.readouterr().err
 
 
@@ -86,11 +88,77 @@ def test_other_settings_in_the_same_state_folder_are_refused_with_the_difference
     assert generate(model_folder, output, *state, "--restart", "--guidance-scale", "2") == 0
 
 
-def test_a_new_video_under_the_name_of_a_finished_one_replaces_it(model_folder: Path, tmp_path: Path) -> None:
-    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "2") == 0
-    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1", prompts=("a box",)) == 0
-    assert read_metadata(tmp_path / "out.mp4")["clips"][0]["prompt"] == "a box"
-    assert JobFolder(tmp_path / "out.state").num_finished() == 1
+def test_a_new_video_under_the_name_of_a_finished_one_needs_restart(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.mp4"
+    assert generate(model_folder, output, "--clips", "2") == 0
+    before = output.read_bytes()
+    assert generate(model_folder, output, "--clips", "1", prompts=("a box",)) == 1
+    assert "clip 0 was made with the prompt 'a red dot', not 'a box'" in capsys.readouterr().err
+    assert generate(model_folder, output, "--clips", "1", "--seed", "9") == 1
+    message = capsys.readouterr().err
+    assert "seed was 0 and is 9" in message and "--restart" in message
+    assert output.read_bytes() == before
+    assert generate(model_folder, output, "--clips", "1", "--restart", prompts=("a box",)) == 0
+    assert read_metadata(output)["clips"][0]["prompt"] == "a box"
+    assert JobFolder(tmp_path / "out.mp4.state").num_finished() == 1
+
+
+def test_videos_of_one_name_and_several_formats_keep_their_own_clips(model_folder: Path, tmp_path: Path) -> None:
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
+    assert generate(model_folder, tmp_path / "out.gif", "--clips", "1", prompts=("a box",)) == 0
+    assert JobFolder(tmp_path / "out.mp4.state").load(0).prompt == "a red dot"
+    assert JobFolder(tmp_path / "out.gif.state").load(0).prompt == "a box"
+
+
+@pytest.mark.parametrize("options", [("--height", "17"), ("--fps", "1000"), ("--steps", "2000"), ("--height", "0")])
+def test_a_refused_setting_costs_no_finished_clip(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    output, state = tmp_path / "out.mp4", JobFolder(tmp_path / "out.mp4.state")
+    assert generate(model_folder, output, *options) == 1
+    assert not state.path.exists()
+    assert generate(model_folder, output, "--clips", "1") == 0
+    before = state.read()
+    capsys.readouterr()
+    assert generate(model_folder, output, *options) == 1
+    assert generate(model_folder, output, *options, "--restart") == 1
+    assert options[1] in capsys.readouterr().err
+    assert state.num_finished() == 1 and state.read() == before
+
+
+def test_a_job_that_another_process_makes_is_left_to_it(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = JobFolder(tmp_path / "out.mp4.state")
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
+    extension = ["extend", str(state.path), "--output", str(tmp_path / "long.mp4"), "--device", "cpu", "--quiet"]
+    with state.locked():
+        assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1", "--restart") == 1
+        assert main(extension) == 1
+    assert capsys.readouterr().err.count("is in use: another process") == 2
+    assert state.num_finished() == 1
+    assert main(extension) == 0
+
+
+def test_nothing_else_may_lie_in_a_folder_of_pngs(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = tmp_path / "frames"
+    for name, inside in (("--contact-sheet", frames / "sheet.png"), ("--state", frames / "state")):
+        assert generate(model_folder, frames, "--clips", "1", name, str(inside)) == 1
+        assert f"{name} {inside} is inside --output" in capsys.readouterr().err
+    assert not frames.exists()
+
+
+def test_metadata_say_how_the_scheduler_was_set_and_stay_json(model_folder: Path, tmp_path: Path) -> None:
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1", "--noise-alpha", "inf") == 0
+    metadata = read_metadata(tmp_path / "out.mp4")
+    assert metadata["scheduler"] == "DDIMScheduler"
+    assert metadata["scheduler_settings"]["beta_schedule"] == "scaled_linear"
+    assert metadata["settings"]["reuse"]["noise_alpha"] == "inf"
+    assert metadata["frames"] == 4
 
 
 # -- extend ------------------------------------------------------------------------------------------------------------
@@ -100,7 +168,7 @@ def test_extend_makes_what_one_longer_call_would_have_made(model_folder: Path, t
     prompts = ("a red dot", "a box", "a line")
     assert generate(model_folder, tmp_path / "whole", prompts=prompts) == 0
     assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
-    state = tmp_path / "out.state"
+    state = tmp_path / "out.mp4.state"
     more = ["--prompt", "a box", "--prompt", "a line", "--quiet", "--device", "cpu"]
     assert main(["extend", str(state / "state_00000.safetensors"), *more, "--output", str(tmp_path / "new")]) == 0
     assert main(["extend", str(state), *more, "--output", str(tmp_path / "long")]) == 0
@@ -114,7 +182,7 @@ def test_an_interrupted_extension_is_taken_up_and_not_made_twice(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
-    state = JobFolder(tmp_path / "out.state")
+    state = JobFolder(tmp_path / "out.mp4.state")
     call = ["extend", str(state.path), "--quiet", "--device", "cpu", "--output", str(tmp_path / "long.mp4")]
     assert main([*call, "--prompt", "a box", "--clips", "2"]) == 0
     assert state.num_finished() == 3
@@ -128,6 +196,71 @@ def test_an_interrupted_extension_is_taken_up_and_not_made_twice(
     assert state.num_finished() == 5
 
 
+def test_extend_goes_on_from_the_last_complete_video_and_not_from_abandoned_clips(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    state = JobFolder(tmp_path / "out.mp4.state")
+    call = ["extend", str(state.path), "--quiet", "--device", "cpu", "--output", str(tmp_path / "long.mp4")]
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "2") == 0
+    assert main([*call, "--prompt", "a cat", "--clips", "2"]) == 0
+    state.drop_from(3)
+    state.write(complete=False)  # as if that had been stopped after one clip
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "2") == 0
+    assert main([*call, "--prompt", "a box"]) == 0
+    assert [clip["prompt"] for clip in read_metadata(tmp_path / "long.mp4")["clips"]] == ["a red dot"] * 2 + ["a box"]
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0  # a beginning of the three clips
+    assert main([*call, "--prompt", "a line"]) == 0
+    prompts = [clip["prompt"] for clip in read_metadata(tmp_path / "long.mp4")["clips"]]
+    assert prompts == ["a red dot", "a line"] and state.num_finished() == 2
+
+
+def test_a_video_with_a_clip_missing_is_not_extended(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = JobFolder(tmp_path / "out.mp4.state")
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "2") == 0
+    state.clip_path(1).unlink()
+    call = ["extend", str(state.path), "--quiet", "--device", "cpu", "--output", str(tmp_path / "long.mp4")]
+    assert main(call) == 1
+    assert "unfinished job (1 of 2 clips)" in capsys.readouterr().err
+
+
+def test_extend_names_only_remedies_that_it_has(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = JobFolder(tmp_path / "out.mp4.state")
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
+    common = ["--quiet", "--device", "cpu", "--output", str(tmp_path / "long.mp4")]
+    capsys.readouterr()
+    assert main(["extend", str(state.path), *common, "--scheduler", "euler"]) == 1
+    message = capsys.readouterr().err
+    assert "scheduler was 'DDIMScheduler' and is 'EulerDiscreteScheduler'. Leave out the options" in message
+    assert "beta_" not in message
+    file = str(state.state_path(0))
+    assert main(["extend", file, *common]) == 0
+    assert main(["extend", file, *common, "--prompt", "a box"]) == 1
+    message = capsys.readouterr().err
+    assert "clip 1 was made with the prompt 'a red dot', not 'a box'. Choose another --output or --state" in message
+    assert "--restart" not in message and "--redo" not in message
+
+
+def test_extend_without_a_prompt_keeps_the_text_states_of_a_video_made_with_them(
+    pipe: VidRDPipeline, model_folder: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    text = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(1))
+    options = {"num_frames": 4, "num_inference_steps": 2, "output_type": "latent"}
+    whole = pipe(prompt_embeds=text, num_clips=3, **options)
+    pipe(prompt_embeds=text, num_clips=1, **options).state.save(tmp_path / "state.safetensors")
+    call = ["--device", "cpu", "--quiet"]
+    first = ["extend", str(tmp_path / "state.safetensors"), "--model", str(model_folder), "--output"]
+    assert main([*first, str(tmp_path / "new"), *call]) == 0
+    assert main(["extend", str(tmp_path / "new.state"), *call, "--output", str(tmp_path / "newer")]) == 0
+    state = JobFolder(tmp_path / "new.state")
+    assert all(torch.equal(state.load(number).latents, whole.clips[number]) for number in (1, 2))
+
+
 # -- info and convert --------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +268,12 @@ def test_info_describes_models_states_state_folders_and_videos(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
-    paths = [model_folder, tmp_path / "out.mp4", tmp_path / "out.state", tmp_path / "out.state/state_00000.safetensors"]
+    paths = [
+        model_folder,
+        tmp_path / "out.mp4",
+        tmp_path / "out.mp4.state",
+        tmp_path / "out.mp4.state/state_00000.safetensors",
+    ]
     assert main(["info", *map(str, paths)]) == 0
     text = capsys.readouterr().out
     for words in ("VidRD temporal U-Net", '"prompt": "a red dot"', "1 clips finished, complete", "after clip 0"):
@@ -178,13 +316,31 @@ def test_ctrl_c_leaves_the_finished_clips_playable_and_the_command_goes_on_from_
     with monkeypatch.context() as patch:
         patch.setattr(jobs.JobFolder, "save", save_and_interrupt)
         assert generate(model_folder, tmp_path / "out", "--clips", "3") == INTERRUPTED
-    assert "stopped after 2 of 3 clips" in capsys.readouterr().err
+    assert "stopped after 2 of 3 clips" in (message := capsys.readouterr().err)
+    assert message.endswith("Run the same command again to go on\n")
+    assert len(read_metadata(tmp_path / "out")["clips"]) == 2
     part = read_video(tmp_path / "out").frames
     assert len(part) == 8
     assert generate(model_folder, tmp_path / "out", "--clips", "3") == 0
     assert len(read_video(tmp_path / "out").frames) == 12
     # Frame 6 fades into the next window, which is another one where the video ends at frame 7.
     assert (read_video(tmp_path / "out").frames[:6] == part[:6]).all()
+
+
+def test_after_a_stop_of_a_restart_the_command_is_to_be_run_without_it(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import signal
+
+    real = JobFolder.save
+
+    def save_and_interrupt(*parts: Any) -> None:
+        real(*parts)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(JobFolder, "save", save_and_interrupt)
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "2", "--restart") == INTERRUPTED
+    assert capsys.readouterr().err.endswith("Run the same command again without --restart to go on\n")
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
@@ -195,7 +351,13 @@ def test_ctrl_c_leaves_the_finished_clips_playable_and_the_command_goes_on_from_
     [(["--output", "out.avi"], "unknown suffix '.avi'"), (["--prompts", "missing.txt"], "missing.txt"),
      (["--clips", "1", "--prompt", "another"], "2 prompts were given for 1 clips"),
      (["--model", "nowhere"], "nowhere"), (["--steps", "0"], "num_inference_steps is 0"),
-     (["--height", "17"], "17; expected positive multiples of 4"), (["--overlap-frames", "9"], "overlap_frames is 9"),
+     (["--height", "17"], "17; expected positive multiples of 4"),
+     (["--height", "0"], "size is 16x0"), (["--fps", "nan"], "got nan"), (["--clip-seed", "9=3"], "--clip-seed 9=3"),
+     (["--prompts", "latin.txt"], "latin.txt is not UTF-8 text (at byte 2); save it as UTF-8"),
+     (["--videos", "latin.txt", "--output", "many"], "latin.txt is not UTF-8"),
+     (["--contact-sheet", "latin.txt/sheet.png"], "sheet.png: its folder cannot be made"),
+     (["--state", "latin.txt/state"], "the state folder cannot be written"),
+     (["--overlap-frames", "9"], "overlap_frames is 9"),
      (["--contact-sheet", "sheet.txt"], "sheet.txt"), (["--device", "cuda:99"], "--device cuda:99 cannot be used")],
 )  # fmt: skip
 def test_mistakes_end_in_one_line_that_says_what_to_do(
@@ -207,7 +369,8 @@ def test_mistakes_end_in_one_line_that_says_what_to_do(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    prompts = () if "--prompts" in options else ("a red dot",)
+    Path("latin.txt").write_bytes("blå".encode("latin-1") + b"\n")
+    prompts = () if {"--prompts", "--videos"} & set(options) else ("a red dot",)
     assert generate(model_folder, Path("out.mp4"), *options, prompts=prompts) == 1
     text = capsys.readouterr().err
     assert message in text and "Traceback" not in text and text.count("error:") == 1

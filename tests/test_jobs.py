@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from components import make_pipeline
 
 from vidrd_core import ReuseSettings, VidRDPipeline
-from vidrd_core.jobs import JobError, JobFolder, JobResult, Plan, check_space, default_folder, open_job, run_job
-from vidrd_core.state import SamplingSettings, VideoState, read_tensors
+from vidrd_core.job_folders import JobError, JobFolder, default_folder
+from vidrd_core.jobs import JobResult, Plan, check_job, check_space, open_job, run_job
+from vidrd_core.state import Clip, SamplingSettings, VideoState, read_tensors
 from vidrd_core.video import read_metadata, read_video
 
 SAMPLING = SamplingSettings(4, 16, 16, 4, 3.0, ReuseSettings(2, trim_frames=1))
@@ -109,14 +111,14 @@ def test_a_process_killed_while_it_writes_goes_on_to_the_same_result(model_folde
 
     assert call(tmp_path / "whole", 0) == 0
     broken = tmp_path / "broken"
-    clips = JobFolder(broken / "out.state")
+    clips = JobFolder(broken / "out.gif.state")
     # Killed in the first clip's latents, the second one's state, and (with all clips there) the video's last moment.
     for fatal, finished in ((2, 0), (3, 1), (5, 3)):
         assert call(broken, fatal) != 0
         assert clips.num_finished() == finished
         assert not (broken / "out.gif").exists()
     assert call(broken, 0) == 0
-    assert same_clips(broken / "out.state", tmp_path / "whole" / "out.state", 3)
+    assert same_clips(broken / "out.gif.state", tmp_path / "whole" / "out.gif.state", 3)
     assert (broken / "out.gif").read_bytes() == (tmp_path / "whole" / "out.gif").read_bytes()
     assert not list(broken.rglob("*.partial*"))
 
@@ -186,8 +188,9 @@ def test_a_folder_made_with_another_model_scheduler_or_precision_is_refused(
     other, half = make_pipeline(tmp_path, seed=8), make_pipeline(tmp_path).to(dtype=torch.bfloat16)
     cases = ((other, "the unet is another"), (euler, "scheduler was 'DDIMScheduler'"), (half, "dtype was 'float32'"))
     for changed, message in cases:
-        with pytest.raises(JobError, match=message):
+        with pytest.raises(JobError, match=message) as caught:
             open_job(unbroken / "state", changed, plan)
+        assert "beta_start" not in str(caught.value)  # which follows from the other scheduler
 
 
 def test_clips_from_a_changed_one_on_can_be_made_again(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
@@ -219,9 +222,9 @@ def test_a_job_can_go_on_from_any_clips_state_in_a_folder_of_its_own(
 
 
 def test_each_clip_gets_its_row_in_the_contact_sheet(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
-    result = run(pipe, unbroken / "state", tmp_path / "out.gif", with_sheet=True, metadata={"a": [1]})
+    result = run(pipe, unbroken / "state", tmp_path / "out.gif", with_sheet=True, metadata=lambda _: {"a": [1]})
     assert result.sheet is not None and result.sheet.height > 4 * 128
-    assert read_metadata(tmp_path / "out.gif") == {"a": [1]}
+    assert read_metadata(tmp_path / "out.gif") == {"a": [1], "frames": 13}
 
 
 def test_a_folder_with_other_peoples_files_is_refused_and_left_alone(pipe: VidRDPipeline, tmp_path: Path) -> None:
@@ -248,9 +251,160 @@ def test_a_disk_that_is_too_small_is_noticed_first(
     check_space(tmp_path, pipe, Plan(PROMPTS, SAMPLING))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match="MiB are needed"):
-        check_space(tmp_path, pipe, Plan(PROMPTS, SAMPLING))
+        check_space(tmp_path / "new" / "state", pipe, Plan(PROMPTS, SAMPLING))
+    assert not (tmp_path / "new").exists()
 
 
-def test_the_default_folder_lies_beside_the_output() -> None:
-    assert default_folder("videos/out.gif") == Path("videos/out.state")
-    assert default_folder("videos/out") == Path("videos/out.state")
+def test_a_state_folder_that_cannot_be_written_is_refused_by_name(pipe: VidRDPipeline, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file.state: the state folder cannot be written .* choose another one"):
+        check_space(tmp_path / "file" / "state", pipe, Plan(PROMPTS, SAMPLING))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "output", "fps", "message"),
+    [(replace(SAMPLING, height=17), "out.gif", 4.0, "size is 16x17"),
+     (replace(SAMPLING, num_inference_steps=2000), "out.gif", 4.0, "2000"),
+     (SAMPLING, "out.gif", 60.0, "at most 50 for .gif, got 60"), (SAMPLING, "out.avi", 4.0, "unknown suffix")],
+)  # fmt: skip
+def test_what_cannot_be_made_is_refused_before_anything_is_changed(
+    pipe: VidRDPipeline, tmp_path: Path, sampling: SamplingSettings, output: str, fps: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_job(pipe, Plan(PROMPTS, sampling), tmp_path / "state", tmp_path / output, fps)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_of_another_model_or_scheduler_is_refused_before_a_folder_is_made(
+    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+) -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    plan = Plan(["a box"], SAMPLING, start=JobFolder(unbroken / "state").load_state(1))
+    euler = VidRDPipeline(**{**pipe.components, "scheduler": EulerDiscreteScheduler()})
+    for changed, message in ((make_pipeline(tmp_path / "tokens", seed=8), "another U-Net"), (euler, "one scheduler")):
+        with pytest.raises(ValueError, match=message):
+            check_job(changed, plan, tmp_path / "state", tmp_path / "out.gif", 4.0)
+    assert not (tmp_path / "state").exists()
+
+
+def test_settings_of_which_no_clip_came_bind_nobody(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
+    first = Plan(PROMPTS, replace(SAMPLING, guidance_scale=2.0), 4, start=JobFolder(unbroken / "state").load_state(0))
+    assert run(pipe, tmp_path / "state", tmp_path / "out.gif", first, should_stop=stop_after(2)).clips == 0
+    assert run(pipe, tmp_path / "state", tmp_path / "out.gif").is_complete
+    assert same_clips(tmp_path / "state", unbroken / "state")
+    assert not JobFolder(tmp_path / "state").start_path.exists()
+
+
+def test_a_stop_never_makes_a_video_shorter(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.gif"
+    run(pipe, tmp_path / "state", output)
+    whole = output.read_bytes()
+    assert run(pipe, tmp_path / "state", output, should_stop=lambda: True).is_complete
+    assert output.read_bytes() == whole
+    more = Plan([*PROMPTS, "a cat"], SAMPLING, 3)
+    assert run(pipe, tmp_path / "state", output, more, should_stop=lambda: True).clips == 4
+    assert output.read_bytes() == whole
+
+
+def test_a_crash_while_finished_clips_are_decoded_leaves_the_video_alone(
+    pipe: VidRDPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.gif"
+    run(pipe, tmp_path / "state", output)
+    whole, real = output.read_bytes(), JobFolder.load
+
+    def load(folder: JobFolder, index: int) -> Clip:
+        if index == 3:
+            raise KeyboardInterrupt
+        return real(folder, index)
+
+    monkeypatch.setattr(JobFolder, "load", load)
+    plan = Plan(PROMPTS, SAMPLING, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(pipe, JobFolder(tmp_path / "state"), plan, output, 4.0)
+    assert output.read_bytes() == whole and not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("name", ["out.gif", "out.mp4", "out.webm", "out"])
+def test_a_stopped_video_says_no_more_than_is_in_it(pipe: VidRDPipeline, tmp_path: Path, name: str) -> None:
+    def about(plan: Plan) -> dict[str, Any]:
+        return {"prompts": list(plan.prompts)}
+
+    result = run(pipe, tmp_path / "state", tmp_path / name, should_stop=stop_after(10), metadata=about)
+    assert (result.clips, result.frames) == (2, 7)
+    assert read_metadata(tmp_path / name) == {"prompts": PROMPTS[:2], "frames": 7}
+    assert len(read_video(tmp_path / name).frames) == 7
+    run(pipe, tmp_path / "state", tmp_path / name, metadata=about)
+    assert read_metadata(tmp_path / name) == {"prompts": PROMPTS, "frames": 13}
+
+
+def test_a_plan_knows_which_clips_a_number_of_frames_shows(unbroken: Path) -> None:
+    plan = Plan(PROMPTS, SAMPLING)
+    assert [len(plan.beginning(frames).prompts) for frames in (1, 4, 5, 7, 8, 13)] == [1, 1, 2, 2, 3, 4]
+    later = replace(plan, start=JobFolder(unbroken / "state").load_state(3))
+    assert (plan.num_frames, later.num_frames) == (13, 12)
+    assert [len(later.beginning(frames).prompts) for frames in (3, 4, 12)] == [1, 2, 4]
+
+
+def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "state")
+    with folder.locked():
+        with pytest.raises(JobError, match="is in use: another process makes its clips"), folder.locked():
+            pass
+        folder.clear()  # the lock holds on
+        with pytest.raises(JobError, match="is in use"), folder.locked():
+            pass
+    with JobFolder(tmp_path / "state").locked():
+        pass
+    folder.remove()
+    assert not folder.path.exists()
+
+
+def test_a_clip_that_is_not_numbers_is_not_kept(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
+    whole, folder = JobFolder(unbroken / "state"), JobFolder(tmp_path)
+    clip = whole.load(0)
+    clip.state = whole.load_state(0)
+    clip.latents[..., 0] = float("nan")
+    with pytest.raises(JobError, match="clip 0 came out as NaN or infinity.*float32"):
+        folder.save(clip)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["clip_00001.safetensors", "state_00003.safetensors"])
+def test_a_broken_file_is_named_and_once_deleted_it_is_made_again(
+    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path, name: str
+) -> None:
+    run(pipe, tmp_path / "state", tmp_path / "out.gif")
+    file = tmp_path / "state" / name
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(JobError, match=rf"{name} is broken .*; delete it and run the command"):
+        folder = open_job(tmp_path / "state", pipe, Plan(PROMPTS, SAMPLING, 3))
+        folder.load_state(3)
+    file.unlink()
+    assert run(pipe, tmp_path / "state", tmp_path / "out.gif").is_complete
+    assert same_clips(tmp_path / "state", unbroken / "state")
+
+
+def test_clips_behind_a_gap_are_not_taken_for_the_new_video_s(pipe: VidRDPipeline, tmp_path: Path) -> None:
+    run(pipe, tmp_path / "state", tmp_path / "out.gif")
+    folder = JobFolder(tmp_path / "state")
+    folder.clip_path(1).unlink()
+    changed = Plan(["a red dot", "a cat", *PROMPTS[2:]], SAMPLING, 3)
+    assert run(pipe, tmp_path / "state", tmp_path / "out.gif", changed, should_stop=stop_after(6)).clips == 2
+    assert folder.num_finished() == 2
+
+
+def test_a_video_of_text_states_goes_on_with_them(pipe: VidRDPipeline, tmp_path: Path) -> None:
+    text = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(1))
+    options = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 3.0, "reuse": SAMPLING.reuse}
+    out = pipe(prompt_embeds=text, num_clips=2, output_type="latent", **options)
+    begun = pipe(prompt_embeds=text, num_clips=1, output_type="latent", **options).state
+    run(pipe, tmp_path / "state", tmp_path / "out.gif", Plan([begun.prompt], SAMPLING, start=begun))
+    assert torch.equal(JobFolder(tmp_path / "state").load(1).latents, out.clips[1])
+
+
+def test_the_default_folder_lies_beside_the_output_and_is_its_alone() -> None:
+    outputs = ("videos/out.gif", "videos/out.mp4", "videos/out")
+    folders = ("videos/out.gif.state", "videos/out.mp4.state", "videos/out.state")
+    assert [default_folder(output) for output in outputs] == [Path(folder) for folder in folders]

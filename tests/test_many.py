@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.cli import main
-from vidrd_core.jobs import JobError, JobFolder
+from vidrd_core.job_folders import JobError, JobFolder
 from vidrd_core.many import MAX_FAILURES, Making, Tally, VideosFolder, make_videos, number_videos
 from vidrd_core.state import SamplingSettings
 from vidrd_core.video import read_metadata, read_video
@@ -178,6 +178,24 @@ def test_a_video_that_fails_leaves_the_others_and_what_always_fails_is_raised(
         (stranger / "thesis.txt").touch()
     with pytest.raises(JobError, match=r"thesis\.txt"):
         run(pipe, tmp_path / "all")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--height", "17"], "17; expected positive multiples"), (["--fps", "0"], "fps must be above 0"),
+     (["--fps", "60"], "at most 50 for .gif"), (["--steps", "2000"], "2000")],
+)  # fmt: skip
+def test_a_refused_setting_costs_no_finished_video(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    (tmp_path / "list.txt").write_text("a red dot\n", encoding="utf-8")
+    call = ["generate", "--model", str(model_folder), "--videos", str(tmp_path / "list.txt"), "--device", "cpu"]
+    call += ["--output", str(tmp_path / "out"), "--format", "gif", "--clips", "1", "--frames", "4", "--quiet"]
+    assert main([*call, "--steps", "2"]) == 0
+    before = content(tmp_path / "out")
+    assert main([*call, "--steps", "2", "--restart", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert content(tmp_path / "out") == before and len(before) == 1
 
 
 @pytest.mark.parametrize(

@@ -71,14 +71,14 @@ def test_a_preset_goes_before_the_models_defaults_and_after_what_is_given(model_
         str(tmp_path / "a.gif"),
     ]
     assert main(call) == 0
-    made = JobFolder(tmp_path / "a.state").read()
+    made = JobFolder(tmp_path / "a.gif.state").read()
     assert made["made"]["sampling"]["num_inference_steps"] == fast.num_inference_steps
     assert made["made"]["sampling"]["reuse"]["overlap_frames"] == 2
     assert made["made"]["scheduler"]["scheduler"] == type(make_scheduler(fast.scheduler, {})).__name__
-    extend = ["extend", str(tmp_path / "a.state"), "--device", "cpu", "--quiet", "--output", str(tmp_path / "b.gif")]
-    assert main(extend) == 0  # with the preset's scheduler again
+    extend = ["extend", str(tmp_path / "a.gif.state"), "--device", "cpu", "--quiet"]
+    assert main([*extend, "--output", str(tmp_path / "b.gif")]) == 0  # with the preset's scheduler again
     assert main([*call[:-1], str(tmp_path / "c.gif"), "--steps", "3", "--scheduler", "euler"]) == 0
-    made = JobFolder(tmp_path / "c.state").read()["made"]
+    made = JobFolder(tmp_path / "c.gif.state").read()["made"]
     assert made["sampling"]["num_inference_steps"] == 3
     assert made["scheduler"]["scheduler"] == "EulerDiscreteScheduler"
 

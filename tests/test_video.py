@@ -83,6 +83,51 @@ def test_metadata_comes_back_whole_from_inside_the_file(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_metadata_can_be_replaced_until_the_video_is_closed(tmp_path: Path, name: str) -> None:
+    frames = noise(13)
+    write_video(tmp_path / f"plain_{name}", frames, 7.5)
+    with VideoWriter(tmp_path / name, 7.5, metadata={"clips": ["a", "b"], "frames": 99}) as writer:
+        writer.write(frames)
+        writer.describe({"clips": ["a"]})
+    changed, plain = read_video(tmp_path / name), read_video(tmp_path / f"plain_{name}")
+    assert read_metadata(tmp_path / name) == {"clips": ["a"]}
+    assert np.array_equal(changed.frames, plain.frames) and changed.fps == plain.fps
+    assert sorted(os.listdir(tmp_path)) == sorted([name, f"plain_{name}"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_discarded_video_leaves_the_old_one(tmp_path: Path, name: str) -> None:
+    write_video(tmp_path / name, moving_square(3), 8)
+    with VideoWriter(tmp_path / name, 8) as writer:
+        writer.write(moving_square(1))
+        writer.discard()
+    assert len(read_video(tmp_path / name).frames) == 3
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_infinite_numbers_are_text_that_float_reads(tmp_path: Path) -> None:
+    write_video(tmp_path / "out.mp4", moving_square(1), 8, {"reuse": {"noise_alpha": float("inf")}, "list": [(1.5,)]})
+    metadata = read_metadata(tmp_path / "out.mp4")
+    assert metadata == {"reuse": {"noise_alpha": "inf"}, "list": [[1.5]]}
+    assert float(metadata["reuse"]["noise_alpha"]) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "message"),
+    [("out.mp4", 0, "got 0"), ("out.mp4", float("nan"), "got nan"), ("out.mp4", float("inf"), "got inf"),
+     ("out.webm", 1000, "at most 240 for .webm"), ("out.gif", 60, "at most 50 for .gif"),
+     ("out", -1, "at most 240 for a folder of PNGs"), ("out.mp4", 1e-9, "above 0")],
+)  # fmt: skip
+def test_probing_refuses_a_rate_that_the_format_cannot_have(
+    tmp_path: Path, name: str, fps: float, message: str
+) -> None:
+    with pytest.raises(VideoError, match=message):
+        probe_output(tmp_path / name, fps=fps)
+    with pytest.raises(VideoError, match=message):
+        VideoWriter(tmp_path / name, fps)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_video_without_metadata_reads_as_an_empty_dictionary(tmp_path: Path, name: str) -> None:
     write_video(tmp_path / name, moving_square(2), 8)
     assert read_metadata(tmp_path / name) == {}

@@ -1,10 +1,7 @@
 """A long job: a video whose finished clips are kept in a state folder, so that it can be stopped at any moment.
 
-The folder holds ``settings.json`` (what the clips were made with), and for each finished clip its latents
-(``clip_00000.safetensors``) and what the next clip goes on from (``state_00000.safetensors``, for
-:meth:`VideoState.load`).
-Every file appears whole or not at all, and a clip counts once its latents are there. So the same call, made again after
-a crash, goes on after the last finished clip, and its video is the one that an unbroken run would have written.
+The same call, made again after a crash, goes on after the last finished clip, and its video is the one that an unbroken
+run would have written.
 """
 
 from __future__ import annotations
@@ -13,19 +10,19 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .denoising import ALWAYS, Interval, check_interval, interval_context, interval_of
+from .job_folders import SETTINGS, JobError, JobFolder
 from .pipeline import VidRDPipeline
-from .schedulers import scheduler_context
+from .schedulers import check_context, prepare_scheduler, scheduler_context
 from .seeds import clip_seed
-from .state import Clip, SamplingSettings, VideoState, read_tensors, sync_and_replace, write_tensors
+from .state import Clip, SamplingSettings, VideoState
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,14 +30,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FORMAT = "vidrd-job-1"
-CLIP_FORMAT = "vidrd-clip-1"
-SETTINGS = "settings.json"
-OWN_FILES = re.compile(r"(settings\.json|(clip|state)_\d{5,}\.safetensors|start\.safetensors)(\.partial)?")
 
+@dataclass(frozen=True)
+class Remedies:
+    """What a caller can do about a folder of other settings, and about one whose clips differ; it ends the message."""
 
-class JobError(ValueError):
-    """A state folder does not fit what is asked of it; the message names the difference and the remedy."""
+    settings: str = "Set them back or choose another state folder"
+    clips: str = "Set it back, choose another state folder, or open the job with redo"
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,8 @@ class Plan:
     """A video to be made.
 
     Args:
-        prompts: one per clip.
+        prompts: one per clip. Where all that are to be made are the prompt of the clip before, its stored text serves:
+            so a video goes on that was begun with text states of a user's own, whose prompt is "".
         sampling: how clips are sampled.
         seed: from which the clips' seeds are derived.
         clip_seeds: clip index -> a seed that replaces the derived one.
@@ -81,6 +78,24 @@ class Plan:
         """Index of the first clip."""
         return 0 if self.start is None else self.start.clip_index + 1
 
+    @property
+    def num_frames(self) -> int:
+        """Frames of the whole video."""
+        sampling = self.sampling
+        trimmed = 0 if self.start is None else sampling.reuse.trim_frames
+        return sampling.reuse.num_joined_frames(len(self.prompts), sampling.num_frames) - trimmed
+
+    def beginning(self, num_frames: int) -> Plan:
+        """The plan without the clips that the first ``num_frames`` frames of the video show nothing of."""
+        number = 1
+        while number < len(self.prompts) and replace(self, prompts=self.prompts[:number]).num_frames < num_frames:
+            number += 1
+        return replace(self, prompts=self.prompts[:number])
+
+    def num_finished(self, folder: JobFolder) -> int:
+        """How many of the plan's clips are in its folder, counted from the first."""
+        return min(folder.num_finished(), len(self.prompts))
+
     def seed_of(self, index: int) -> int:
         chosen = self.clip_seeds.get(index)
         return clip_seed(self.base_seed, index) if chosen is None else chosen
@@ -88,100 +103,6 @@ class Plan:
     @property
     def base_seed(self) -> int:
         return self.seed if self.start is None else self.start.seeds[0]
-
-
-class JobFolder:
-    """The state folder of a job.
-
-    Raises:
-        JobError: it holds something else.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise JobError(f"{self.path} is a file; a state folder is a folder, choose another name")
-        stranger = next((p.name for p in self._entries() if not OWN_FILES.fullmatch(p.name)), None)
-        if stranger is not None and not (self.path / SETTINGS).is_file():
-            raise JobError(f"{self.path} holds other files ({stranger}); choose a new or empty folder")
-
-    def _entries(self) -> list[Path]:
-        return sorted(self.path.iterdir()) if self.path.is_dir() else []
-
-    def read(self) -> dict[str, Any]:
-        """The settings; empty where no job was begun."""
-        path = self.path / SETTINGS
-        if not path.is_file():
-            return {}
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise JobError(f"{path} is broken ({error}); delete the folder or choose another") from error
-        if not isinstance(settings, dict) or settings.get("format") != SETTINGS_FORMAT:
-            raise JobError(f"{path} is not a VidRD job's ({SETTINGS_FORMAT}); choose another folder")
-        return settings
-
-    def write(self, **changes: Any) -> None:
-        """Change entries of the settings, at once."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        settings = {"format": SETTINGS_FORMAT, **self.read(), **changes}
-        partial = self.path / f"{SETTINGS}.partial"
-        partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        sync_and_replace(partial, self.path / SETTINGS)
-
-    def clip_path(self, index: int) -> Path:
-        return self.path / f"clip_{index:05d}.safetensors"
-
-    def state_path(self, index: int) -> Path:
-        return self.path / f"state_{index:05d}.safetensors"
-
-    @property
-    def start_path(self) -> Path:
-        return self.path / "start.safetensors"
-
-    def num_finished(self) -> int:
-        """How many clips are there, counted from the first."""
-        first = self.read().get("first", 0)
-        index = first
-        while self.clip_path(index).is_file() and self.state_path(index).is_file():
-            index += 1
-        return index - first
-
-    def save(self, clip: Clip) -> None:
-        """Keep a finished clip: its state first, since the latents are what makes it count."""
-        assert clip.state is not None
-        clip.state.save(self.state_path(clip.index))
-        values = {"index": clip.index, "prompt": clip.prompt, "seeds": clip.seeds}
-        metadata = {"format": CLIP_FORMAT, "clip": json.dumps(values, ensure_ascii=False)}
-        write_tensors(self.clip_path(clip.index), {"latents": clip.latents}, metadata)
-
-    def load(self, index: int) -> Clip:
-        """A finished clip, without its state."""
-        path = self.clip_path(index)
-        tensors, metadata = read_tensors(path)
-        if metadata.get("format") != CLIP_FORMAT:
-            raise JobError(f"{path} is not a clip of a VidRD job; delete it, and the clip will be made again")
-        return Clip(tensors["latents"], **json.loads(metadata["clip"]))
-
-    def drop_from(self, index: int) -> None:
-        """Forget the clips from ``index`` on; the last goes first, so that what remains is always a whole beginning."""
-        for path in sorted(self.path.glob("clip_*.safetensors"), reverse=True):
-            if path >= self.clip_path(index):
-                path.unlink()
-                path.with_name(path.name.replace("clip_", "state_")).unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Delete everything a job wrote here."""
-        for path in self._entries():
-            if OWN_FILES.fullmatch(path.name) and path.name != SETTINGS:
-                path.unlink()
-        (self.path / SETTINGS).unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Delete everything a job wrote here, and the folder where nothing else is in it."""
-        self.clear()
-        if self.path.is_dir() and not self._entries():
-            self.path.rmdir()
 
 
 def made_with(pipe: VidRDPipeline, plan: Plan) -> dict[str, Any]:
@@ -193,7 +114,7 @@ def made_with(pipe: VidRDPipeline, plan: Plan) -> dict[str, Any]:
     return {
         "seed": plan.base_seed,
         "sampling": plan.sampling.to_json(),
-        "scheduler": scheduler_context(pipe.scheduler) | interval_context(plan.interval),
+        "scheduler": _sampler(pipe, plan),
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         **storage,
         "start": None if plan.start is None else _digest(plan.start),
@@ -201,38 +122,66 @@ def made_with(pipe: VidRDPipeline, plan: Plan) -> dict[str, Any]:
     }
 
 
+def _sampler(pipe: VidRDPipeline, plan: Plan) -> dict[str, str]:
+    return scheduler_context(pipe.scheduler) | interval_context(plan.interval)
+
+
 def _digest(state: VideoState) -> str:
     return hashlib.sha256(state.trajectory.noise.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
-def open_job(path: str | Path, pipe: VidRDPipeline, plan: Plan, redo: bool = False) -> JobFolder:
-    """Begin a job in a new folder, or take up the one that is there.
+def check_job(pipe: VidRDPipeline, plan: Plan, folder: str | Path, output: str | os.PathLike[str], fps: float) -> None:
+    """Find out whether a job can be made before anything is changed, so that a refused setting costs no finished clip.
+
+    Raises:
+        ValueError: a setting cannot be; the message names it.
+        OSError: the state folder cannot be written, or a disk is too small.
+    """
+    from .video import estimate_bytes, probe_output
+
+    sampling = plan.sampling
+    check_sampling(pipe, plan)
+    probe_output(output, estimate_bytes(output, plan.num_frames, sampling.height, sampling.width), fps)
+    check_space(folder, pipe, plan)
+
+
+def check_sampling(pipe: VidRDPipeline, plan: Plan) -> None:
+    """Raise ``ValueError`` for settings with which the pipeline cannot sample the plan's clips."""
+    pipe._check(plan.sampling, len(plan.prompts))
+    prepare_scheduler(pipe.scheduler, plan.sampling, "cpu")
+    if plan.start is not None:
+        plan.start.check_model(pipe.fingerprint_of("unet"))
+        check_context(plan.start.trajectory.context, _sampler(pipe, plan))
+
+
+def open_job(
+    path: str | Path, pipe: VidRDPipeline, plan: Plan, redo: bool = False, remedies: Remedies | None = None
+) -> JobFolder:
+    """Begin a job in a new folder, or take up the one that is there. Settings of which no clip came bind nobody.
 
     Args:
         redo: make clips again from the first one on whose prompt or seed differs, instead of refusing.
+        remedies: what the caller can do about a folder that is refused.
 
     Raises:
         JobError: the folder's clips were made with other settings.
     """
-    folder = JobFolder(path)
+    folder, remedies = JobFolder(path), remedies or Remedies()
     settings, made = folder.read(), made_with(pipe, plan)
+    if not folder.num_finished():
+        folder.clear()
+        settings = {}
     if settings:
         differences = compare(settings["made"], json.loads(json.dumps(made)))
         if settings.get("first", 0) != plan.first:
             differences.insert(0, f"it begins at clip {settings.get('first', 0)} and not at {plan.first}")
         if differences:
-            raise JobError(
-                f"{folder.path} was made with other settings: {'; '.join(differences)}. "
-                "Set them back, choose another state folder, or begin anew with --restart"
-            )
+            raise JobError(f"{folder.path} was made with other settings: {'; '.join(differences)}. {remedies.settings}")
     changed = _first_changed_clip(folder, plan)
     if changed is not None:
         index, difference = changed
         if not redo:
-            raise JobError(
-                f"{folder.path}: clip {index} was made with {difference}. Set it back, choose another state "
-                "folder, or make the clips from there on again with --redo"
-            )
+            raise JobError(f"{folder.path}: clip {index} was made with {difference}. {remedies.clips}")
         folder.drop_from(index)
     if not settings and plan.start is not None:
         plan.start.save(folder.start_path)
@@ -246,6 +195,8 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if key == "scheduler" and old.get(key) != new.get(key):  # all else follows from that
+                old, new = ({key: settings.get(key)} for settings in (old, new))
             differences += compare(old, new, f"{key} " if key == "scheduler" else "")
         elif old != new:
             is_model = key in ("unet", "vae", "text_encoder", "start")
@@ -270,12 +221,11 @@ def make_clips(
     """Yield all clips of a job in order: the finished ones from the folder, the others as they are made and saved.
 
     Args:
-        should_stop: asked after every denoising step; once it says True no more clips come.
+        should_stop: asked after every denoising step; once it says True no more clips are made. Those that are
+            finished come nevertheless, so that a video never gets shorter.
     """
-    finished = min(folder.num_finished(), len(plan.prompts))
+    finished = plan.num_finished(folder)
     for number in range(finished):
-        if should_stop():
-            return
         yield folder.load(plan.first + number)
     if finished == len(plan.prompts) or should_stop():
         return
@@ -283,14 +233,16 @@ def make_clips(
     def on_step(running: Any, *_: Any) -> None:
         running.interrupt = should_stop()
 
-    state = VideoState.load(folder.state_path(plan.first + finished - 1)) if finished else plan.start
+    state = folder.load_state(plan.first + finished - 1) if finished else plan.start
     if state is not None:
         state.check_model(pipe.fingerprint_of("unet"))
     if finished:
         logger.info("going on after %d finished clips in %s", finished, folder.path)
+    folder.drop_from(plan.first + finished)  # what lies behind a gap went on from another clip
     rest = range(finished, len(plan.prompts))
+    prompts = [plan.prompts[number] for number in rest]
     stream = pipe.stream(
-        [plan.prompts[number] for number in rest],
+        None if state is not None and set(prompts) == {state.prompt} else prompts,
         plan.sampling,
         len(rest),
         state=state,
@@ -313,7 +265,7 @@ class JobResult:
 
     clips: int  # in the video
     planned: int
-    frames: int
+    frames: int  # in the video
     sheet: Image | None = None
 
     @property
@@ -328,7 +280,7 @@ def run_job(
     output: str | Path,
     fps: float,
     *,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Callable[[Plan], Mapping[str, Any]] | None = None,
     with_sheet: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> JobResult:
@@ -337,28 +289,46 @@ def run_job(
     Stopped early, it writes what is finished. Where nothing is, no video is written and ``clips`` is 0.
 
     Args:
-        output, fps, metadata: as for :class:`vidrd_core.video.VideoWriter`.
+        output, fps: as for :class:`vidrd_core.video.VideoWriter`.
+        metadata: gives what the file says about how a plan's video was made: the whole one, or as far as it came. The
+            number of its frames is added.
         with_sheet: also make a contact sheet.
         should_stop: asked after every denoising step; True stops.
     """
     from .video import VideoWriter, to_uint8
 
-    folder.write(complete=False)
+    folder.write(complete=False, planned=list(plan.prompts), fps=fps)
     result = JobResult(0, len(plan.prompts), 0)
     rows = _SheetRows(plan) if with_sheet else None
+    finished = plan.num_finished(folder)
+    finished_frames = replace(plan, prompts=plan.prompts[:finished]).num_frames if finished else 0
+
+    def described(num_frames: int) -> dict[str, Any] | None:
+        return None if metadata is None else {**metadata(plan.beginning(num_frames)), "frames": num_frames}
 
     def counted(clips: Iterable[Clip]) -> Iterator[Clip]:
         for clip in clips:
             result.clips += 1
             yield clip
 
+    @contextmanager
+    def writing() -> Iterator[VideoWriter]:
+        with VideoWriter(output, fps, metadata=described(plan.num_frames)) as writer:
+            try:
+                yield writer
+            finally:  # whatever happens, frames that were written stay playable
+                if result.frames < finished_frames and Path(output).exists():
+                    writer.discard()
+                elif result.frames < plan.num_frames and (shorter := described(result.frames)) is not None:
+                    writer.describe(shorter)
+
     pieces = pipe.decode_clips(counted(make_clips(pipe, folder, plan, should_stop)), plan.sampling, plan.start)
-    with ExitStack() as stack:  # whatever happens, frames that were written stay playable
+    with ExitStack() as stack:
         writer: VideoWriter | None = None
         for piece in pieces:
             frames = to_uint8(piece)
             if writer is None:  # before there are frames there is nothing worth a file
-                writer = stack.enter_context(VideoWriter(output, fps, metadata=metadata))
+                writer = stack.enter_context(writing())
             writer.write(frames)
             result.frames += len(frames)
             if rows is not None:
@@ -408,10 +378,6 @@ class _SheetRows:
 def check_space(folder: str | Path, pipe: VidRDPipeline, plan: Plan) -> None:
     """Raise ``OSError`` where the state folder cannot be written or its disk is too small for the job."""
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    trial = path / f"{SETTINGS}.partial"
-    trial.touch()
-    trial.unlink()
     sampling, factor = plan.sampling, pipe.vae.spatial_factor
     # Latents, noise, the tail of up to two clips; and the guided states.
     frames = 4 * sampling.num_frames + sampling.reuse.overlap_frames * max(
@@ -419,15 +385,19 @@ def check_space(folder: str | Path, pipe: VidRDPipeline, plan: Plan) -> None:
     )
     frame_bytes = 4 * pipe.unet.config["in_channels"] * (sampling.height // factor) * (sampling.width // factor)
     needed = len(plan.prompts) * (frames * frame_bytes + (1 << 20))
-    free = shutil.disk_usage(path).free
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise OSError(
             f"{path}: up to {needed / 2**20:.0f} MiB are needed for the clips' states but the disk has "
             f"{free / 2**20:.0f} MiB left; free some space or choose another state folder"
         )
-
-
-def default_folder(output: str | os.PathLike[str]) -> Path:
-    """Where a job keeps its clips unless told otherwise: ``out.state`` beside ``out.mp4``."""
-    output = Path(output)
-    return output.with_name(f"{output.stem}.state")
+    trial = path / f"{SETTINGS}.partial"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{path}: the state folder cannot be written ({error.strerror or error}); choose another one"
+        ) from error

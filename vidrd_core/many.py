@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from .denoising import Interval
-from .jobs import JobError, JobFolder, Plan, check_space, compare, made_with, open_job, run_job
+from .jobs import JobError, JobFolder, Plan, Remedies, check_space, compare, made_with, open_job, run_job
+from .locks import hold
 from .state import SamplingSettings, sync_and_replace
 
 if TYPE_CHECKING:
@@ -154,19 +155,12 @@ class VideosFolder:
         if self.is_finished(index):
             yield False
             return
-        lock = FileLock(self.path / f"{index:05d}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield not self.is_finished(index)  # another process may just have finished it
-        finally:
-            done = self.is_finished(index)
-            lock.release()
-            if done:
-                Path(lock.lock_file).unlink(missing_ok=True)
+        lock = self.path / f"{index:05d}.lock"
+        with hold(lock) as is_mine:
+            yield is_mine and not self.is_finished(index)  # another process may just have finished it
+            done = is_mine and self.is_finished(index)
+        if done:
+            lock.unlink(missing_ok=True)
 
 
 @dataclass
@@ -253,11 +247,10 @@ def _make_video(folder: VideosFolder, video: Video, making: Making, should_stop:
     """Make one video; returns how many clips it has now."""
     plan, state = making.plan(video), folder.state(video.index)
     check_space(state.path, making.pipe, plan)
-    job = open_job(state.path, making.pipe, plan)
+    remedy = f"Delete {state.path}, and the video is made anew"
+    job = open_job(state.path, making.pipe, plan, remedies=Remedies(remedy, remedy))
     output = folder.output(video.index)
-    metadata = None if making.metadata is None else making.metadata(plan)
-    job.write(fps=making.fps, planned=list(plan.prompts))
-    result = run_job(making.pipe, job, plan, output, making.fps, metadata=metadata, should_stop=should_stop)
+    result = run_job(making.pipe, job, plan, output, making.fps, metadata=making.metadata, should_stop=should_stop)
     if result.is_complete and not making.keep_states:
         job.remove()
     return result.clips

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..presets import find_preset
-from .inputs import RELEASED, read_prompts, repeat_last, sampling_settings
+from .extending import extended_plan
+from .inputs import RELEASED, check_clip_seeds, read_prompts, repeat_last, sampling_settings
 from .models import DEMO, load_pipeline, model_path
+from .outputs import check_outputs, save_image
 
 if TYPE_CHECKING:
-    from ..jobs import JobFolder, Plan
+    from ..job_folders import JobFolder
+    from ..jobs import Plan, Remedies
     from ..pipeline import VidRDPipeline
 
 logger = logging.getLogger(__name__)
@@ -65,32 +68,32 @@ def generate(options: argparse.Namespace) -> int:
         from .videos import generate_videos
 
         return generate_videos(options)
-    from ..jobs import JobFolder, Plan, default_folder, open_job
-    from ..video import probe_output
+    from ..job_folders import JobFolder, default_folder
+    from ..jobs import Plan, check_job, open_job
 
     prompts = read_prompts(options.prompt, options.prompts)
     prompts = repeat_last(prompts, _number_of_clips(options.clips, prompts))
     clip_seeds = dict(options.clip_seed)
-    _check_outputs(options)
-    probe_output(options.output)
+    check_clip_seeds(clip_seeds, len(prompts))
+    check_outputs(options)
+    folder = JobFolder(options.state or default_folder(options.output))
     pipe, defaults = load(options)
-    sampling = sampling_settings(options, defaults, pipe)
+    sampling, fps = sampling_settings(options, defaults, pipe), fps_of(options, defaults)
     plan = Plan(prompts, sampling, options.seed, clip_seeds, guidance_interval=options.guidance_interval)
-    path = Path(options.state) if options.state else default_folder(options.output)
-    if options.restart:
-        JobFolder(path).clear()
-    elif not options.state and not options.redo:
-        _leave_finished_video(path, pipe, plan)
-    folder = open_job(path, pipe, plan, options.redo)
-    folder.write(loading=_absolute(_loading(options)), extended_from=None)
-    return _run(pipe, folder, plan, options, fps_of(options, defaults))
+    check_job(pipe, plan, folder.path, options.output, fps)
+    with folder.locked():
+        if options.restart:
+            folder.clear()
+        open_job(folder.path, pipe, plan, options.redo, _remedies_of("generate"))
+        folder.write(loading=_absolute(_loading(options)), extended_from=None)
+        return _run(pipe, folder, plan, options, fps)
 
 
 def extend(options: argparse.Namespace) -> int:
     """Make more clips of a video: of a state folder, or from a single state file."""
-    from ..jobs import JobError, Plan, default_folder, open_job
+    from ..job_folders import JobError, JobFolder, default_folder
+    from ..jobs import Plan, check_job, open_job
     from ..state import VideoState
-    from ..video import probe_output
 
     source = Path(options.source)
     if not source.exists():
@@ -98,22 +101,29 @@ def extend(options: argparse.Namespace) -> int:
     prompts = read_prompts(options.prompt, options.prompts, required=False)
     home = _home_of(source)
     settings = home.read() if home else {}
-    _check_outputs(options)
-    probe_output(options.output)
+    if source.is_dir() and options.state:
+        raise JobError(f"--state {options.state} does not go with a state folder: {source} itself is extended")
+    check_outputs(options)
     loading = _loading_of(options, source, settings)
     pipe, defaults = load(options, loading, settings)
-    if home is None or not source.is_dir():
-        state = VideoState.load(source)
-        number = options.clips or max(1, len(prompts))
-        plan = Plan(repeat_last(prompts or [state.prompt], number), state.sampling, start=state)
-        folder = open_job(options.state or default_folder(options.output), pipe, plan)
+    fps = fps_of(options, {**defaults, **_stored_fps(settings)})
+    if home is not None and source.is_dir():
+        with home.locked():
+            plan, before = extended_plan(home, prompts, options.clips)
+            check_job(pipe, plan, home.path, options.output, fps)
+            # Only clips after the video that is extended can differ: an earlier job left them.
+            open_job(home.path, pipe, plan, redo=True, remedies=_remedies_of("extend"))
+            home.write(extended_from=before)
+            return _run(pipe, home, plan, options, fps)
+    state = VideoState.load(source)
+    number = options.clips or max(1, len(prompts))
+    plan = Plan(repeat_last(prompts or [state.prompt], number), state.sampling, start=state)
+    folder = JobFolder(options.state or default_folder(options.output))
+    check_job(pipe, plan, folder.path, options.output, fps)
+    with folder.locked():
+        open_job(folder.path, pipe, plan, remedies=_remedies_of("extend from a file"))
         folder.write(loading=loading)
-    else:
-        plan = _extended_plan(home, settings, prompts, options.clips)
-        if options.state:
-            raise JobError(f"--state {options.state} does not go with a state folder: {source} itself is extended")
-        folder = open_job(source, pipe, plan)
-    return _run(pipe, folder, plan, options, fps_of(options, {**defaults, **_stored_fps(settings)}))
+        return _run(pipe, folder, plan, options, fps)
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -144,34 +154,52 @@ def info(options: argparse.Namespace) -> int:
 
 
 def _run(pipe: VidRDPipeline, folder: JobFolder, plan: Plan, options: argparse.Namespace, fps: float) -> int:
-    from ..jobs import check_space, run_job
-    from ..video import estimate_bytes, probe_output
+    from ..jobs import run_job
 
-    sampling = plan.sampling
-    frames = sampling.reuse.num_joined_frames(len(plan.prompts), sampling.num_frames)
-    probe_output(options.output, estimate_bytes(options.output, frames, sampling.height, sampling.width))
-    check_space(folder.path, pipe, plan)
-    folder.write(fps=fps, planned=list(plan.prompts))
-    finished = min(folder.num_finished(), len(plan.prompts))
+    finished = plan.num_finished(folder)
     if finished:
         say(f"{finished} of {len(plan.prompts)} clips are finished in {folder.path}")
     # One's own bars for loading and denoising, none in a log file.
     pipe.set_progress_bar_config(disable=True if options.quiet else None, leave=False)
-    metadata = video_metadata(pipe, plan, fps, options)
+
+    def metadata(made: Plan) -> dict[str, Any]:
+        return video_metadata(pipe, made, fps, options)
+
     with_sheet = options.contact_sheet is not None
     with stop_on_signal() as should_stop:
         result = run_job(
             pipe, folder, plan, options.output, fps, metadata=metadata, with_sheet=with_sheet, should_stop=should_stop
         )
     if result.sheet is not None:
-        _save_image(result.sheet, Path(options.contact_sheet))
+        save_image(result.sheet, Path(options.contact_sheet))
+        say(f"wrote {options.contact_sheet}")
     if result.clips:
         say(f"wrote {options.output}: {result.clips} clips, {result.frames} frames, {result.frames / fps:.1f} s")
     if result.is_complete:
         return 0
     kept = "what is finished was kept" if result.clips else "no clip was finished"
-    say(f"stopped after {result.clips} of {result.planned} clips; {kept}. Run the same command again to go on")
+    say(f"stopped after {result.clips} of {result.planned} clips; {kept}. {run_again(options)} to go on")
     return INTERRUPTED
+
+
+def run_again(options: argparse.Namespace) -> str:
+    """What to do after a stop: the same command, but one that forgets what is finished would begin anew once more."""
+    return "Run the same command again" + (" without --restart" if getattr(options, "restart", False) else "")
+
+
+def _remedies_of(command: str) -> Remedies:
+    from ..jobs import Remedies
+
+    if command == "generate":
+        return Remedies(
+            "Set them back, choose another --output or --state, or begin anew with --restart",
+            "Set it back, choose another --output or --state, make the clips from there on again with --redo, or begin "
+            "anew with --restart",
+        )
+    if command == "extend":
+        return Remedies("Leave out the options that changed them, or name the model that made the video with --model")
+    remedy = "Choose another --output or --state, or delete that folder"
+    return Remedies(remedy, remedy)
 
 
 def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -180,7 +208,9 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
     import torch
 
     from ..denoising import interval_context
+    from ..schedulers import scheduler_context
 
+    sampler = scheduler_context(pipe.scheduler)
     return {
         "software": f"vidrd {__version__}",
         "versions": {"vidrd": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
@@ -188,7 +218,8 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
             "name": Path(str(options.model)).name if options.model else None,
             "unet": pipe.fingerprint_of("unet"),
         },
-        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler": sampler.pop("scheduler"),
+        "scheduler_settings": sampler,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "seed": plan.base_seed,
         "clips": [
@@ -220,53 +251,6 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _leave_finished_video(path: Path, pipe: VidRDPipeline, plan: Plan) -> None:
-    """Clear the default state folder of an older video that is complete and about to be replaced by another one."""
-    from ..jobs import JobError, JobFolder, open_job
-
-    folder = JobFolder(path)
-    if not folder.read().get("complete"):
-        return
-    try:
-        open_job(path, pipe, plan)
-    except JobError as error:
-        logger.info("beginning anew: %s", error)
-        folder.clear()
-
-
-def _extended_plan(folder: JobFolder, settings: dict[str, Any], prompts: list[str], clips: int | None) -> Plan:
-    """The plan of a state folder with more clips; an extension that was interrupted is taken up, not made twice."""
-    from ..denoising import interval_of
-    from ..jobs import JobError, Plan
-    from ..state import SamplingSettings, VideoState
-
-    number = clips or max(1, len(prompts))
-    finished = folder.num_finished()
-    if not finished:
-        raise JobError(f"{folder.path} has no finished clip to go on from; generate a video first")
-    first = settings["first"]
-    done = [folder.load(first + n) for n in range(finished)]
-    base = finished
-    if not settings.get("complete"):
-        begun, planned = settings.get("extended_from"), settings.get("planned", [])
-        if begun is None or planned[begun:] != repeat_last(prompts or [planned[begun - 1]], number):
-            raise JobError(
-                f"{folder.path} has an unfinished job ({finished} of {len(planned)} clips): finish it with the command "
-                f"that began it, or go on from the state file {folder.state_path(first + finished - 1)}"
-            )
-        base = begun
-    made = settings["made"]
-    kept = [clip.prompt for clip in done[:base]]
-    added = repeat_last(prompts or [kept[-1]], number)
-    start = VideoState.load(folder.start_path) if folder.start_path.is_file() else None
-    chosen = Plan(kept, SamplingSettings.from_json(made["sampling"]), made["seed"], start=start)
-    # Seeds that a user chose are in the clips; a folder does not list them a second time.
-    clip_seeds = {c.index: c.seeds[0] for c in done if c.seeds[0] != chosen.seed_of(c.index)}
-    folder.write(extended_from=base)
-    interval = interval_of(made["scheduler"])
-    return Plan([*kept, *added], chosen.sampling, chosen.seed, clip_seeds, start, interval)
 
 
 def _loading_of(options: argparse.Namespace, source: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +305,7 @@ def _dtype_of(options: argparse.Namespace, settings: dict[str, Any]) -> str:
 
 def _home_of(source: Path) -> JobFolder | None:
     """The state folder that ``source`` is, or lies in."""
-    from ..jobs import JobError, JobFolder
+    from ..job_folders import JobError, JobFolder
 
     if source.is_dir():
         folder = JobFolder(source)
@@ -354,28 +338,6 @@ def _number_of_clips(clips: int | None, prompts: Sequence[str]) -> int:
 
 def fps_of(options: argparse.Namespace, defaults: dict[str, Any]) -> float:
     return float(options.fps if options.fps is not None else {**RELEASED, **defaults}["fps"])
-
-
-def _check_outputs(options: argparse.Namespace) -> None:
-    """Find out before the long work whether the contact sheet can be written."""
-    if options.contact_sheet is None:
-        return
-    path = Path(options.contact_sheet)
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"--contact-sheet {path}: expected a name that ends in .png, .jpg or .webp")
-    if path.is_dir():
-        raise ValueError(f"--contact-sheet {path} is a folder; add a file name")
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    trial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    trial.touch()
-    trial.unlink()
-
-
-def _save_image(image: Any, path: Path) -> None:
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    image.save(partial)
-    os.replace(partial, path)
-    say(f"wrote {path}")
 
 
 def say(text: str) -> None:

@@ -20,7 +20,7 @@ def describe(path: Path) -> str:
 
 
 def _describe_job(path: Path) -> str:
-    from ..jobs import JobFolder
+    from ..job_folders import JobFolder
 
     folder = JobFolder(path)
     settings = folder.read()

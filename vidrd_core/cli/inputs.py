@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,7 @@ def read_prompts(given: Sequence[str] | None, file: str | None, required: bool =
         raise ValueError("both --prompt and --prompts were given; use one of them")
     prompts = [text.strip() for text in given or ()]
     if file:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-        lines = [line.strip() for line in text.splitlines() if not line.lstrip().startswith("#")]
+        lines = [line.strip() for line in _read_text(file).splitlines() if not line.lstrip().startswith("#")]
         paragraphs = [p for p in "\n".join(lines).strip().split("\n\n") if p.strip()]
         prompts = [" ".join(p.split()) for p in paragraphs] if len(paragraphs) > 1 else [ln for ln in lines if ln]
         if not prompts:
@@ -53,8 +52,9 @@ def read_videos(file: str, clips: int | None, default_clips: int) -> list[list[s
     ``clips`` (without which a line of one prompt gives ``default_clips``, one of several as many as it has). Empty
     lines and those that begin with ``#`` are left out. "-" is the standard input.
     """
-    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [
+        line.strip() for line in _read_text(file).splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
     videos = []
     for number, line in enumerate(lines, 1):
         prompts = [prompt.strip() for prompt in line.split("|")]
@@ -66,6 +66,25 @@ def read_videos(file: str, clips: int | None, default_clips: int) -> list[list[s
     if not videos:
         raise ValueError(f"{file} holds no video; write one per line")
     return videos
+
+
+def _read_text(file: str) -> str:
+    """A text file's content, or the standard input's where ``file`` is "-"."""
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        name = "the standard input" if file == "-" else file
+        raise ValueError(f"{name} is not UTF-8 text (at byte {error.start}); save it as UTF-8") from error
+
+
+def check_clip_seeds(clip_seeds: Mapping[int, int], number: int) -> None:
+    """Raise ``ValueError`` for the seed of a clip that a video of ``number`` clips does not have."""
+    for clip, seed in clip_seeds.items():
+        if not 0 <= clip < number:
+            raise ValueError(
+                f"--clip-seed {clip}={seed}: the video has the clips 0 to {number - 1}; "
+                "name one of them or raise --clips"
+            )
 
 
 def repeat_last(prompts: Sequence[str], number: int) -> list[str]:
@@ -95,8 +114,8 @@ def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pip
         )
     return SamplingSettings(
         num_frames=num_frames,
-        height=options.height or pipe.default_size,
-        width=options.width or pipe.default_size,
+        height=pipe.default_size if options.height is None else options.height,
+        width=pipe.default_size if options.width is None else options.width,
         num_inference_steps=chosen("num_inference_steps"),
         guidance_scale=chosen("guidance_scale"),
         reuse=reuse,

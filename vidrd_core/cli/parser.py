@@ -17,14 +17,15 @@ examples:
   vidrd generate --model demo --prompt "a red circle moves left over a dark blue background" --clips 4 --output out.mp4
   vidrd generate --model demo --videos prompts.txt --output videos --clips 4
   accelerate launch --num_processes 8 -m vidrd_core.cli generate --model demo --videos prompts.txt --output videos
-  vidrd extend out.state --prompt "a red circle moves up over a dark blue background" --clips 2 --output longer.mp4
+  vidrd extend out.mp4.state --prompt "a red circle moves up over a dark blue background" --clips 2 --output longer.mp4
   vidrd convert ModelT2V.pth models/vidrd --base stable-diffusion-2-1-base --vae vae_finetuned
   vidrd info models/vidrd
   vidrd evaluate out.mp4 --clip-length 8 --json out.json
 """
 GENERATE = """\
 Make a video of several chained clips. Finished clips are kept in a state folder: stopped or killed at any moment and
-called again, the same command goes on after the last finished clip. Settings that are not given are the model
+called again, the same command goes on after the last finished clip. Another video under the same name is refused, for
+the clips' sake, unless --restart says to forget them. Settings that are not given are the model
 folder's own ("defaults" in model_index.json) or else the released ones, which are named below.
 
 With --videos FILE there are many videos: one per line, all into the folder OUTPUT, numbered from 00000. Several
@@ -228,7 +229,7 @@ def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--state", metavar="FOLDER", help="where finished clips are kept (beside the output: out.state for out.mp4)"
+        "--state", metavar="FOLDER", help="where finished clips are kept (beside the output: out.mp4.state for out.mp4)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 

@@ -55,12 +55,16 @@ def launched_process(device: str) -> Process:
 
 def generate_videos(options: argparse.Namespace) -> int:
     """Make every video of a file into a folder."""
+    from ..jobs import check_sampling
     from ..many import Making, VideosFolder, make_videos, number_videos
     from ..video import estimate_bytes, probe_output
-    from . import DEFAULT_CLIPS, FAILED, INTERRUPTED, fps_of, load, say, stop_on_signal, video_metadata
+    from . import DEFAULT_CLIPS, FAILED, INTERRUPTED, fps_of, load, run_again, say, stop_on_signal, video_metadata
 
     _check(options)
+    folder = VideosFolder(options.output, options.format)
     videos = number_videos(read_videos(options.videos, options.clips, DEFAULT_CLIPS), options.seed)
+    probe = folder.output(len(videos))  # a name that no video has
+    probe_output(probe, fps=options.fps)
     process = launched_process(options.device)
     if process.device is not None and options.device == "auto":
         options.device = process.device
@@ -77,25 +81,25 @@ def generate_videos(options: argparse.Namespace) -> int:
         process.index,
         process.count,
     )
-    folder = VideosFolder(options.output, options.format)
+    check_sampling(pipe, making.plan(videos[0]))
+    missing = [video for video in videos if options.restart or not folder.is_finished(video.index)]
+    frames = sum(making.plan(video).num_frames for video in missing)
+    probe_output(probe, estimate_bytes(probe, frames, sampling.height, sampling.width), fps)
     with process.main_first() as is_first:
         folder.open(making.made(videos), videos, redo=options.redo, restart=options.restart and is_first)
-    missing = [video for video in videos if not folder.is_finished(video.index)]
-    frames = sum(sampling.reuse.num_joined_frames(len(video.prompts), sampling.num_frames) for video in missing)
-    probe = folder.output(len(videos))  # a name that no video has
-    probe_output(probe, estimate_bytes(probe, frames, sampling.height, sampling.width))
-    if is_first and len(missing) < len(videos):
-        say(f"{len(videos) - len(missing)} of {len(videos)} videos are finished in {folder.path}")
+    finished = sum(folder.is_finished(video.index) for video in videos)
+    if is_first and finished:
+        say(f"{finished} of {len(videos)} videos are finished in {folder.path}")
     pipe.set_progress_bar_config(disable=True if options.quiet or not is_first else None, leave=False)
     prefix = f"process {process.index}: " if process.count > 1 else ""
     with stop_on_signal() as should_stop:
         tally = make_videos(folder, videos, making, should_stop, lambda text: say(prefix + text))
     say(f"{prefix}made {tally.made} of {len(videos)} videos, {tally.skipped} were not this process's to make")
     if tally.stopped:
-        say("stopped; what is finished was kept. Run the same command again to go on")
+        say(f"stopped; what is finished was kept. {run_again(options)} to go on")
         return INTERRUPTED
     if tally.failures:
-        say(f"error: videos {', '.join(map(str, tally.failures))} failed; run the same command again to try them again")
+        say(f"error: videos {', '.join(map(str, tally.failures))} failed. {run_again(options)} to try them once more")
         return FAILED
     return 0
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -80,23 +82,30 @@ def estimate_bytes(path: str | os.PathLike[str], num_frames: int, height: int, w
     return int(num_frames * height * width * format_of(absolute(path)).bytes_per_pixel) + 65536
 
 
-def probe_output(path: str | os.PathLike[str], estimated_bytes: int = 0) -> None:
+def frame_rate(path: Path, fps: float | Fraction) -> Fraction:
+    """The rate that a video at `path` is written with; VideoError for one that its format cannot have."""
+    kind = format_of(path)
+    rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
+    if not 0 < rate <= kind.max_fps:
+        name = kind.suffix or "a folder of PNGs"
+        raise VideoError(f"{path}: fps must be above 0 and at most {kind.max_fps:g} for {name}, got {fps}")
+    return rate
+
+
+def probe_output(path: str | os.PathLike[str], estimated_bytes: int = 0, fps: float | Fraction | None = None) -> None:
     """Find out before long work whether a video can be written to `path`; makes its folder if need be.
 
-    Checks the suffix, the encoder in the installed PyAV, the folder, the right to write into it, what already has that
-    name, and that the disk has `estimated_bytes` left. Raises VideoError with the reason and the remedy.
+    Checks the suffix, the rate (where `fps` is given), the encoder in the installed PyAV, the folder, the right to
+    write into it, what already has that name, and that the disk has `estimated_bytes` left. Raises VideoError with the
+    reason and the remedy.
     """
     path = absolute(path)
     kind = format_of(path)
+    if fps is not None:
+        frame_rate(path, fps)
     _check_encoder(path, kind)
     _check_target(path, kind)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VideoError(
-            f"{path}: its folder cannot be made ({error.strerror or error}); choose another output"
-        ) from error
-    _check_writable(path, kind)
+    check_writable(path)
     free = shutil.disk_usage(path.parent).free
     if free < max(estimated_bytes, 1):
         raise VideoError(
@@ -124,13 +133,24 @@ def check_frame_folder(folder: Path) -> None:
 
 
 def metadata_to_text(metadata: Mapping[str, Any]) -> str:
-    """The metadata as one JSON text that every container can hold. Raises VideoError if JSON cannot express it."""
+    """The metadata as one JSON text that every container can hold. Raises VideoError if JSON cannot express it.
+
+    JSON has no infinity: such numbers become the text "inf", "-inf" or "nan", which `float` reads.
+    """
     try:
-        text = json.dumps(dict(metadata), ensure_ascii=False, sort_keys=True)
+        text = json.dumps(_finite(dict(metadata)), ensure_ascii=False, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise VideoError(f"metadata must be plain JSON values (text, numbers, lists, dictionaries): {error}") from error
     # A shell can hand over bytes that are no UTF-8 (lone surrogates); JSON's own escape for them is what this leaves.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def text_to_metadata(text: str | None) -> dict[str, Any]:
@@ -162,12 +182,19 @@ def _check_target(path: Path, kind: VideoFormat) -> None:
         raise VideoError(f"{path}: is a folder; add a file name")
 
 
-def _check_writable(path: Path, kind: VideoFormat) -> None:
+def check_writable(path: Path) -> None:
+    """VideoError where no file can be written to `path`, an absolute one; makes its folder if need be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VideoError(
+            f"{path}: its folder cannot be made ({error.strerror or error}); choose another output"
+        ) from error
     # Access bits say little on Windows and on network disks: only trying tells.
     trial = path.with_name(f"{partial_path(path).name}.probe")
     try:
         trial.touch()
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # another process may try at the same moment
         if path.is_file():
             with path.open("ab"):
                 pass

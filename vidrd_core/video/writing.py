@@ -7,11 +7,11 @@ never holds a broken video. After Ctrl-C or any other exception what was written
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ from .formats import (
     check_frame_folder,
     clear_frame_folder,
     format_of,
+    frame_rate,
     metadata_to_text,
     partial_path,
     probe_output,
@@ -71,14 +72,9 @@ class VideoWriter:
         self.path = absolute(path)
         self.frames_written = 0
         self._format = format_of(self.path)
-        if not (math.isfinite(fps) and 0 < fps <= self._format.max_fps):
-            name = self._format.suffix or "a folder of PNGs"
-            raise VideoError(
-                f"{self.path}: fps must be above 0 and at most {self._format.max_fps:g} for {name}, got {fps}"
-            )
+        self.fps = frame_rate(self.path, fps)
         if not 0 <= quality <= 10:
             raise VideoError(f"{self.path}: quality must be 0 to 10, got {quality}")
-        self.fps = Fraction(fps).limit_denominator(1001)
         self._quality = quality
         self._comment = metadata_to_text(metadata) if metadata is not None else None
         probe_output(self.path)
@@ -97,13 +93,24 @@ class VideoWriter:
         for frame in each_as_uint8(np.asarray(frames)):
             self._worker.submit(self._add, frame).result()
 
+    def describe(self, metadata: Mapping[str, Any]) -> None:
+        """Replace the metadata of a video that is not closed, where it turned out another one than was announced."""
+        self._comment = metadata_to_text(metadata)
+
     def close(self) -> None:
         """Finish the video and give it its final name. VideoError if nothing was written."""
+        self._end(self._finish)
+
+    def discard(self) -> None:
+        """Give the video up: what already has its final name stays as it was."""
+        self._end(self._abandon)
+
+    def _end(self, work: Callable[[], None]) -> None:
         if self._closed:
             return
         self._closed = True
         try:
-            self._worker.submit(self._finish).result()
+            self._worker.submit(work).result()
         finally:
             self._worker.shutdown(wait=False)
 
@@ -113,7 +120,7 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None or self._closed:
             self.close()
             return
         try:
@@ -144,7 +151,7 @@ class VideoWriter:
             _discard(self._partial)
             raise VideoError(f"{self.path}: no frames were written")
         try:
-            self._sink.finish()
+            self._sink.finish(self._comment)
         except (OSError, av.FFmpegError) as error:
             _discard(self._partial)
             raise VideoError(f"{self.path}: finishing the video failed ({error}); is the disk full?") from error
@@ -155,6 +162,12 @@ class VideoWriter:
                 f"{self.path}: cannot be replaced ({error.strerror or error}), is it open in another program? "
                 f"The finished video is {self._partial}"
             ) from error
+
+    def _abandon(self) -> None:
+        with suppress(OSError, av.FFmpegError):
+            if self._sink is not None:
+                self._sink.finish(self._comment)
+        _discard(self._partial)
 
 
 def write_video(
@@ -180,7 +193,7 @@ class _Sink(Protocol):
 
     def add(self, frame: np.ndarray) -> None: ...  # uint8 [H, W, 3]
 
-    def finish(self) -> None: ...  # complete the partial output
+    def finish(self, comment: str | None) -> None: ...  # complete the partial output, with this metadata
 
     def publish(self, path: Path) -> None: ...  # give it its final name
 
@@ -191,7 +204,7 @@ def _open_sink(
     if kind.container is None:
         return _PngFolder(partial, fps, comment)
     if kind.suffix == ".gif":
-        return _Gif(partial, kind, fps, comment, size)
+        return _Gif(partial, kind, fps, size)
     return _Yuv420(partial, kind, fps, comment, quality, size)
 
 
@@ -200,9 +213,9 @@ class _Container:
 
     def __init__(self, partial: Path, kind: VideoFormat, fps: Fraction, comment: str | None) -> None:
         self._partial = partial
-        self._container = av.open(
-            os.fspath(partial), "w", format=kind.container, container_options=dict(kind.container_options)
-        )
+        self._kind = kind
+        self._container = _create(partial, kind)
+        self._written_comment = comment
         if comment is not None:
             self._container.metadata["comment"] = comment
         # The type of a stream follows from the codec's name, which PyAV's annotations know as literals only.
@@ -222,12 +235,35 @@ class _Container:
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
 
-    def finish(self) -> None:
+    def finish(self, comment: str | None) -> None:
         self._encode(None)
         self._container.close()
+        if comment is not None and comment != self._written_comment:
+            _replace_comment(self._partial, self._kind, comment)
 
     def publish(self, path: Path) -> None:
         os.replace(self._partial, path)
+
+
+def _create(path: Path, kind: VideoFormat) -> av.container.OutputContainer:
+    return av.open(os.fspath(path), "w", format=kind.container, container_options=dict(kind.container_options))
+
+
+def _replace_comment(path: Path, kind: VideoFormat, comment: str) -> None:
+    """Copy the packets into a file with another comment: muxers write theirs before the first packet."""
+    commented = _commented_path(path)
+    with av.open(os.fspath(path)) as source, _create(commented, kind) as target:
+        target.metadata["comment"] = comment
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:  # the last one only says that there are no more
+                packet.stream = stream
+                target.mux(packet)
+    os.replace(commented, path)
+
+
+def _commented_path(path: Path) -> Path:
+    return path.with_name(path.name + ".commented")
 
 
 class _Yuv420(_Container):
@@ -269,11 +305,8 @@ class _Yuv420(_Container):
 class _Gif(_Container):
     """GIF with a palette of its own for every frame, so that it can be written as frames come."""
 
-    def __init__(
-        self, partial: Path, kind: VideoFormat, fps: Fraction, comment: str | None, size: tuple[int, ...]
-    ) -> None:
+    def __init__(self, partial: Path, kind: VideoFormat, fps: Fraction, size: tuple[int, ...]) -> None:
         super().__init__(partial, kind, fps, None)
-        self._comment = comment
         context = self._stream.codec_context
         context.height, context.width = size[0], size[1]
         context.pix_fmt = "pal8"
@@ -303,18 +336,18 @@ class _Gif(_Container):
                 return
             self._encode(frame)  # type: ignore[arg-type]
 
-    def finish(self) -> None:
+    def finish(self, comment: str | None) -> None:
         self._graph.push(None)
         self._drain()
-        super().finish()
-        if self._comment is not None:
-            _insert_gif_comment(self._partial, self._comment)
+        super().finish(None)
+        if comment is not None:
+            _insert_gif_comment(self._partial, comment)
 
 
 def _insert_gif_comment(path: Path, comment: str) -> None:
     """Put a comment extension (GIF89a, section 24) before the first frame; the muxer of FFmpeg writes none."""
     payload = comment.encode("utf-8")
-    commented = path.with_name(path.name + ".commented")
+    commented = _commented_path(path)
     with path.open("rb") as source, commented.open("wb") as target:
         header = source.read(13)
         table = 3 << ((header[10] & 7) + 1) if header[10] & 0x80 else 0
@@ -334,20 +367,33 @@ class _PngFolder:
         clear_frame_folder(partial)
         partial.mkdir()
         self._partial = partial
+        self._fps = fps
+        self._comment = comment
         self._count = 0
-        self._text: PngInfo | None = PngInfo()
-        self._text.add_text("fps", str(fps))
-        if comment is not None:
-            self._text.add_text("Comment", comment)
 
     def add(self, frame: np.ndarray) -> None:
-        Image.fromarray(frame).save(self._partial / FRAME_NAME.format(self._count), pnginfo=self._text)
-        self._text = None
+        self._save(self._count, Image.fromarray(frame))
         self._count += 1
 
-    def finish(self) -> None:
+    def finish(self, comment: str | None) -> None:
         # A full disk leaves a torso of the frame that did not fit.
-        (self._partial / FRAME_NAME.format(self._count)).unlink(missing_ok=True)
+        self._path(self._count).unlink(missing_ok=True)
+        if comment != self._comment:
+            self._comment = comment
+            with Image.open(self._path(0)) as first:
+                first.load()
+            self._save(0, first)
+
+    def _save(self, number: int, image: Image.Image) -> None:
+        text = PngInfo()
+        if number == 0:
+            text.add_text("fps", str(self._fps))
+            if self._comment is not None:
+                text.add_text("Comment", self._comment)
+        image.save(self._path(number), pnginfo=text)
+
+    def _path(self, number: int) -> Path:
+        return self._partial / FRAME_NAME.format(number)
 
     def publish(self, path: Path) -> None:
         check_frame_folder(path)

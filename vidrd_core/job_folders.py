@@ -1,0 +1,181 @@
+"""The state folder of a long job.
+
+It holds ``settings.json`` (what the clips were made with), and for each finished clip its latents
+(``clip_00000.safetensors``) and what the next clip goes on from (``state_00000.safetensors``, for
+:meth:`VideoState.load`).
+Every file appears whole or not at all, and a clip counts once its latents are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .locks import hold
+from .state import Clip, VideoState, read_tensors, sync_and_replace, write_tensors
+
+SETTINGS_FORMAT = "vidrd-job-1"
+CLIP_FORMAT = "vidrd-clip-1"
+SETTINGS = "settings.json"
+LOCK = "job.lock"
+OWN_FILES = re.compile(r"(settings\.json|(clip|state)_\d{5,}\.safetensors|start\.safetensors)(\.partial)?|job\.lock")
+
+
+class JobError(ValueError):
+    """A state folder does not fit what is asked of it; the message names the difference and the remedy."""
+
+
+class JobFolder:
+    """The state folder of a job.
+
+    Raises:
+        JobError: it holds something else.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise JobError(f"{self.path} is a file; a state folder is a folder, choose another name")
+        stranger = next((p.name for p in self._entries() if not OWN_FILES.fullmatch(p.name)), None)
+        if stranger is not None and not (self.path / SETTINGS).is_file():
+            raise JobError(f"{self.path} holds other files ({stranger}); choose a new or empty folder")
+
+    def _entries(self) -> list[Path]:
+        return sorted(self.path.iterdir()) if self.path.is_dir() else []
+
+    def read(self) -> dict[str, Any]:
+        """The settings; empty where no job was begun."""
+        path = self.path / SETTINGS
+        if not path.is_file():
+            return {}
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise JobError(f"{path} is broken ({error}); delete the folder or choose another") from error
+        if not isinstance(settings, dict) or settings.get("format") != SETTINGS_FORMAT:
+            raise JobError(f"{path} is not a VidRD job's ({SETTINGS_FORMAT}); choose another folder")
+        return settings
+
+    def write(self, **changes: Any) -> None:
+        """Change entries of the settings, at once."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        settings = {"format": SETTINGS_FORMAT, **self.read(), **changes}
+        partial = self.path / f"{SETTINGS}.partial"
+        partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        sync_and_replace(partial, self.path / SETTINGS)
+
+    def clip_path(self, index: int) -> Path:
+        return self.path / f"clip_{index:05d}.safetensors"
+
+    def state_path(self, index: int) -> Path:
+        return self.path / f"state_{index:05d}.safetensors"
+
+    @property
+    def start_path(self) -> Path:
+        return self.path / "start.safetensors"
+
+    def num_finished(self) -> int:
+        """How many clips are there, counted from the first."""
+        first = self.read().get("first", 0)
+        index = first
+        while self.clip_path(index).is_file() and self.state_path(index).is_file():
+            index += 1
+        return index - first
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder for the length of a ``with`` block.
+
+        Raises:
+            JobError: another process is at work in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with hold(self.path / LOCK) as is_mine:
+            if not is_mine:
+                raise JobError(
+                    f"{self.path} is in use: another process makes its clips. Wait until that has ended, "
+                    "or choose another output and state folder"
+                )
+            yield
+
+    def save(self, clip: Clip) -> None:
+        """Keep a finished clip: its state first, since the latents are what makes it count.
+
+        Raises:
+            JobError: it holds values that are no numbers; nothing is kept of it.
+        """
+        assert clip.state is not None
+        if not clip.latents.isfinite().all():
+            raise JobError(
+                f"clip {clip.index} came out as NaN or infinity, and nothing was kept of it: "
+                "use float32 or bfloat16 in place of float16, or a lower guidance scale"
+            )
+        clip.state.save(self.state_path(clip.index))
+        values = {"index": clip.index, "prompt": clip.prompt, "seeds": clip.seeds}
+        metadata = {"format": CLIP_FORMAT, "clip": json.dumps(values, ensure_ascii=False)}
+        write_tensors(self.clip_path(clip.index), {"latents": clip.latents}, metadata)
+
+    def load(self, index: int) -> Clip:
+        """A finished clip, without its state.
+
+        Raises:
+            JobError: its file is broken.
+        """
+        path = self.clip_path(index)
+        with _broken_is_made_again(path):
+            tensors, metadata = read_tensors(path)
+            if metadata.get("format") != CLIP_FORMAT:
+                raise ValueError(f"{path} is not a clip of a VidRD job")
+            return Clip(tensors["latents"], **json.loads(metadata["clip"]))
+
+    def load_state(self, index: int) -> VideoState:
+        """The state after a finished clip.
+
+        Raises:
+            JobError: its file is broken.
+        """
+        path = self.state_path(index)
+        with _broken_is_made_again(path):
+            return VideoState.load(path)
+
+    def drop_from(self, index: int) -> None:
+        """Forget the clips from ``index`` on; the last goes first, so that what remains is always a whole beginning."""
+        for path in sorted(self.path.glob("clip_*.safetensors"), reverse=True):
+            if path >= self.clip_path(index):
+                path.unlink()
+                path.with_name(path.name.replace("clip_", "state_")).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete everything a job wrote here but the lock, which may be held."""
+        for path in self._entries():
+            if OWN_FILES.fullmatch(path.name) and path.name not in (SETTINGS, LOCK):
+                path.unlink()
+        (self.path / SETTINGS).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete everything a job wrote here, and the folder where nothing else is in it."""
+        self.clear()
+        (self.path / LOCK).unlink(missing_ok=True)
+        if self.path.is_dir() and not self._entries():
+            self.path.rmdir()
+
+
+@contextmanager
+def _broken_is_made_again(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise JobError(
+            f"{path} is broken ({error}); delete it and run the command that made it again, which makes the clip anew"
+        ) from error
+
+
+def default_folder(output: str | os.PathLike[str]) -> Path:
+    """Where a job keeps its clips unless told otherwise: ``out.mp4.state`` beside ``out.mp4``."""
+    output = Path(output)
+    return output.with_name(f"{output.name}.state")
