@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 # by a fifth from run to run (glibc's settings; others ignore them).
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BUNDLED = ROOT / "vidrd_core" / "demo_model"
 PROMPT = "a red circle moves right over a dark blue background"
 
 
@@ -93,14 +94,24 @@ def make_vae(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
 
 
 def make_pipeline(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
-    """A whole pipeline with the bundled model's tokenizer; no progress bars."""
+    """A whole pipeline, no progress bars: a size's with random weights, "bundled", or a model folder's."""
+    if size not in SIZES:
+        from vidrd_core import VidRDPipeline
+
+        pipe = VidRDPipeline.from_pretrained(BUNDLED if size == "bundled" else size, torch_dtype=dtype).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+    return _random_pipeline(size, dtype, device)
+
+
+def _random_pipeline(size: str, dtype: torch.dtype, device: str) -> Any:
     from diffusers import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from vidrd_core import VidRDPipeline
     from vidrd_core.checkpoints.assembly import RELEASED_SCHEDULER
 
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "vidrd_core" / "demo_model" / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(BUNDLED / "tokenizer")
     last = SIZES[size].text["vocab_size"] - 1
     text_encoder = CLIPTextModel(
         CLIPTextConfig(

@@ -2,10 +2,13 @@
 
     python benchmarks/peak_memory.py --device cuda                  # the table, some minutes
     python benchmarks/peak_memory.py                                # tiny, to see that it runs: no figures of a card
+    python benchmarks/peak_memory.py --estimate                     # the released size's tensors, without a card
 
 Weights are random: memory does not depend on them. Each row makes two chained clips of two steps and decodes them, all
 in one process of its own. "allocated" is what torch's tensors took at most, "reserved" what its allocator held; the
-driver's own context (0.3 to 0.6 GiB) comes on top. The aim is 256x256x8 in 4 GiB and 512x512x16 in 8 GiB.
+driver's own context (0.3 to 0.6 GiB) comes on top. The aim is 256x256x8 in 4 GiB and 512x512x16 in 8 GiB: a larger card
+is held to that, so that what does not fit there does not fit here. The exit code says whether each aim is met by some
+row.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,10 +36,19 @@ CONTEXT = 0.5  # GiB, of the driver
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One row, in this process."""
     from vidrd_core.memory import MemoryOptions, save_memory
+
+    hold_to_aim(options)
+    pipe = make_pipeline(options.size, DTYPES[options.dtype])
+    memory = MemoryOptions(options.offload, options.storage, options.split_guidance)
+    try:
+        return _measure(save_memory(pipe, memory, options.device), options)
+    except torch.OutOfMemoryError:
+        return {"fits": False}
+
+
+def _measure(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     from vidrd_core.state import SamplingSettings
 
-    pipe = make_pipeline(options.size, DTYPES[options.dtype])
-    save_memory(pipe, MemoryOptions(options.offload, options.storage, options.split_guidance), options.device)
     sampling = SamplingSettings(options.frames, options.pixels, options.pixels, 2, 4.0)
     with peak_memory(options.device) as peak:
         frames = sum(piece.shape[2] for piece in pipe.decode_clips(pipe.stream(PROMPT, sampling, 2), sampling))
@@ -44,8 +57,46 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {**vars(peak), "reserved": reserved}
 
 
+def hold_to_aim(options: argparse.Namespace) -> None:
+    """Let a card larger than the aim have no more memory than one of that size."""
+    aim = AIMS.get((options.pixels, options.frames))
+    if aim is None or not options.device.startswith("cuda"):
+        return
+    total = torch.cuda.get_device_properties(options.device).total_memory
+    share = (aim - CONTEXT) * 2**30 / total
+    if share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, options.device)
+
+
+def estimate() -> str:
+    """Markdown: the tensors of a step and of decoding at released size in bf16, weights left out."""
+    from allocations import tensor_peak
+
+    from vidrd_core import VidRDAutoencoderKL, VidRDUNet
+
+    leaves = {name: getattr(torch.nn, name) for name in ("Linear", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm")}
+    # A card's attention kernels keep no matrix of weights, unlike the meta device's.
+    operations = SimpleNamespace(**leaves, attention_function=lambda q, k, v, heads: torch.empty_like(q))
+    made: dict[str, Any] = {"operations": operations, "dtype": torch.bfloat16, "device": "meta"}
+    unet, vae = VidRDUNet(**made).eval(), VidRDAutoencoderKL(**made).eval()
+    lines = [
+        "Tensors in GiB, counted without a device; weights, work space and the driver's context come on top",
+        "",
+        "| pixels, frames | step, both halves | step, split guidance | decoding a window |",
+        "|---|---|---|---|",
+    ]
+    for pixels, frames in SHAPES:
+        with torch.device("meta"):
+            x = torch.empty(2, 4, frames, pixels // 8, pixels // 8, dtype=torch.bfloat16)
+            text = torch.empty(2, 77, 1024, dtype=torch.bfloat16)
+        works = (lambda: unet(x, 500, text), lambda: unet(x[:1], 500, text[:1]), lambda: vae.decode(x[:1]))  # noqa: B023
+        peaks = " | ".join(f"{tensor_peak(work) / 2**30:.2f}" for work in works)
+        lines.append(f"| {pixels}x{pixels}x{frames} | {peaks} |")
+    return "\n".join(lines)
+
+
 def table(rows: Sequence[tuple[dict[str, Any], dict[str, Any] | None]], device: str, dtype: str) -> str:
-    """Markdown; a row without figures was not measured."""
+    """Markdown; a row of None was not measured."""
     lines = [
         machine(device),
         "",
@@ -60,15 +111,30 @@ def table(rows: Sequence[tuple[dict[str, Any], dict[str, Any] | None]], device: 
         guidance = "split" if case["split_guidance"] else "both halves"
         aim = AIMS.get((case["pixels"], case["frames"]))
         figures = "not yet measured | - | - | -"
-        if found is not None:
+        if found is not None and not found.get("fits", True):
+            figures = f"does not fit | - | - | {'-' if aim is None else f'{aim:g} GiB: missed'}"
+        elif found is not None:
             gib = {key: value / 2**30 for key, value in found.items()}
             if found["device"]:
-                met = "-" if aim is None else f"{aim:g} GiB: {'met' if gib['reserved'] + CONTEXT <= aim else 'missed'}"
+                met = "-" if aim is None else f"{aim:g} GiB: {'met' if meets_aim(case, found) else 'missed'}"
                 figures = f"{gib['process']:.2f} | {gib['device']:.2f} | {gib['reserved']:.2f} | {met}"
             else:
                 figures = f"{gib['process']:.2f} | not yet measured | - | -"
         lines.append(f"| {name} | {storage} | {case['offload']} | {guidance} | {figures} |")
     return "\n".join(lines)
+
+
+def meets_aim(case: dict[str, Any], found: dict[str, Any] | None) -> bool:
+    """Whether a row fits the card that its size is to fit."""
+    aim = AIMS.get((case["pixels"], case["frames"]))
+    measured = found is not None and found.get("fits", True)
+    return aim is not None and measured and found["reserved"] / 2**30 + CONTEXT <= aim
+
+
+def exit_code(rows: Sequence[tuple[dict[str, Any], dict[str, Any] | None]], on_card: bool) -> int:
+    """0 where every row has its answer and, on a card, every aim is met by some row."""
+    met = {(case["pixels"], case["frames"]) for case, found in rows if meets_aim(case, found)}
+    return int(any(found is None for _, found in rows) or (on_card and met != set(AIMS)))
 
 
 def cases(on_card: bool) -> list[dict[str, Any]]:
@@ -88,8 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--estimate", action="store_true", help="only count tensors, without a device")
     parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.estimate:
+        print(estimate())
+        return 0
     on_card = options.device.startswith("cuda")
     options.size = "released" if on_card else "tiny"
     if options.row:
@@ -101,15 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = [sys.executable, str(Path(__file__).resolve()), "--device", options.device, "--dtype", options.dtype]
         command += ["--row", json.dumps(case)]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment())
-        # A row that does not fit the card has no figures; the others still count.
+        # A row that failed, for another reason than memory, has no figures; the others still count.
         rows.append((case, json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None))
     print(table(rows, options.device, options.dtype))
     if not on_card:
         print(
             "\nNo CUDA device: these are a tiny model's figures on this CPU; the released size's are not yet measured."
         )
-        return int(any(found is None for _, found in rows))
-    return 0
+    return exit_code(rows, on_card)
 
 
 if __name__ == "__main__":

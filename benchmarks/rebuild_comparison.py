@@ -38,12 +38,12 @@ is the default of *Reuse and Diffuse*.
 """
 
 
-def load_pack() -> dict[str, Any]:
-    """The nodes by their ids, loaded as ComfyUI loads them."""
+def load_pack(*flags: str) -> dict[str, Any]:
+    """The nodes by their ids, loaded as ComfyUI loads them; ``flags`` are ComfyUI's own, ``--cpu`` unless given."""
     tree = TREE.expanduser().resolve()
     sys.path.insert(0, str(tree))
     os.chdir(tree)
-    given, sys.argv = sys.argv, ["main.py", "--cpu"]
+    given, sys.argv = sys.argv, ["main.py", *(flags or ["--cpu"])]
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -178,6 +178,16 @@ def test_extend_makes_what_one_longer_call_would_have_made(model_folder: Path, t
     assert read_metadata(tmp_path / "long")["clips"] == read_metadata(tmp_path / "whole")["clips"]
 
 
+def test_a_video_that_goes_on_from_a_state_file_tells_where_its_seams_are(model_folder: Path, tmp_path: Path) -> None:
+    trim = ["--order", "forward", "--overlap-frames", "1", "--trim-frames", "1"]
+    assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1", *trim) == 0
+    state = tmp_path / "out.mp4.state" / "state_00000.safetensors"
+    call = ["--clips", "2", "--quiet", "--device", "cpu", "--output", str(tmp_path / "new.mp4")]
+    assert main(["extend", str(state), *call]) == 0
+    assert main(["evaluate", str(tmp_path / "new.mp4"), "--json", str(tmp_path / "report.json")]) == 0
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["seams"] == [3]
+
+
 def test_an_interrupted_extension_is_taken_up_and_not_made_twice(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

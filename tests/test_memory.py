@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,31 @@ def test_models_that_wait_their_turn_make_the_same_video(pipe: VidRDPipeline, ow
     assert np.array_equal(own.extend(out).frames, pipe.extend(call(pipe)).frames)
 
 
+def test_only_the_model_at_work_is_on_the_device_also_in_later_clips_and_videos(
+    own: VidRDPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {"text": own.text_encoder, "unet": own.unet, "vae": own.vae}
+    there: set[str] = set()
+    seen: list[set[str]] = []
+
+    def move(name: str, model: torch.nn.Module, place: Any, *_: Any, **__: Any) -> torch.nn.Module:
+        (there.add if str(place) == "cpu:0" else there.discard)(name)  # the waiting ones go to "cpu"
+        return model
+
+    for name, model in models.items():
+        monkeypatch.setattr(model, "to", partial(move, name, model))
+        inner = model.decoder if name == "vae" else model
+        inner.register_forward_hook(lambda *_: seen.append(set(there)))
+    save_memory(own, MemoryOptions("model"), "cpu")
+    call(own)
+    call(own)
+    order = [sorted(names) for names in seen]
+    assert all(len(names) == 1 for names in order)
+    assert [names for names, before in zip(order, [None, *order]) if names != before] == [
+        *([["text"], ["unet"], ["vae"], ["unet"], ["vae"]] * 2)
+    ]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("offload", ["model", "sequential"])
@@ -74,7 +100,9 @@ def test_a_state_made_with_fp8_weights_is_the_same_models_but_a_job_keeps_to_one
     assert pipe.extend(out).frames.shape == (1, 4, 16, 16, 3)
     plan = Plan(["a red dot"], SAMPLING)
     assert made_with(own, plan)["storage"] == "float8_e4m3fn" and "storage" not in made_with(pipe, plan)
-    open_job(tmp_path / "state", own, plan)
+    folder = open_job(tmp_path / "state", own, plan)
+    for path in (folder.clip_path(0), folder.state_path(0)):  # settings of which no clip came bind nobody
+        path.touch()
     with pytest.raises(JobError, match="storage was 'float8_e4m3fn' and is None"):
         open_job(tmp_path / "state", pipe, plan)
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from components import UNET_CONFIG, VAE_CONFIG, Reference, relative_error, tiny_unet, tiny_vae
+from components import UNET_CONFIG, VAE_CONFIG, Reference, awaken, relative_error, tiny_unet, tiny_vae
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
+from benchmarks.allocations import tensor_peak
 from vidrd_core import VidRDAutoencoderKL, VidRDUNet
+from vidrd_core.models import layers
+from vidrd_core.models.layers import TransformerBlock
 
 IMAGE_UNET = {
     "sample_size": 8,
@@ -128,10 +131,13 @@ def test_new_layers_of_an_inflated_unet_start_as_the_identity(image_unet: UNet2D
     unet = VidRDUNet.from_image_unet(image_unet.state_dict(), config, add_temp_embed=False).eval()
     bare = VidRDUNet.from_image_unet(image_unet.state_dict(), config, add_temp_embed=False, add_temp_conv=False).eval()
     for module in bare.modules():
-        if hasattr(module, "attend_over_frames"):
-            module.attend_over_frames = lambda x, num_frames: torch.zeros_like(x)  # type: ignore[method-assign]
+        if isinstance(module, TransformerBlock):
+            module.temp_attn.over_frames = lambda x, num_frames: torch.zeros_like(x)  # type: ignore[method-assign]
     arguments = inputs(frames=4, height=8, width=8)
-    torch.testing.assert_close(unet(*arguments).sample, bare(*arguments).sample, rtol=0, atol=1e-6)
+    expected = bare(*arguments).sample
+    torch.testing.assert_close(unet(*arguments).sample, expected, rtol=0, atol=1e-6)
+    awaken(unet)
+    assert relative_error(unet(*arguments).sample, expected) > 1e-3
 
 
 @torch.no_grad()
@@ -376,3 +382,24 @@ def test_a_lora_adapter_from_peft_changes_the_output_and_trains_alone() -> None:
     assert not torch.allclose(unet(*arguments).sample, before)
     unet.disable_adapters()
     torch.testing.assert_close(unet(*arguments).sample, before)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_decoding_sixteen_frames_of_512x512_in_bf16_takes_no_more_than_four_gib() -> None:
+    vae = VidRDAutoencoderKL(dtype=torch.bfloat16, device="meta").eval()
+    latents = torch.empty(1, 4, 16, 64, 64, dtype=torch.bfloat16, device="meta")
+    assert tensor_peak(lambda: vae.decode(latents)) < 4.1 * 2**30
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 2**12, 2**13 + 1])
+def test_working_on_some_frames_at_a_time_changes_no_result(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = tiny_vae()
+    frames = torch.rand(2, 3, 5, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = vae.encode(frames).latent_dist.mode()
+    expected = vae.decode(latents).sample
+    monkeypatch.setattr(layers, "PART_SIZE", size)
+    assert relative_error(vae.encode(frames).latent_dist.mode(), latents) < 1e-5
+    assert relative_error(vae.decode(latents).sample, expected) < 1e-5

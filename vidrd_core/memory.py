@@ -1,12 +1,9 @@
-"""Run on small cards: models that wait in host memory, weights stored in 8 bits, guidance one half at a time.
-
-diffusers' and accelerate's own hooks do the work; here is what they need to know of this pipeline.
-"""
+"""Run on small cards: models that wait in host memory, weights stored in 8 bits, guidance one half at a time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -63,7 +60,36 @@ def save_memory(pipe: VidRDPipeline, options: MemoryOptions, device: torch.devic
     if options.offload == "none":
         pipe.to(device)
     elif options.offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
+        take_turns(pipe, device)
     else:
         pipe.enable_sequential_cpu_offload(device=device)
     return pipe
+
+
+def take_turns(pipe: VidRDPipeline, device: torch.device | str) -> None:
+    """Let a pipeline's models be on ``device`` one at a time: a model that starts sends the one before to host memory.
+
+    diffusers' own model offloading is made for one pass in a fixed order: it sends away a model's predecessor only, so
+    that from the second clip on the VAE would stay beside the U-Net.
+    """
+    from accelerate.hooks import CpuOffload, add_hook_to_module
+    from accelerate.utils.memory import clear_device_cache
+
+    given = torch.device(device)
+    place = torch.device(given.type, given.index or 0)
+    at_work: torch.nn.Module | None = None
+
+    class Turn(CpuOffload):
+        @torch.compiler.disable
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            nonlocal at_work
+            if at_work is not None and at_work is not module:
+                at_work.to("cpu")
+                clear_device_cache()
+            at_work = module
+            return super().pre_forward(module, *args, **kwargs)
+
+    pipe.remove_all_hooks()
+    for model in pipe.components.values():
+        if isinstance(model, torch.nn.Module):
+            add_hook_to_module(model, Turn(place))

@@ -48,6 +48,11 @@ class SamplingSettings:
             raise ValueError(f"guidance_rescale is {self.guidance_rescale}; expected 0 (off) to 1")
         self.reuse.check(self.num_frames)
 
+    @property
+    def num_new_frames(self) -> int:
+        """Frames that a clip after the first adds to the video."""
+        return self.num_frames - self.reuse.trim_frames
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

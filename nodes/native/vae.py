@@ -36,10 +36,10 @@ STAND_IN = {
     },
     "embed_dim": 4,
 }
-# Bytes at the peak per output pixel and frame, in units of the stored type; ComfyUI's figure for the stock decoder is
-# 2178, and the temporal layers hold one more activation of the widest full-size layer.
-DECODE_BYTES = 2800
-ENCODE_BYTES = 1767
+# Numbers of the stored type at the peak per output pixel and frame. Decoding holds 512 (benchmarks/peak_memory.py
+# --estimate); as many again and some are left for the work space of convolutions. ComfyUI's figure for its own: 2178.
+DECODE_NUMBERS = 1200
+ENCODE_NUMBERS = 1767
 
 
 class NativeAutoencoder(VidRDAutoencoderKL):
@@ -125,10 +125,12 @@ class VidRDVAE(comfy.sd.VAE):
 
     def _decode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
         pixels = math.prod(shape[-2:]) * self.first_stage_model.spatial_factor**2
-        return DECODE_BYTES * pixels * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
+        return DECODE_NUMBERS * pixels * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
 
     def _encode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return ENCODE_BYTES * math.prod(shape[-2:]) * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
+        return (
+            ENCODE_NUMBERS * math.prod(shape[-2:]) * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
+        )
 
 
 def to_image(pixels: Tensor) -> Tensor:

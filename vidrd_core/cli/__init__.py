@@ -226,6 +226,7 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
             {"prompt": prompt, "seed": plan.seed_of(plan.first + number)} for number, prompt in enumerate(plan.prompts)
         ],
         "settings": plan.sampling.to_json(),
+        **({} if plan.start is None else {"first_clip_frames": plan.sampling.num_new_frames}),
         **interval_context(plan.interval),
         "fps": fps,
     }
@@ -286,6 +287,7 @@ def load(
         device=options.device,
         memory=None if memory == MemoryOptions() else memory,
         background_decoding=options.background_decoding,
+        compile_mode=options.compile_mode,
     )
     return pipe, defaults
 

@@ -29,6 +29,7 @@ def load_pipeline(
     scheduler_options: Mapping[str, Any] | None = None,
     memory: MemoryOptions | None = None,
     background_decoding: bool = False,
+    compile_mode: str | None = None,
 ) -> tuple[VidRDPipeline, dict[str, Any]]:
     """A pipeline from a model folder, a checkpoint or the bundled model, and the defaults its folder names.
 
@@ -37,6 +38,7 @@ def load_pipeline(
         scheduler_options: settings of it that differ from the model's noise schedule.
         memory: what to trade for memory on the device; None: nothing.
         background_decoding: decode a clip while the next one is sampled.
+        compile_mode: of :func:`vidrd_core.compiling.compile_unet`; None: not compiled.
 
     Raises:
         ValueError: something cannot be loaded or does not fit; the message says what to do.
@@ -44,6 +46,7 @@ def load_pipeline(
     import torch
 
     from ..checkpoints import load_pipeline_parts
+    from ..compiling import compile_unet
     from ..memory import save_memory
     from ..pipeline import VidRDPipeline
 
@@ -64,7 +67,11 @@ def load_pipeline(
         defaults.setdefault("fps", DEMO_FPS)
     pipe = VidRDPipeline(**parts, defaults=defaults)
     pipe.background_decoding = background_decoding
-    return pipe if memory is None else save_memory(pipe, memory, chosen), defaults
+    if memory is not None:
+        save_memory(pipe, memory, chosen)
+    if compile_mode is not None:
+        compile_unet(pipe, compile_mode)
+    return pipe, defaults
 
 
 def read_defaults(path: Path) -> dict[str, Any]:

@@ -225,6 +225,12 @@ def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
     group.add_argument(
         "--background-decoding", action="store_true", help="decode a clip while the next one is sampled; same result"
     )
+    group.add_argument(
+        "--compile",
+        dest="compile_mode",
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        help="run the U-Net compiled: the first step takes minutes, the others are faster (not compiled)",
+    )
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_utils import ModelMixin
@@ -25,6 +26,8 @@ from .layers import (
     fold_frames,
     frame_layout,
     group_norm,
+    in_parts,
+    silu,
     unfold_frames,
 )
 
@@ -90,24 +93,30 @@ class Stage(nn.Module):
         if upsample:
             self.upsamplers = nn.ModuleList([Upsample(out_channels, **made)])
 
-    def forward(self, x: Tensor, num_frames: int = 1) -> Tensor:
-        """``x``: frames ``[B*T, C, 1, H, W]``, so that norms take their statistics per frame."""
-        for index in range(len(self.resnets)):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(self.row, index, x, num_frames)
-            else:
-                x = self.row(index, x, num_frames)
-        for resample in (*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
-            x = resample(x)
-        return x
+    def steps(self, num_frames: int = 1) -> Iterator[Callable[[Tensor], Tensor]]:
+        """What to apply one after the other to frames ``[B*T, C, 1, H, W]``, so that norms work per frame.
 
-    def row(self, index: int, x: Tensor, num_frames: int) -> Tensor:
+        Small steps, so that a loop over them holds no tensor longer than it is needed: the widest ones decide which
+        card can decode.
+        """
+        for index, resnet in enumerate(self.resnets):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                yield partial(self._gradient_checkpointing_func, self.row, index, num_frames)
+            else:
+                yield partial(in_parts, resnet)
+                yield partial(self.over_clip, index, num_frames)
+        for resample in (*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
+            yield partial(in_parts, resample)
+
+    def row(self, index: int, num_frames: int, x: Tensor) -> Tensor:
         """Residual block ``index`` per frame, then its Temp-Conv over the clip."""
-        x = self.resnets[index](x)
-        if hasattr(self, "temp_convs") and num_frames > 1:
-            clip = unfold_frames(x.squeeze(2), num_frames)
-            x = fold_frames(self.temp_convs[index](clip)).unsqueeze(2)
-        return x
+        return self.over_clip(index, num_frames, self.resnets[index](x))
+
+    def over_clip(self, index: int, num_frames: int, x: Tensor) -> Tensor:
+        """Temp-Conv ``index`` over the clip, where there is one and there are several frames."""
+        if not hasattr(self, "temp_convs") or num_frames == 1:
+            return x
+        return fold_frames(self.temp_convs[index](unfold_frames(x.squeeze(2), num_frames))).unsqueeze(2)
 
 
 class MidBlock(nn.Module):
@@ -151,9 +160,9 @@ class Encoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """``frames``: ``[B*T, 3, H, W]``; returns ``[B*T, 2*C, h, w]``."""
         x = self.conv_in(frames).unsqueeze(2)
-        for stage in self.down_blocks:
-            x = stage(x)
-        x = F.silu(group_norm(self.conv_norm_out, self.mid_block(x)))
+        for step in chain.from_iterable(cast(Stage, stage).steps() for stage in self.down_blocks):
+            x = step(x)
+        x = silu(group_norm(self.conv_norm_out, self.mid_block(x)))
         return self.conv_out(x.squeeze(2))
 
 
@@ -191,9 +200,9 @@ class TemporalDecoder(nn.Module):
     def forward(self, latents: Tensor, num_frames: int) -> Tensor:
         """``latents``: ``[B*T, C, h, w]``; returns ``[B*T, 3, H, W]``."""
         x = self.mid_block(self.conv_in(latents).unsqueeze(2))
-        for stage in self.up_blocks:
-            x = stage(x, num_frames)
-        x = F.silu(group_norm(self.conv_norm_out, x))
+        for step in chain.from_iterable(cast(Stage, stage).steps(num_frames) for stage in self.up_blocks):
+            x = step(x)
+        x = silu(group_norm(self.conv_norm_out, x))
         return self.conv_out(x.squeeze(2))
 
 

@@ -66,6 +66,30 @@ def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return unfold_frames(layer(fold_frames(x)), x.shape[2])
 
 
+PART_SIZE = 2**26  # elements
+
+
+def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a layer that works frame by frame to ``[B*T, C, 1, H, W]``, in inference some frames at a time.
+
+    Where the frames are large, what the layer makes in between would take several times the room of its output.
+    """
+    count = max(1, PART_SIZE // x[0].numel())
+    if torch.is_grad_enabled() or count >= len(x):
+        return layer(x)
+    out: Tensor | None = None
+    for start in range(0, len(x), count):
+        part = layer(x[start : start + count])
+        if out is None:
+            last = part.is_contiguous(memory_format=torch.channels_last_3d)
+            layout = torch.channels_last_3d if last else torch.contiguous_format
+            shape = (len(x), *part.shape[1:])
+            out = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout)
+        out[start : start + count] = part
+    assert out is not None
+    return out
+
+
 def group_norm(layer: Any, x: Tensor) -> Tensor:
     """Apply a GroupNorm layer to ``[B, C, ...]``.
 
@@ -103,10 +127,12 @@ def convolve_frames(layer: Any, x: Tensor) -> Tensor:
         y = F.conv2d(x.flatten(3), layer.weight.squeeze(-1), layer.bias, padding=(1, 0))
         return y.unflatten(3, x.shape[3:])
     # Views of contiguous tokens: flatten and unflatten leave a single clip strides that torch takes for another layout.
-    tokens = x.permute(0, 2, 3, 4, 1).contiguous()
-    planes = tokens.view(*tokens.shape[:2], -1, tokens.shape[4]).permute(0, 3, 1, 2)
-    y = F.conv2d(planes, layer.weight.squeeze(-1), layer.bias, padding=(1, 0)).permute(0, 2, 3, 1).contiguous()
-    return y.view(*tokens.shape[:4], -1).permute(0, 4, 1, 2, 3)
+    batch, channels, frames, height, width = x.shape
+    planes = x.permute(0, 2, 3, 4, 1).contiguous().view(batch, frames, -1, channels).permute(0, 3, 1, 2)
+    y = F.conv2d(planes, layer.weight.squeeze(-1), layer.bias, padding=(1, 0))
+    del planes
+    y = y.permute(0, 2, 3, 1).contiguous()
+    return y.view(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
 
 
 def frame_sinusoid(num_frames: int, dim: int, device: torch.device | str | None = None) -> Tensor:
@@ -327,8 +353,9 @@ class TempConv(nn.Module):
         if x.shape[2] == 1:
             return x
         h = x
-        for norm, activation, dropout, convolution in zip(*[iter(self.convs)] * 4):
-            h = convolve_frames(convolution, dropout(activation(group_norm(norm, h))))
+        for norm, _, dropout, convolution in zip(*[iter(self.convs)] * 4):
+            h = silu(group_norm(norm, h))
+            h = convolve_frames(convolution, dropout(h))
         return x + h
 
 
@@ -401,9 +428,8 @@ class Upsample(nn.Module):
         """
         count, _, height, width = x.shape
         x = F.pad(x, (1, 1, 1, 1))
-        y = x.new_empty((count, self.conv.out_channels, 2 * height, 2 * width)).contiguous(
-            memory_format=torch.channels_last
-        )
+        shape = (count, self.conv.out_channels, 2 * height, 2 * width)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         first, middle, last = self.conv.weight.unbind(2)
         for row, rows in enumerate(((first, middle + last), (first + middle, last))):
             left, center, right = torch.stack(rows, dim=2).unbind(3)
