@@ -82,7 +82,7 @@ def shortened(overlap: int, trim: int, num_frames: int) -> tuple[int, int]:
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset("the released values: 50 steps of DDIM, overlap 4, alpha 4, beta 0.4, reversed order"),
-    # Best of what training/evaluate.py compare was tried with; README.md has its figures beside the paper's.
+    # README.md has its figures beside the paper's (training/evaluate.py world).
     "smooth": Preset(
         "the best chaining measured: the last frames repeated in their own order, shown nearly clean, and trimmed",
         num_inference_steps=None,
@@ -93,7 +93,7 @@ PRESETS: dict[str, Preset] = {
         stages="uniform",
         guidance_lead=0.8,
     ),
-    # Chosen by benchmarks/few_steps.py; the table is in benchmarks/README.md.
+    # To be confirmed by benchmarks/few_steps.py on the bundled model; see benchmarks/README.md.
     "fast": Preset("the released reuse in 15 steps of DPM-Solver++ 2M", 15, "dpmpp-2m"),
 }
 

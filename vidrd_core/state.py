@@ -135,10 +135,7 @@ class VideoState:
     def check_model(self, model: str) -> None:
         """Raise ``ValueError`` where the state is another model's."""
         if not same_model(model, self.model):
-            raise ValueError(
-                f"the state was made by another U-Net (fingerprint {self.model}, this one is {model}): "
-                "load the model that began the video"
-            )
+            raise ValueError("the state was made by another U-Net: load the model that began the video")
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, replacing an old one at once."""

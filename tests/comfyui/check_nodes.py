@@ -183,6 +183,30 @@ def test_loras_of_every_spelling_do_the_same(model: Any, base: Path, first: Any)
     torch.testing.assert_close(first(steps=2)["samples"], plain)
 
 
+def test_a_lora_of_every_layer_is_taken_whole(model: Any, base: Path, first: Any) -> None:
+    """As our trainer writes it: any linear layer or convolution may be among its layers, the temporal ones too."""
+    from safetensors.torch import save_file
+
+    import nodes as stock
+
+    weights = {
+        name.removesuffix(".weight"): weight
+        for name, weight in model.model.diffusion_model.named_parameters()
+        if name.endswith(".weight") and weight.ndim > 1
+    }
+    assert any("temp" in name for name in weights) and {w.ndim for w in weights.values()} >= {2, 4}
+    changes = {}
+    for name, weight in weights.items():
+        rows, *rest = weight.shape
+        changes[f"unet.{name}.lora_A.weight"] = torch.randn(2, *rest) * 0.1
+        changes[f"unet.{name}.lora_B.weight"] = torch.randn(rows, 2, *[1] * (weight.ndim - 2)) * 0.1
+    save_file(changes, base / "models/loras" / "every_layer.safetensors")
+    with torch.inference_mode():
+        patched = stock.LoraLoaderModelOnly().load_lora_model_only(model, "every_layer.safetensors", 1.0)[0]
+    assert len(patched.patches) == len(weights)
+    assert torch.isfinite(first(model=patched, steps=2)["samples"]).all()
+
+
 def test_a_lora_is_no_other_model(model: Any, base: Path, first: Any, following: Any) -> None:
     from safetensors.torch import save_file
 
