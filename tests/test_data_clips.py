@@ -1,6 +1,9 @@
 """Clips have the wanted rate and length and lie between cuts; filters refuse what they name and nothing else."""
 
 import random
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +12,7 @@ from data_material import CLIP, FILTERS, preparation, video, world
 from engine_work import double_or_die, fail_at_two
 from PIL import Image, ImageDraw, ImageFont
 
+from vidrd_core.data import engines
 from vidrd_core.data.clips import ClipSettings, choose, target_size, windows
 from vidrd_core.data.engines import EngineSettings, run_in_order
 from vidrd_core.data.filters import FilterSettings, brightness, judge_frames, motion, text_share
@@ -155,6 +159,27 @@ def test_impossible_clips_are_refused(changes):
 def test_an_item_that_kills_its_process_costs_only_itself():
     made = list(run_in_order(double_or_die, range(9), EngineSettings(workers=1)))
     assert made == [0, 2, 4, 6, 8, None, 12, 14, 16]
+
+
+def test_a_result_is_not_lost_where_the_pool_breaks_just_after_it(monkeypatch):
+    """A process may die over a later item at any moment, so also when the next item is about to be handed in."""
+
+    class Breaking:
+        def __init__(self, submissions):
+            self.left = submissions
+
+        def submit(self, work, item):
+            if self.left == 0:
+                raise BrokenProcessPool
+            self.left -= 1
+            done = Future()
+            done.set_result(work(item))
+            return done
+
+    for submissions in range(12):
+        pools = iter([submissions, *[100] * 9])
+        monkeypatch.setattr(engines, "_pool", lambda workers, pools=pools: nullcontext(Breaking(next(pools))))
+        assert list(run_in_order(str, range(9), EngineSettings(workers=1))) == list("012345678")
 
 
 def test_an_error_in_our_own_code_ends_the_run():

@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -68,22 +68,35 @@ def _in_pool(work: Callable[[Given], Made], items: Sequence[Given], workers: int
     done = 0
     while done < len(items):
         with _pool(min(workers, len(items) - done)) as pool:
-            ahead = deque(pool.submit(work, item) for item in items[done : done + _AHEAD * workers])
-            try:
-                while ahead:
-                    made = ahead[0].result()
-                    ahead.popleft()
-                    done += 1
-                    # Before giving the result away, so that the pool has work while the caller writes.
-                    if done + len(ahead) < len(items):
-                        ahead.append(pool.submit(work, items[done + len(ahead)]))
-                    yield made
-            except BrokenProcessPool:
-                doubtful = items[done : done + _AHEAD * workers]
+            for made in _until_broken(pool, work, items[done:], _AHEAD * workers):
+                done += 1
+                yield made
         if done < len(items):
+            doubtful = items[done : done + _AHEAD * workers]
             logger.warning("a process died; the %d items that were under way are done one by one", len(doubtful))
             yield from _one_by_one(work, doubtful)
             done += len(doubtful)
+
+
+def _until_broken(
+    pool: ProcessPoolExecutor, work: Callable[[Given], Made], items: Sequence[Given], at_once: int
+) -> Iterator[Made]:
+    """The results in order, as far as the pool comes before a process of it dies."""
+    ahead: deque[Future[Made]] = deque()
+    waiting = iter(items)
+
+    def submit_ahead() -> None:
+        ahead.extend(pool.submit(work, item) for item in itertools.islice(waiting, at_once - len(ahead)))
+
+    with contextlib.suppress(BrokenProcessPool):
+        submit_ahead()
+        while ahead:
+            made = ahead.popleft().result()
+            # Before giving the result away, so that the pool has work while the caller writes. A pool that has just
+            # broken must not take the result along.
+            with contextlib.suppress(BrokenProcessPool):
+                submit_ahead()
+            yield made
 
 
 def _one_by_one(work: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made | None]:
