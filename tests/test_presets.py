@@ -94,7 +94,7 @@ def test_a_pipeline_goes_by_its_preset_where_a_call_says_nothing(tmp_path: Path)
     assert pipe(**call, num_inference_steps=2).state.sampling.reuse == ReuseSettings()
     pipe.use_preset("smooth")
     made = pipe(**call, num_inference_steps=2)
-    # Half of a trimmed clip is new, so that of 4 frames no more than 2 overlap.
+    # Of a trimmed clip 3 frames in 8 are new, so that of 4 no more than 2 overlap.
     assert made.state.sampling.reuse == ReuseSettings(2, 0.0, 1.0, "forward", 2, "uniform", 0.8)
     assert made.frames.shape[2] == 4 + 2
     first, second = made.clips

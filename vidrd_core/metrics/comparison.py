@@ -46,7 +46,7 @@ SWEEPS: dict[str, tuple[str, ...]] = {
     "overlap": tuple(f"paper, overlap={value}" for value in (1, 2, 4, 6, 8)),
     "alpha, forward led": tuple(f"forward led, alpha={value}" for value in (0, 1, 2, 4)),
     "beta, forward led": tuple(f"forward led, beta={value}" for value in (0.4, 0.6, 0.8, 1)),
-    "overlap, forward led": tuple(f"forward led, overlap={value}" for value in (1, 2, 3, 4, 6)),
+    "overlap, forward led": tuple(f"forward led, overlap={value}" for value in (1, 2, 3, 4, 5, 6)),
     "lead, forward led": tuple(f"forward led, lead={value}" for value in (0, 0.4, 0.6, 0.8, 0.9)),
 }
 SETS: dict[str, tuple[str, ...]] = {

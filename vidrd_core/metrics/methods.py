@@ -297,7 +297,7 @@ BASES: dict[str, Method] = {
     "forward": Chain(order="forward"),
     "forward guided": Chain(alpha=0.0, beta=1.0, order="forward", stages="uniform"),
     "forward soft": Chain(alpha=0.0, beta=0.4, order="forward", stages="soft"),
-    "forward led": Chain(alpha=0.0, beta=1.0, order="forward", stages="uniform", lead=0.8),
+    "forward led": Chain(overlap=5, alpha=0.0, beta=1.0, order="forward", stages="uniform", lead=0.8),
     "joint windows": Windows(),
     "FreeNoise": Windows(rescheduled=True, weighted=True),
 }
