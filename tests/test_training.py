@@ -251,6 +251,8 @@ def test_an_unknown_setting_is_refused_with_the_known_ones(monkeypatch):
 def test_impossible_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size is 0"):
         settings(tmp_path, batch_size=0)
+    with pytest.raises(ValueError, match="clip_norm is 0; expected above 0"):
+        settings(tmp_path, clip_norm=0)
     with pytest.raises(ValueError, match="'fp32', 'bf16'"):
         settings(tmp_path, precision="fp8")
 
@@ -276,3 +278,49 @@ def test_statistics_go_to_tensorboard_too(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
     assert [e.step for e in events.Scalars("loss")] == [2, 4, 6, 8]
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+
+
+def test_a_kill_between_two_lines_of_statistics_changes_neither(tmp_path):
+    known = {"samples": 12, "log_samples": 6, "save_samples": 4}
+    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "unbroken", **known))
+    with pytest.raises(KeyboardInterrupt):  # after the checkpoint of 4 samples
+        train(Interrupting(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "broken", **known))
+    with (tmp_path / "broken" / "statistics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"samples": 4, "lo')  # cut short by a full disk
+    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "broken", **known))
+    logs = [(tmp_path / name / "statistics.jsonl").read_text().splitlines() for name in ("unbroken", "broken")]
+    figures = [[{**json.loads(line), "samples_per_second": 0} for line in log] for log in logs]
+    assert figures[0] == figures[1] and [line["samples"] for line in figures[0]] == [6, 12]
+
+
+def test_a_model_that_could_not_be_exported_at_the_end_is_exported_when_the_run_goes_on(tmp_path):
+    class Full(ImageAutoencoderStage):
+        def export(self, folder):
+            raise OSError("no space left")
+
+    known = settings(tmp_path, samples=4, save_samples=4)
+    with pytest.raises(OSError, match="no space left"):
+        train(Full(tiny_vae(), AutoencoderLoss()), known)
+    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), known)
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_a_run_goes_on_with_its_batch_size_only(tmp_path):
+    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
+    with pytest.raises(ValueError, match="a run with batch_size 2, this is 4"):
+        train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path, batch_size=4, samples=16))
+
+
+def test_values_of_another_type_are_refused_by_name(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    common, script = (importlib.import_module(m) for m in ("common", "train_text"))
+    made = common.build(script.Configuration, {"train": {"run": "a", "samples": "1e3", "batch_size": 2}})
+    assert made.train.samples == 1000 and isinstance(made.train.samples, int)
+    wrong = [({"samples": "many"}, "samples is 'many'"), ({"samples": 2.5}, "not a whole number")]
+    for change, told in [*wrong, ({"tensorboard": "no"}, "tensorboard is 'no': neither true nor false")]:
+        with pytest.raises(ValueError, match=told):
+            common.build(script.Configuration, {"train": {"run": "a", "samples": 2, "batch_size": 2, **change}})
+    with pytest.raises(ValueError, match=r"settings \['train'\] of Configuration are missing"):
+        common.build(script.Configuration, {})
+    with pytest.raises(ValueError, match="Configuration is None; expected settings by name"):
+        common.build(script.Configuration, None)

@@ -31,6 +31,8 @@ def test_samples_go_to_the_bucket_of_their_aspect_and_the_longest_clip_they_fill
     samples = [info("a"), info("b", width=128), info("c", frames=5), info("d", frames=1), info("e", kind="image")]
     buckets = assign(samples, [(32, 32), (24, 40)], [4, 8], images_as_video=True)
     assert buckets == {Shape(8, 32, 32): [0, 4], Shape(8, 24, 40): [1], Shape(4, 32, 32): [2]}
+    both = assign([info("g"), info("h", width=40, height=40)], [(32, 32), (64, 64)], [8], images_as_video=True)
+    assert both == {Shape(8, 64, 64): [0], Shape(8, 32, 32): [1]}  # of one aspect, the largest that a sample fills
     stored = [info("f", width=256, height=192, members=("latents.npy",))]
     assert assign(stored, [(32, 32)], [8], False) == {Shape(8, 192, 256): [0]}
 

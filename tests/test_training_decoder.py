@@ -18,7 +18,7 @@ from vidrd_core.train.autoencoder import (
 )
 from vidrd_core.train.draws import Draw
 from vidrd_core.train.flicker import flicker, psnr
-from vidrd_core.train.loop import train
+from vidrd_core.train.loop import Trainer, train
 from vidrd_core.train.perceptual import LPIPS_WIDTHS, VGG16, Lpips, MultiScaleFeatureLoss, make_perceptual
 from vidrd_core.train.sources import ShardSource, WorldSource
 
@@ -166,3 +166,30 @@ def held_out_clips(vae, noise):
     with torch.no_grad():
         latents = vae.encode(clips).latent_dist.mode()
     return latents + draw.normal(*latents.shape[1:], purpose="noise") * noise / vae.config.scaling_factor, clips
+
+
+def test_the_discriminator_joins_all_processes_and_micro_batches_at_once():
+    made = stage(adversary=AdversarySettings(weight=0.5, start_samples=5, channels=8, layers=2))
+    for step, joined in ((1, False), (2, True)):  # samples 4 to 7, and 8 to 11
+        parts = [made.loss(Draw(0, step, 4, 1, process, 2, part)) for part in range(2) for process in range(2)]
+        assert ["discriminator" in outcome.figures for outcome in parts] == [joined] * 4
+
+
+def test_the_value_of_the_adversarial_loss_does_not_hide_the_fit():
+    made = stage(adversary=AdversarySettings(weight=1.0, channels=8, layers=2))
+    with torch.no_grad():
+        made.adversary.discriminator.blocks[-1].bias.fill_(1e4)  # takes all for real: far below zero for the decoder
+    outcome = made.loss(Draw(0, 0, 2, 2))
+    assert outcome.figures["adversarial"] < -1e3 and outcome.loss.item() > outcome.figures["discriminator"]
+
+
+def test_the_scale_of_fp16_is_taken_off_both_sides_gradients_once(tmp_path, monkeypatch):
+    trainer = Trainer(stage(), settings(tmp_path, clip_norm=1e9))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    monkeypatch.setattr(trainer.accelerator.state, "_mixed_precision", "fp16")
+    monkeypatch.setattr(trainer.accelerator, "native_amp", True)
+    monkeypatch.setattr(trainer.accelerator, "scaler", scaler)
+    loss = sum(p.square().sum() for p in trainer.parameters.values()) / 2  # whose gradient is the parameter
+    scaler.scale(loss).backward()
+    trainer._clip()
+    assert all(torch.allclose(p.grad, p) for p in trainer.parameters.values())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from training_components import settings, shard_folder, unet_stage
 
 from vidrd_core import VidRDPipeline
-from vidrd_core.train.failures import memory_advice
+from vidrd_core.train.failures import LossWatch, memory_advice
 from vidrd_core.train.loop import train
 
 TESTS = Path(__file__).parent
@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_stops_the_run_and_leaves_the_last_checkpoint(tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # a write beyond that fails with a real OSError
     try:
-        with pytest.raises(OSError, match="could not be written .* the one before is kept in .*checkpoint: free some"):
+        with pytest.raises(OSError, match="could not be written .* the one before is kept in .*: free some"):
             train(unet_stage(tmp_path, shards), settings(run, samples=8, save_samples=8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -93,6 +93,22 @@ def test_running_out_of_memory_says_which_settings_to_lower(tmp_path):
     wanted = r"train.micro_batch \(it is 4.*gradient_checkpointing.*bf16.*adamw8bit"
     with pytest.raises(MemoryError, match=wanted), memory_advice(settings(tmp_path), 4):
         torch.empty(2**55)
+
+
+@pytest.mark.parametrize(
+    "told", ["MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]
+)
+def test_other_words_for_lack_of_memory_are_understood_and_validation_names_its_own_settings(tmp_path, told):
+    with pytest.raises(MemoryError, match=r"train.micro_batch"), memory_advice(settings(tmp_path), 4):
+        raise RuntimeError(told)
+    with pytest.raises(MemoryError, match="previews.frames"), memory_advice(settings(tmp_path), 4, previewing=True):
+        raise RuntimeError(told)
+
+
+def test_losses_below_zero_are_no_explosion(tmp_path):
+    watch = LossWatch(settings(tmp_path))
+    assert not any(watch.problem(loss, 1.0, False) for loss in [-1.0, 0.5] * 30)
+    assert "times its running mean" in watch.problem(1000.0, 1.0, False)
 
 
 def test_two_processes_train_as_one_and_fsdp_saves_and_resumes(tmp_path, shards):

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from test_training import Interrupting, settings, tiny_vae, weights
 from torch import nn
 
 from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderStage
+from vidrd_core.train.checkpoint import load_checkpoint, save_checkpoint
 from vidrd_core.train.loop import train
 from vidrd_core.train.optimizers import MuonAdamW, is_hidden_matrix, make_optimizer
 
@@ -70,6 +72,21 @@ def test_a_resumed_run_with_muon_equals_an_unbroken_one_to_the_bit(tmp_path):
     assert not torch.equal(
         weights(with_adamw)["decoder.mid_block.resnets.0.conv1.weight"],
         weights(resumed)["decoder.mid_block.resnets.0.conv1.weight"],
+    )
+
+
+def test_tables_that_parameters_of_an_8_bit_optimiser_share_are_stored_and_restored(tmp_path):
+    parameters = {f"a.{n}": parameter(4) for n in range(2)}
+    optimizer = torch.optim.AdamW(parameters.values())
+    table = torch.arange(256.0)
+    for p in parameters.values():
+        optimizer.state[p] = {"qmap1": table, "step": 3}
+    ema = EMAModel(list(parameters.values()))
+    save_checkpoint(tmp_path / "checkpoint", parameters, optimizer, ema, {"step": 3})
+    fresh = torch.optim.AdamW(parameters.values())
+    load_checkpoint(tmp_path / "checkpoint", parameters, fresh, ema)
+    assert (
+        all(torch.equal(s["qmap1"], table) and s["step"] == 3 for s in fresh.state.values()) and len(fresh.state) == 2
     )
 
 

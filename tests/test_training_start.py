@@ -1,6 +1,7 @@
 """What a run starts from, what of it learns, and what comes out: folders, LoRA files, previews."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,11 @@ from vidrd_core import VidRDPipeline, VidRDUNet
 from vidrd_core.data.engines import EngineSettings
 from vidrd_core.data.preparation import prepare
 from vidrd_core.data.sources import SourceSettings
+from vidrd_core.seeds import clip_noise, clip_seed
 from vidrd_core.train.freezing import PAPER_POLICY, freeze
 from vidrd_core.train.loop import train
 from vidrd_core.train.lora import LoraSettings, add_lora, save_lora
-from vidrd_core.train.previews import PreviewSettings
+from vidrd_core.train.previews import PreviewSettings, _noise
 from vidrd_core.train.start import start_text, start_unet, start_vae, start_video_vae
 from vidrd_core.video import read_video
 
@@ -47,6 +49,8 @@ def test_a_video_model_goes_on_and_an_image_model_is_inflated(tmp_path, model):
     assert any("temp_convs" in name for name in grown.state_dict())
     with pytest.raises(ValueError, match="choose one"):
         start_unet(image_model, model, {}, PAPER_POLICY, NO_LORA)
+    with pytest.raises(ValueError, match=r"unet sets \['sample_size'\], but .*model has its own settings"):
+        start_unet(None, model, {"sample_size": 8}, PAPER_POLICY, NO_LORA)
 
 
 def test_the_rest_of_the_model_comes_along_frozen(tmp_path, model):
@@ -159,12 +163,14 @@ def test_captioned_video_images_and_labelled_video_go_from_raw_files_to_a_traine
     }
     for name, source in sources.items():
         prepare(preparation(source.root, tmp_path / name, source=source, engine=EngineSettings(workers=1)))
+    recommended = {"fps": 6, "guidance_scale": 3.0}  # what the model that goes on says of itself
+    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    (model / "model_index.json").write_text(json.dumps({**index, "defaults": recommended}), encoding="utf-8")
     configuration = tmp_path / "run.yaml"
     shards = ", ".join((tmp_path / name).as_posix() for name in sources)
     configuration.write_text(
         f"video_model: {model.as_posix()}\n"
         f"data: {{shards: [{shards}], sizes: [[32, 32]], frames: [4], workers: 1}}\n"
-        f"objective: {{num_frames: 4}}\n"
         f"train: {{run: {(tmp_path / 'run').as_posix()}, samples: 6, batch_size: 2}}\n",
         encoding="utf-8",
     )
@@ -172,4 +178,13 @@ def test_captioned_video_images_and_labelled_video_go_from_raw_files_to_a_traine
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "M trained" in done.stderr and (tmp_path / "run" / "config.txt").exists()
-    VidRDPipeline.from_pretrained(tmp_path / "run" / "model")
+    pipe = VidRDPipeline.from_pretrained(tmp_path / "run" / "model")
+    assert dict(pipe.config["defaults"]) == {**recommended, "num_frames": 4}
+
+
+def test_previews_start_from_the_noise_that_the_model_is_trained_with():
+    shape = (1, 4, 4, 8, 8)
+    plain, prior = (_noise(3, alpha, 0, shape) for alpha in (0.0, math.inf))
+    assert torch.equal(plain, clip_noise([clip_seed(3, 0)], shape))
+    assert torch.equal(prior, plain[:, :, :1].expand(shape))
+    assert torch.equal(_noise(3, 2.0, 1, shape), clip_noise([clip_seed(3, 1)], shape))  # FNR and PNS do the rest

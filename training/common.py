@@ -34,43 +34,66 @@ def parse(kind: type[Configuration], arguments: list[str]) -> tuple[Configuratio
 
 
 def build(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A configuration dataclass from nested mappings; unknown names are errors that list the known ones."""
+    """A configuration dataclass from nested mappings.
+
+    Raises:
+        ValueError: a name is unknown (the message lists the known ones) or missing, or a value is of another type.
+    """
     hints = typing.get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__} is {values!r}; expected settings by name, of {sorted(hints)}")
     unknown = set(values) - set(hints)
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}; {kind.__name__} has {sorted(hints)}")
-    return kind(**{name: _value(hints[name], value) for name, value in values.items()})
+    open_ends = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = {f.name for f in dataclasses.fields(kind) if (f.default, f.default_factory) == open_ends}
+    if needed - set(values):
+        raise ValueError(f"settings {sorted(needed - set(values))} of {kind.__name__} are missing in the YAML file")
+    return kind(**{name: _value(f"{kind.__name__}.{name}", hints[name], value) for name, value in values.items()})
 
 
-def _value(hint: Any, value: Any) -> Any:
+def _value(name: str, hint: Any, value: Any) -> Any:
     """A YAML value as its type hint wants it."""
-    parts = typing.get_args(hint)
+    kinds = typing.get_args(hint) or (hint,)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return build(hint, value)
-    if value is None:
-        return None
-    if typing.get_origin(hint) is tuple:
-        listed = [value] if isinstance(value, str) else list(value)
-        kinds = [parts[0]] * len(listed) if parts[-1] is Ellipsis else parts
-        return tuple(_value(k, v) for k, v in zip(kinds, listed, strict=True))
-    if Path in (hint, *parts):
-        return Path(value)
-    if float in (hint, *parts):
-        return float(value)
+        return build(hint, {} if value is None else value)
+    if value is None or typing.get_origin(hint) is dict:
+        return value
+    try:
+        if typing.get_origin(hint) is tuple:
+            listed = list(value) if isinstance(value, list | tuple) else [value]
+            each = [kinds[0]] * len(listed) if kinds[-1] is Ellipsis else kinds
+            return tuple(_value(name, k, v) for k, v in zip(each, listed, strict=True))
+        if Path in kinds:
+            return Path(value)
+        if float in kinds:
+            return float(value)
+        if int in kinds:  # YAML reads 1e6 as text
+            number = float(value)
+            if isinstance(value, bool) or number != int(number):
+                raise ValueError("not a whole number")
+            return int(number)
+        if bool in kinds and not isinstance(value, bool):
+            raise ValueError("neither true nor false")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {value!r}: {error}") from error
     return value
 
 
 def run(kind: type[Configuration], make_stage: Callable[[Configuration], Stage]) -> None:
     """Parse the command line, build the stage and train it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    configuration, common = parse(kind, sys.argv[1:])
-    if common.dry_run:
-        logging.info("%s", configuration)
-        return
-    torch.manual_seed(configuration.train.seed)
-    stage = make_stage(configuration)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
-        configuration.train.run.mkdir(parents=True, exist_ok=True)
-        (configuration.train.run / "config.txt").write_text(repr(configuration), encoding="utf-8")
-    train(stage, configuration.train)
+    try:
+        configuration, common = parse(kind, sys.argv[1:])
+        if common.dry_run:
+            logging.info("%s", configuration)
+            return
+        torch.manual_seed(configuration.train.seed)
+        stage = make_stage(configuration)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
+            configuration.train.run.mkdir(parents=True, exist_ok=True)
+            (configuration.train.run / "config.txt").write_text(repr(configuration), encoding="utf-8")
+        train(stage, configuration.train)
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
     PartialState().destroy_process_group()

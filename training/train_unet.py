@@ -31,7 +31,7 @@ from vidrd_core.train.objective import UNetObjective
 from vidrd_core.train.previews import PreviewSettings
 from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.sources import DataSettings, LatentSource, ShardSource, Source
-from vidrd_core.train.start import start_text, start_unet, start_vae
+from vidrd_core.train.start import start_defaults, start_text, start_unet, start_vae
 from vidrd_core.train.unet import UNetStage
 
 
@@ -57,9 +57,13 @@ def stage(configuration: Configuration) -> UNetStage:
     unet = start_unet(image, video, configuration.unet, configuration.trained, configuration.lora)
     text_encoder, tokenizer = start_text([configuration.text_model, image or video])
     vae = start_vae([configuration.vae, video or image])
-    return UNetStage(
-        unet, text_encoder, tokenizer, source, configuration.objective, held_out, vae, configuration.previews
+    frames = configuration.data.frames if configuration.data.shards else (configuration.objective.num_frames,)
+    defaults = {**start_defaults(video), "num_frames": max(frames)}
+    made = UNetStage(
+        unet, text_encoder, tokenizer, source, configuration.objective, held_out, vae, configuration.previews, defaults
     )
+    made.may_skip_parameters |= 1 in frames  # temporal layers have nothing to do
+    return made
 
 
 def sources(configuration: Configuration) -> tuple[Source, Source | None]:

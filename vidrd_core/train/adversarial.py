@@ -70,12 +70,14 @@ class Adversary:
         # The discriminator's side: real clips and the decoder's, which get no gradient.
         real, fake = call(torch.cat((target, output.detach().to(target.dtype)))).chunk(2)
         judged = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        # Only the gradient of the decoder's side counts: its value may be far below zero and says nothing of the fit.
+        played = weight * (fooled - fooled.detach())
         figures: dict[str, float | Tensor] = {
             "adversarial": fooled.item(),
             "adversarial_weight": float(weight),
             "discriminator": judged.item(),
         }
-        return weight * fooled + judged, figures
+        return played + judged, figures
 
 
 def _adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter) -> Tensor:

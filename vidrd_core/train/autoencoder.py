@@ -136,8 +136,8 @@ class TemporalDecoderStage(Stage):
             figures["perceptual"] = felt.item()
         figures["flicker"] = flicker(output.detach(), clips).item()
 
-        # Against the discriminator.
-        if self.adversary is not None and draw.samples[0] >= self.adversary.settings.start_samples:
+        # Against the discriminator, which joins at the start of a step: for all processes and micro batches at once.
+        if self.adversary is not None and draw.step * draw.batch_size >= self.adversary.settings.start_samples:
             played, more = self.adversary.play(
                 self.calls["discriminator"], loss, output, clips, last_temporal_weight(self.vae)
             )

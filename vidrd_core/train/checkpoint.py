@@ -73,12 +73,14 @@ def save_checkpoint(
     """
     weights = {name: _stored(p) for name, p in parameters.items()}
     averages = {name: _stored(p) for name, p in zip(parameters, ema.shadow_params, strict=True)}
-    moments = {
-        f"{name}.{key}": _stored(torch.as_tensor(value))
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, (Tensor, int, float))
-    }
+    moments = _unshared(
+        {
+            f"{name}.{key}": _stored(torch.as_tensor(value))
+            for name, parameter in parameters.items()
+            for key, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, (Tensor, int, float))
+        }
+    )
 
     def write(fresh: Path) -> None:
         save_file(weights, fresh / "weights.safetensors")
@@ -91,6 +93,12 @@ def save_checkpoint(
 
     if is_main:
         replace_folder(folder, write)
+
+
+def stored_step(folder: Path) -> int | None:
+    """The step after which the checkpoint was written; None where there is none."""
+    file = folder / "state.json"
+    return json.loads(file.read_text(encoding="utf-8"))["step"] if file.exists() else None
 
 
 def load_checkpoint(
@@ -140,6 +148,16 @@ def averaged(parameters: Mapping[str, nn.Parameter], ema: EMAModel) -> Iterator[
 
 def _stored(tensor: Tensor) -> Tensor:
     return whole(tensor.detach()).contiguous()
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of each tensor that others are too: 8-bit optimisers share their tables, safetensors takes no such."""
+    seen: set[int] = set()
+    alone = {}
+    for name, tensor in tensors.items():
+        alone[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return alone
 
 
 def _restored(value: Tensor, parameter: nn.Parameter) -> Any:

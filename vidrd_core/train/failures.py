@@ -13,12 +13,13 @@ from .settings import TrainSettings
 
 SKIPPED_MOST = 30  # steps in a row whose gradients fp16 could not hold, before that counts as a failure
 MEMORY = 0.98  # of the running mean of the loss, by step
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")  # in torch's errors
 SETTLING = 20  # steps before a loss may count as exploding
 
 
 @dataclass
 class LossWatch:
-    """Notices a loss that is not finite, or far above its running mean."""
+    """Notices a loss that is not finite, or far above the running mean of its size."""
 
     settings: TrainSettings
     mean: float = 0.0
@@ -37,7 +38,7 @@ class LossWatch:
         limit = self.settings.explosion
         if limit and self.count >= SETTLING and loss > limit * self.mean:
             return f"the loss is {loss:.4g}, {loss / self.mean:.0f} times its running mean"
-        self.mean = loss if self.count == 0 else MEMORY * self.mean + (1 - MEMORY) * loss
+        self.mean = abs(loss) if self.count == 0 else MEMORY * self.mean + (1 - MEMORY) * abs(loss)
         self.count += 1
         return None
 
@@ -53,20 +54,25 @@ def stop(problem: str, step: int, items: Sequence[str], settings: TrainSettings)
 
 
 @contextmanager
-def memory_advice(settings: TrainSettings, micro_batch: int) -> Iterator[None]:
-    """Say which setting to lower where memory runs out.
+def memory_advice(settings: TrainSettings, micro_batch: int, previewing: bool = False) -> Iterator[None]:
+    """Say which setting to lower where memory runs out: of training, or of validation videos.
 
     Raises:
         MemoryError: in place of torch's own errors.
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise MemoryError(_advice(settings, micro_batch)) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-            raise MemoryError(_advice(settings, micro_batch)) from error
-        raise
+    except RuntimeError as error:  # torch.cuda.OutOfMemoryError is one, those of other devices only say so
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(s in str(error) for s in OUT_OF_MEMORY):
+            raise
+        raise MemoryError(_preview_advice() if previewing else _advice(settings, micro_batch)) from error
+
+
+def _preview_advice() -> str:
+    return (
+        "out of memory in validation: lower previews.frames, previews.height or previews.width, give fewer "
+        "previews.prompts, or set train.validate_samples to 0; the checkpoint before it is kept"
+    )
 
 
 def _advice(settings: TrainSettings, micro_batch: int) -> str:

@@ -74,7 +74,8 @@ def train(stage: Stage, settings: TrainSettings) -> None:
         if last or settings.crosses(samples, settings.save_samples):
             trainer.save()
         if settings.crosses(samples, settings.validate_samples):
-            trainer.validate()
+            with memory_advice(settings, trainer.draw.micro_batch, previewing=True):
+                trainer.validate()
     bar.close()
     trainer.close()
 
@@ -110,7 +111,8 @@ class Trainer:
 
         # Where the run stands.
         self.watch = LossWatch(settings)
-        self.step = self._resume()
+        state = self._resume()
+        self.step = state.get("step", 0)
         micro, _ = settings.micro_batches(self.accelerator.num_processes)
         self.draw = Draw(
             settings.seed,
@@ -123,6 +125,8 @@ class Trainer:
         self.statistics = Statistics(
             settings.run, self.step * settings.batch_size, self._gather, main, settings.tensorboard
         )
+        if main:  # what was counted since the last line belongs to the next
+            self.statistics.means.sums = {name: (t, n) for name, (t, n) in state.get("means", {}).items()}
 
     def take_step(self) -> None:
         """One step of the optimiser, over all processes and micro batches."""
@@ -163,9 +167,16 @@ class Trainer:
         return self.statistics.write(samples, rate=self.settings.rate(samples))
 
     def save(self) -> None:
-        """A checkpoint, and the model with its averaged weights."""
+        """The model with its averaged weights, then a checkpoint: one of the last step means that all is written."""
+        with checkpoint.averaged(self.parameters, self.ema):
+            if self.accelerator.is_main_process:
+                checkpoint.replace_folder(self.settings.run / "model", self.stage.export)
+            else:
+                self.stage.export(self.settings.run / "model")
         state: dict[str, Any] = {
             "step": self.step,
+            "batch_size": self.settings.batch_size,
+            "means": self.statistics.means.together(self._gather),
             "loss_mean": self.watch.mean,
             "loss_count": self.watch.count,
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
@@ -176,11 +187,6 @@ class Trainer:
             self._engine().save_checkpoint(str(self.settings.run / "deepspeed"), tag=f"step-{self.step}")
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         checkpoint.save_checkpoint(folder, self.parameters, optimizer, self.ema, state, main)
-        with checkpoint.averaged(self.parameters, self.ema):
-            if main:
-                checkpoint.replace_folder(self.settings.run / "model", self.stage.export)
-            else:
-                self.stage.export(self.settings.run / "model")
         self.accelerator.wait_for_everyone()
 
     def validate(self) -> None:
@@ -218,7 +224,9 @@ class Trainer:
         for playing in (True, False):
             group = [p for n, p in self.parameters.items() if (n.split(".")[0] not in self.stage.opponents) == playing]
             if group:
-                found: Any = self.accelerator.clip_grad_norm_(group, self.settings.clip_norm)
+                # accelerate's takes fp16's scale off all gradients, once; a model with opponents is never in pieces
+                clip: Any = self.accelerator.clip_grad_norm_ if playing else nn.utils.clip_grad_norm_
+                found: Any = clip(group, self.settings.clip_norm)
                 found = 0.0 if found is None else float(getattr(found, "full_tensor", lambda f=found: f)())
                 norm = found if playing or not torch.isfinite(torch.tensor(found)) else norm
         return norm
@@ -233,15 +241,25 @@ class Trainer:
         wrapped: Any = self.accelerator.deepspeed_engine_wrapped
         return wrapped.engine
 
-    def _resume(self) -> int:
+    def _resume(self) -> dict[str, Any]:
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        state = checkpoint.load_checkpoint(self.settings.run / "checkpoint", self.parameters, optimizer, self.ema)
+        folder = self.settings.run / "checkpoint"
+        steps = self._gather([checkpoint.stored_step(folder)])
+        if len(set(steps)) > 1:
+            raise ValueError(f"processes find different steps in {folder}, {steps}: put 'run' on a disk that all share")
+        state = checkpoint.load_checkpoint(folder, self.parameters, optimizer, self.ema)
         if not state:
-            return 0
+            return {}
+        before = state.get("batch_size", self.settings.batch_size)
+        if before != self.settings.batch_size:
+            raise ValueError(
+                f"{folder} is of a run with batch_size {before}, this is {self.settings.batch_size}: go on with "
+                f"{before} (micro_batch and the number of processes may change), or use another run"
+            )
         self.watch.mean, self.watch.count = state.get("loss_mean", 0.0), state.get("loss_count", 0)
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if is_deepspeed(self.accelerator):
             self._engine().load_checkpoint(str(self.settings.run / "deepspeed"), tag=f"step-{state['step']}")
         logger.info("resuming at %d samples", state["step"] * self.settings.batch_size)
-        return state["step"]
+        return state

@@ -33,7 +33,8 @@ def assign(
     """Put samples into buckets by frame count and aspect ratio; those that fit none are left out and logged.
 
     Args:
-        sizes: (height, width) in pixels to choose from, by the nearest aspect ratio; stored latents keep their own.
+        sizes: (height, width) in pixels to choose from, by the nearest aspect ratio, and of several alike the largest
+            that the sample fills; stored latents keep their own.
         frames: clip lengths to choose from; a video takes the longest that it fills.
         images_as_video: images become videos, of the longest length; else they are single frames.
     """
@@ -49,12 +50,19 @@ def assign(
             continue
         size = (sample.height, sample.width)
         if "latents.npy" not in sample.members:
-            aspect = math.log(sample.width / sample.height)
-            size = min(sizes, key=lambda s: abs(math.log(s[1] / s[0]) - aspect))
+            size = _nearest(sample, sizes)
         buckets.setdefault(Shape(count, *size), []).append(index)
     if short:
         logger.info("%d of %d samples are shorter than %d frames and are left out", short, len(samples), min(frames))
     return buckets
+
+
+def _nearest(sample: SampleInfo, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    aspect = math.log(sample.width / sample.height)
+    distances = [abs(math.log(width / height) - aspect) for height, width in sizes]
+    alike = [size for size, distance in zip(sizes, distances, strict=True) if distance - min(distances) < 1e-9]
+    filled = [size for size in alike if size[0] <= sample.height and size[1] <= sample.width]
+    return max(filled, key=math.prod) if filled else min(alike, key=math.prod)
 
 
 class BatchPlan:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+from ..reuse import progressive_noise
+from ..seeds import clip_noise, clip_seed
 
 if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
@@ -27,8 +33,13 @@ class PreviewSettings:
     width: int | None = None
 
 
-def write_previews(pipe: VidRDPipeline, settings: PreviewSettings, folder: Path, is_main: bool) -> None:
-    """One MP4 file for each prompt; every process samples, since the model may be in pieces, the main one writes."""
+def write_previews(
+    pipe: VidRDPipeline, settings: PreviewSettings, folder: Path, is_main: bool, progressive_alpha: float = 0.0
+) -> None:
+    """One MP4 file for each prompt; every process samples, since the model may be in pieces, the main one writes.
+
+    ``progressive_alpha`` is that of the noise prior that the model is trained with.
+    """
     from ..video import to_uint8, write_video
 
     pipe.set_progress_bar_config(disable=True)
@@ -42,6 +53,7 @@ def write_previews(pipe: VidRDPipeline, settings: PreviewSettings, folder: Path,
             height=settings.height,
             width=settings.width,
             seed=number,
+            noise=functools.partial(_noise, number, progressive_alpha),
             output_type="pt",
         )
         if is_main:
@@ -49,3 +61,9 @@ def write_previews(pipe: VidRDPipeline, settings: PreviewSettings, folder: Path,
             words = re.sub(r"[^0-9a-zA-Z]+", "-", prompt)[:60].strip("-")
             frames = torch.as_tensor(output.frames)
             write_video(folder / f"{number:02d}-{words}.mp4", to_uint8(frames), settings.fps)
+
+
+def _noise(seed: int, alpha: float, clip: int, shape: Sequence[int]) -> Tensor:
+    """The pipeline's own noise ``[B, C, T, h, w]``, for the first clip by the progressive prior."""
+    fresh = clip_noise([clip_seed(seed, clip)] * shape[0], shape)
+    return fresh if clip else progressive_noise(fresh, alpha)

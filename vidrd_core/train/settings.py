@@ -45,6 +45,8 @@ class TrainSettings:
             raise ValueError(f"stop_samples is {self.stop_samples}; expected at least 1, or none to end at samples")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; expected at least 1, or none for the whole share")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; expected above 0, and a large number to clip nothing")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; expected 0 <= decay < 1")
         if self.precision not in PRECISIONS:

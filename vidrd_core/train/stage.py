@@ -37,7 +37,7 @@ class Stage(ABC):
             module around it, under the same name.
     """
 
-    opponents: frozenset[str] = frozenset()  # modules that play against the others: clipped apart, not averaged
+    opponents: frozenset[str] = frozenset()  # modules that play against the others: their gradients are clipped apart
     may_skip_parameters = False  # whether a step may leave some trained parameters without gradient
 
     def __init__(self, modules: Mapping[str, nn.Module], calls: Mapping[str, nn.Module] | None = None):

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..checkpoints import CheckpointError, load_text_encoder, load_unet, load_vae
+from ..checkpoints.reading import read_json
 from ..models.autoencoder import VidRDAutoencoderKL
 from ..models.unet import VidRDUNet
 from .freezing import freeze
@@ -29,16 +30,21 @@ def start_unet(
     Args:
         image_model: a folder or checkpoint with an image U-Net to inflate.
         video_model: a VidRD folder or checkpoint to go on from; at most one of the two.
-        config: arguments of :class:`VidRDUNet`; from scratch all, else those to change.
+        config: arguments of :class:`VidRDUNet`; from scratch all, for an image model's folder those to change.
         trained: patterns of the parameters that learn.
         lora: of rank 0, or trained in place of weights.
 
     Raises:
-        ValueError: both models are given, or the weights do not fit.
+        ValueError: both models are given, the weights do not fit, or ``config`` is given with a model that is as it is.
     """
     if image_model is not None and video_model is not None:
         raise ValueError("image_model and video_model are both set: choose one to start from")
-    if image_model is not None and (image_model / "unet" / "config.json").is_file():
+    is_folder = image_model is not None and (image_model / "unet" / "config.json").is_file()
+    if config and not is_folder and (image_model or video_model):
+        raise ValueError(
+            f"unet sets {sorted(config)}, but {image_model or video_model} has its own settings: leave it out"
+        )
+    if image_model is not None and is_folder:
         unet = VidRDUNet.from_image_unet(image_model / "unet", **config)
     elif image_model is not None:
         unet = load_unet(image_model, dtype=torch.float32, inflate=True)
@@ -52,6 +58,13 @@ def start_unet(
     elif image_model is not None or video_model is not None:
         freeze(unet, trained)
     return unet
+
+
+def start_defaults(video_model: Path | None) -> dict[str, Any]:
+    """What the model folder that a run goes on from recommends to its users, for the folder that the run writes."""
+    if video_model is None or not (video_model / "model_index.json").is_file():
+        return {}
+    return dict(read_json(video_model / "model_index.json").get("defaults") or {})
 
 
 def start_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,11 +33,15 @@ class Means:
 
     def over(self, gather: Callable[[list[Any]], list[Any]]) -> dict[str, float]:
         """The means over all processes, in the order of the names; every process must call it."""
+        return {name: total / count for name, (total, count) in sorted(self.together(gather).items()) if count}
+
+    def together(self, gather: Callable[[list[Any]], list[Any]]) -> dict[str, tuple[float, int]]:
+        """Sums and counts over all processes; every process must call it."""
         together: dict[str, tuple[float, int]] = {}
         for name, total, count in gather([(n, *s) for n, s in self.sums.items()]):
             before = together.get(name, (0.0, 0))
             together[name] = (before[0] + total, before[1] + count)
-        return {name: total / count for name, (total, count) in sorted(together.items()) if count}
+        return together
 
 
 class Statistics:
@@ -64,9 +69,10 @@ class Statistics:
         self.since = time.monotonic()
         self.first = samples
         if is_main and self.path.exists():
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            kept = [line for line in kept if json.loads(line)["samples"] <= samples]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            fresh = self.path.with_name(self.path.name + ".new")
+            fresh.write_text("".join(line + "\n" for line in lines if _is_before(line, samples)), encoding="utf-8")
+            os.replace(fresh, self.path)
         self.board: Any = None
         if is_main and tensorboard:
             if importlib.util.find_spec("tensorboard") is None:
@@ -109,3 +115,11 @@ class Statistics:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+
+def _is_before(line: str, samples: int) -> bool:
+    """Whether a line is of no more samples than these; one that a full disk or a kill cut short is of none."""
+    try:
+        return json.loads(line)["samples"] <= samples
+    except json.JSONDecodeError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class UNetStage(Stage):
         held_out: of clips for the held-out loss, or None.
         vae: encodes pixels, decodes previews and completes the exported model; None where latents are stored.
         previews: validation videos.
+        defaults: what exported models recommend, see :class:`vidrd_core.VidRDPipeline`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class UNetStage(Stage):
         held_out: Source | None = None,
         vae: VidRDAutoencoderKL | None = None,
         previews: PreviewSettings | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ):
         modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
         super().__init__(modules if vae is None else {**modules, "vae": vae.requires_grad_(False)})
@@ -70,6 +73,7 @@ class UNetStage(Stage):
         self.held_out_source = held_out
         self.objective = objective
         self.previews = previews or PreviewSettings()
+        self.defaults = {"num_frames": objective.num_frames, **(defaults or {})}
         self.scheduler: Any = make_scheduler(objective.prediction)
         self.has_lora = hasattr(unet, "peft_config")
         self.may_skip_parameters = objective.image_share > 0  # temporal layers, by single frames
@@ -101,7 +105,8 @@ class UNetStage(Stage):
 
     def preview(self, folder: Path) -> None:
         if self.previews.prompts and self.vae is not None:
-            write_previews(self._pipeline(self.unet), self.previews, folder, self.is_main)
+            alpha = self.objective.progressive_alpha
+            write_previews(self._pipeline(self.unet), self.previews, folder, self.is_main, alpha)
 
     # -- parts of the loss ---------------------------------------------------------------------------------------------
 
@@ -167,7 +172,7 @@ class UNetStage(Stage):
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             scheduler=self.scheduler,
-            defaults={"num_frames": self.objective.num_frames},
+            defaults=self.defaults,
         )
 
 
