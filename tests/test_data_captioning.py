@@ -32,7 +32,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vidrd_core.data.captioning.captioner import Captioner, CaptionerSettings
+from vidrd_core.data.captioning import stage
+from vidrd_core.data.captioning.captioner import Captioner, CaptionerSettings, describe
 from vidrd_core.data.captioning.key_frames import choose, key_frames, read_candidates
 from vidrd_core.data.captioning.merging import clean, merge
 from vidrd_core.data.captioning.models import Blip2Answerer, InstructionAnswerer, ModelSettings
@@ -485,6 +486,35 @@ def test_ray_gives_the_same_table(captioned: CaptionSettings, tmp_path: Path, mo
     caption_videos(ray_run)
     assert ray_run.output.read_bytes() == captioned.output.read_bytes()
     assert rows_of(ray_run.failed) == rows_of(captioned.failed)
+
+
+def test_a_video_that_kills_an_actor_on_ray_does_not_stop_the_others(
+    captioned: CaptionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was lost with the actor is captioned outside Ray, where this video does no harm."""
+
+    class DyingCaptioner:  # in here, so that Ray's processes get it by value
+        def __init__(self, settings: CaptionerSettings) -> None:
+            pass
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            if any(item.name.endswith("1.mp4") for item in row["item"]):
+                os._exit(1)
+            made = [{"source": item.name, "caption": "from Ray"} for item in row["item"]]
+            return {"index": row["index"], "made": json.dumps(made)}
+
+    monkeypatch.setattr(stage, "RayCaptioner", DyingCaptioner)
+    engine = EngineSettings("ray", workers=1)
+    caption_videos(replace(captioned, output=tmp_path / "ray.jsonl", engine=engine, videos_per_group=1))
+    found = {row["source"]: row["caption"] for row in rows_of(tmp_path / "ray.jsonl")}
+    expected = {row["source"]: row["caption"] for row in rows_of(captioned.output)}
+    assert set(expected) <= set(found) and found["playing_guitar/1.mp4"] == expected["playing_guitar/1.mp4"]
+    assert "from Ray" in found.values()
+
+
+def test_a_file_name_with_a_hash_stays_whole(tmp_path: Path) -> None:
+    whole, part = Item("a/b#1.mp4", tmp_path, "video"), Item("a/b#1.mp4#2-3", tmp_path, "video", start=2.0, end=3.0)
+    assert describe(whole)["file"] == describe(part)["file"] == "a/b#1.mp4"
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_table(

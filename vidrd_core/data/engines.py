@@ -28,6 +28,7 @@ Made = TypeVar("Made")
 
 _AHEAD = 4  # items per process that are under way or wait for their turn to be given back
 _RAY_ITEMS, _RAY_BLOCK = 8192, 8  # items of one Ray data set, and of one of its tasks
+LOST = object()  # stands for the result of an item whose Ray process died
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def ray_session(settings: EngineSettings, spare_cores: int = 0) -> Iterator[None
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order, context.enable_progress_bars, context.max_errored_blocks
     context.execution_options.preserve_order, context.enable_progress_bars = True, False
+    context.max_errored_blocks = -1  # a block lost with its process shows as missing rows, see `ray_outcomes`
     try:
         yield
     finally:
@@ -172,10 +174,6 @@ def ray_session(settings: EngineSettings, spare_cores: int = 0) -> Iterator[None
 
 def _on_ray(work: Callable[[Given], Made], items: Sequence[Given], settings: EngineSettings) -> Iterator[Made | None]:
     with ray_session(settings):
-        import ray.data
-
-        # A block lost with its process shows as missing rows, which are done again below.
-        ray.data.DataContext.get_current().max_errored_blocks = -1
         for first in range(0, len(items), _RAY_ITEMS):
             yield from _ray_results(work, items[first : first + _RAY_ITEMS], settings.workers)
 
@@ -190,19 +188,36 @@ def _ray_results(work: Callable[[Given], Made], items: Sequence[Given], workers:
         compute=ray.data.TaskPoolStrategy(size=workers or None),
         ray_remote_args_fn=_retry_once,  # Ray Data's own default is to try for ever
     )
-    found = iter(data.iter_rows())
-    row = next(found, None)
-    for index, item in enumerate(items):
-        if row is not None and row["index"] == index:
-            outcome = row["made"]
-            if isinstance(outcome, _Failure):
-                raise outcome.error
-            yield outcome
-            row = next(found, None)
-        else:
-            logger.warning("a Ray process died over item %d or its neighbours; it is done here", index)
+    for item, outcome in zip(items, ray_outcomes(data.iter_rows(), len(items)), strict=True):
+        if outcome is LOST:
             yield from _one_by_one(work, [item])
-    assert row is None and next(itertools.islice(found, 1), None) is None
+        else:
+            yield outcome
+
+
+def ray_outcomes(rows: Iterable[dict[str, Any]], count: int) -> Iterator[Any]:
+    """What :func:`ray_row` made of each of ``count`` rows, in order; ``LOST`` where the process died."""
+    found = iter(rows)
+    row = next(found, None)
+    for index in range(count):
+        if row is None or row["index"] != index:
+            logger.warning("a Ray process died over item %d or its neighbours; it is done here", index)
+            yield LOST
+            continue
+        if isinstance(row["made"], _Failure):
+            raise row["made"].error
+        yield row["made"]
+        row = next(found, None)
+    assert row is None
+
+
+def ray_row(work: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
+    """``work`` on the ``item`` of a row of a Ray data set, for :func:`ray_outcomes`."""
+    try:
+        made = work(row["item"])
+    except Exception as error:  # noqa: BLE001 (raised again by the caller)
+        made = _Failure(error)
+    return {"index": row["index"], "made": made}
 
 
 def _retry_once() -> dict[str, Any]:
@@ -225,8 +240,4 @@ class _RayWork:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         _use_one_thread()
-        try:
-            made = self._work(row["item"])
-        except Exception as error:  # noqa: BLE001 (raised again by the caller)
-            made = _Failure(error)
-        return {"index": row["index"], "made": made}
+        return ray_row(self._work, row)

@@ -115,7 +115,9 @@ class Captioner:
 
 def describe(item: Item) -> dict[str, Any]:
     """The columns that say which item a row is about."""
-    row: dict[str, Any] = {"source": item.name, "file": re.sub(r"#[^/]*$", "", item.name)}
+    whole = item.start is None and item.end is None
+    file = item.name if whole else item.name.rpartition("#")[0]  # a file's own name may hold a # too
+    row: dict[str, Any] = {"source": item.name, "file": file}
     facts = {"label": item.label, "start": item.start, "end": item.end}
     return row | {name: value for name, value in facts.items() if value is not None}
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..engines import EngineSettings, ray_session, run_in_order
+from ..engines import LOST, EngineSettings, ray_outcomes, ray_row, ray_session, run_in_order
 from ..shards import write_json
 from ..sources import Item, SourceSettings, list_source
 from .captioner import Captioner, CaptionerSettings, caption_group, describe, fingerprint
@@ -120,13 +120,15 @@ def run_groups(groups: Sequence[tuple[Item, ...]], settings: CaptionSettings) ->
     engine = replace(settings.engine, workers=settings.engine.workers or _device_count())
     work = functools.partial(caption_group, settings=settings.captioner)
     for group, rows in zip(groups, run_in_order(work, groups, engine), strict=True):
-        yield rows if rows is not None else _one_by_one(group, settings)
+        if rows is None and len(group) == 1:
+            yield [describe(group[0]) | {"reason": CRASHED}]
+        else:
+            yield rows if rows is not None else _one_by_one(group, settings)
 
 
 def _one_by_one(group: Sequence[Item], settings: CaptionSettings) -> list[dict[str, Any]]:
     work = functools.partial(caption_group, settings=settings.captioner)
-    single = [(item,) for item in group]
-    found = run_in_order(work, single, EngineSettings(workers=1)) if len(group) > 1 else iter([None])
+    found = run_in_order(work, [(item,) for item in group], EngineSettings(workers=1))
     return [
         rows[0] if rows is not None else describe(item) | {"reason": CRASHED}
         for item, rows in zip(group, found, strict=True)
@@ -134,14 +136,13 @@ def _one_by_one(group: Sequence[Item], settings: CaptionSettings) -> list[dict[s
 
 
 class RayCaptioner:
-    """The actor of Ray Data: holds the models and captions a group per call."""
+    """The actor of Ray Data: holds the models and captions a group per call, which it gives back as JSON."""
 
     def __init__(self, settings: CaptionerSettings):
         self._captioner = Captioner(settings)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = [json.dumps(self._captioner.caption(group)) for group in batch["group"]]
-        return {"index": batch["index"], "rows": rows}
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return ray_row(lambda group: json.dumps(self._captioner.caption(group)), row)
 
 
 def _on_ray(groups: Sequence[tuple[Item, ...]], settings: CaptionSettings) -> Iterator[list[dict[str, Any]]]:
@@ -153,17 +154,17 @@ def _on_ray(groups: Sequence[tuple[Item, ...]], settings: CaptionSettings) -> It
             part = groups[first : first + _RAY_GROUPS]
             # One group is one block: a finished one is handed on at once, and an actor never waits for a second.
             data = ray.data.from_items(
-                [{"index": index, "group": group} for index, group in enumerate(part)], override_num_blocks=len(part)
-            ).map_batches(
-                RayCaptioner,
+                [{"index": index, "item": group} for index, group in enumerate(part)], override_num_blocks=len(part)
+            ).map(
+                RayCaptioner,  # type: ignore[arg-type] # a class makes actors
                 fn_constructor_args=(settings.captioner,),
-                batch_size=1,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
                 num_gpus=settings.gpus_per_worker or None,
+                max_restarts=-1,
+                max_task_retries=1,  # Ray Data's own default is to try for ever
             )
-            for index, row in enumerate(data.iter_rows()):
-                assert row["index"] == index, "Ray keeps the order when told to"
-                yield json.loads(row["rows"])
+            for group, made in zip(part, ray_outcomes(data.iter_rows(), len(part)), strict=True):
+                yield _one_by_one(group, settings) if made is LOST else json.loads(made)
 
 
 def _device_count() -> int:
