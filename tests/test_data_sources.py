@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -209,6 +210,28 @@ def test_laion_is_read_from_folders_beside_their_parquet(tmp_path):
     assert reasons(listing) == {"00000/000000001": "missing file"}
 
 
+def test_a_damaged_parquet_is_told_and_of_many_costs_only_itself(tmp_path):
+    table = pyarrow.Table.from_pylist([{"key": str(n), "caption": f"image {n}"} for n in range(300)])
+    pyarrow.parquet.write_table(table, tmp_path / "0.parquet")
+    data = bytearray((tmp_path / "0.parquet").read_bytes())
+    data[:200] = b"\xff" * 200
+    (tmp_path / "0.parquet").write_bytes(data)
+    pyarrow.parquet.write_table(table.slice(0, 1), tmp_path / "1.parquet")
+    touch(tmp_path, "1/0.jpg")
+    listing = list_source(SourceSettings("laion", tmp_path))
+    assert captions(listing) == {"1/0.jpg": ("image 0",)} and reasons(listing) == {"0.parquet": "broken"}
+    with pytest.raises(ValueError, match="not a readable Parquet file"):
+        list_source(SourceSettings("table", tmp_path, tmp_path / "0.parquet", path_column="key"))
+
+
+def test_whole_paths_of_a_table_are_found_below_a_relative_root(tmp_path, monkeypatch):
+    touch(tmp_path / "media", "a.mp4")
+    write(tmp_path / "captions.csv", f"path,caption\n{(tmp_path / 'media' / 'a.mp4').as_posix()},good\n")
+    monkeypatch.chdir(tmp_path)
+    listing = list_source(SourceSettings("table", Path("media"), Path("captions.csv")))
+    assert captions(listing) == {"a.mp4": ("good",)}
+
+
 def test_ucf101_takes_the_official_split_and_fold(tmp_path):
     lists = tmp_path / "ucfTrainTestlist"
     write(lists / "classInd.txt", "1 ApplyEyeMakeup\n2 YoYo\n")
@@ -224,11 +247,12 @@ def test_ucf101_takes_the_official_split_and_fold(tmp_path):
 
 def test_kinetics_is_read_trimmed_in_class_folders_or_untrimmed_by_its_times(tmp_path):
     rows = "abseiling,-a_b,20,30,train\nzumba,cd,5,15,train\nzumba,ef,1,11,train\n"
+    rows += "zumba,gh,nan,inf,train\nzumba,ij,,,train\n"
     write(tmp_path / "train.csv", f"label,youtube_id,time_start,time_end,split\n{rows}")
     touch(tmp_path / "v", "abseiling/-a_b_000020_000030.mp4", "cd.mkv")
     listing = list_source(SourceSettings("kinetics", tmp_path / "v"))
     assert labels(listing) == {"abseiling/-a_b_000020_000030.mp4": "abseiling", "cd.mkv#5-15": "zumba"}
-    assert reasons(listing) == {"zumba/ef_000001_000011": "missing file"}
+    assert reasons(listing) == {"zumba/ef_000001_000011": "missing file", "gh": "bad row", "ij": "bad row"}
 
 
 def test_moments_in_time_is_read_with_its_categories(tmp_path):

@@ -23,7 +23,7 @@ def list_webvid(settings: SourceSettings) -> Listing:
     path = find_table(settings, [f"results_{size}_{split}.csv" for size in ("2M", "10M")])
     for row in read_rows(path, listing):
         _need(path, row, "videoid", "name")
-        plain = row["videoid"]
+        plain = str(row["videoid"])
         add_row(listing, media, [f"{row.get('page_dir', '')}/{plain}.mp4", plain], captions=texts(row["name"]))
     return listing
 
@@ -56,9 +56,9 @@ def list_vatex(settings: SourceSettings) -> Listing:
     for row in read_rows(path, listing):
         _need(path, row, "videoID")
         captions = texts(row.get(column))
-        trimmed = row["videoID"]
+        trimmed = str(row["videoID"])
         plain, *times = trimmed.rsplit("_", 2)
-        if media.find(trimmed) is None and len(times) == 2 and all(t.isdigit() for t in times):
+        if media.find(trimmed) is None and len(times) == 2 and all(t.isdecimal() for t in times):
             add_row(listing, media, [plain], captions=captions, times=[float(t) for t in times])
         else:
             add_row(listing, media, [trimmed], captions=captions)
@@ -89,7 +89,12 @@ def list_laion(settings: SourceSettings) -> Listing:
 
 
 def _list_parquet(listing: Listing, media: MediaFiles, path: Path, files: bool) -> None:
-    for row in read_rows(path, listing):
+    try:
+        rows = list(read_rows(path, listing))
+    except ValueError as error:  # one of thousands
+        listing.drop(path.name, BROKEN, str(error))
+        return
+    for row in rows:
         _need(path, row, "key", "caption")
         name = f"{path.stem}/{row['key']}"
         if row.get("status", "success") != "success":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .listing import Listing, MediaFiles, SourceSettings, find_table, plain_words, text_lines
-from .tables import add_row, read_rows
+from .tables import BAD_ROW, add_row, read_rows, seconds
 
 _UNKNOWN_LABEL = "unknown label"
 
@@ -20,7 +20,7 @@ def list_ucf101(settings: SourceSettings) -> Listing:
         raise ValueError(f"UCF-101 has splits train and test and folds 1 to 3, got {settings.split}, {settings.fold}")
     usual = [settings.root, settings.root / "ucfTrainTestlist", settings.root.parent / "ucfTrainTestlist"]
     folder = settings.table or next((f for f in usual if (f / "classInd.txt").is_file()), usual[-1])
-    classes = {line.split()[1] for line in text_lines(folder / "classInd.txt")}
+    classes = {line.split()[-1] for line in text_lines(folder / "classInd.txt")}
     for line in text_lines(folder / f"{settings.split}list{settings.fold:02d}.txt"):
         name = line.split()[0]
         label = name.split("/")[0]
@@ -44,16 +44,19 @@ def list_kinetics(settings: SourceSettings) -> Listing:
         missing = {"youtube_id", "time_start", "time_end"} - set(row)
         if missing:
             raise ValueError(f"{path} has the columns {sorted(row)}, Kinetics also has {', '.join(sorted(missing))}")
-        video, label = row["youtube_id"], row.get("label") or None
+        video, label = str(row["youtube_id"]), row.get("label") or None
         try:
-            times = [float(row["time_start"]), float(row["time_end"])]
+            first, last = seconds(row["time_start"]), seconds(row["time_end"])
         except ValueError as error:
-            listing.drop(video, "bad row", str(error))
+            listing.drop(video, BAD_ROW, str(error))
             continue
-        trimmed = f"{video}_{int(times[0]):06d}_{int(times[1]):06d}"
+        if first is None or last is None:
+            listing.drop(video, BAD_ROW, "a time is missing")
+            continue
+        trimmed = f"{video}_{int(first):06d}_{int(last):06d}"
         wanted = [f"{label}/{trimmed}", trimmed] if label else [trimmed]
         if media.find(*wanted) is None and media.find(video) is not None:
-            add_row(listing, media, [video], label=label, times=times)
+            add_row(listing, media, [video], label=label, times=[first, last])
         else:
             add_row(listing, media, wanted, label=label)
     return listing
@@ -100,5 +103,7 @@ def list_videolt(settings: SourceSettings) -> Listing:
 
 def _videolt_classes(path: Path) -> dict[str, str]:
     """Class number -> plain words, from lines of a name, its number and how many videos it has."""
-    rows = (line.rsplit(None, 2) for line in text_lines(path))
+    rows = [line.rsplit(None, 2) for line in text_lines(path)]
+    if odd := next((row for row in rows if len(row) != 3), None):
+        raise ValueError(f"{path}: expected lines of a name, its number and a count, got {' '.join(odd)!r}")
     return {number: plain_words(name) for name, number, _ in rows}

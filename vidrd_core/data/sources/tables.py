@@ -11,7 +11,7 @@ from typing import Any
 from .listing import MISSING, NO_CAPTION, NOT_UTF8, Listing, MediaFiles, SourceSettings, find_table
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-_BAD_ROW = "bad row"
+BAD_ROW = "bad row"
 
 
 class _PlainTabs(csv.excel_tab):
@@ -56,7 +56,7 @@ def list_table(settings: SourceSettings) -> Listing:
         try:
             times = [seconds(row.get(column)) for column in (settings.start_column, settings.end_column)]
         except ValueError as error:
-            listing.drop(wanted, _BAD_ROW, str(error))
+            listing.drop(wanted, BAD_ROW, str(error))
             continue
         add_row(
             listing,
@@ -118,7 +118,7 @@ def _printable(text: str) -> str:
 
 def _below(value: str, root: Path) -> str:
     path = Path(value)
-    return path.relative_to(root).as_posix() if path.is_absolute() and path.is_relative_to(root) else value
+    return path.relative_to(root.absolute()).as_posix() if path.is_relative_to(root.absolute()) else value
 
 
 def _csv_rows(path: Path, listing: Listing, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
@@ -134,12 +134,12 @@ def _csv_rows(path: Path, listing: Listing, columns: Sequence[str] | None) -> It
             except StopIteration:
                 return
             except csv.Error as error:
-                listing.drop(f"{path.name}:{rows.line_num}", _BAD_ROW, str(error))
+                listing.drop(f"{path.name}:{rows.line_num}", BAD_ROW, str(error))
                 continue
             if not row:
                 continue
             if len(row) < len(names) and columns is None:
-                listing.drop(f"{path.name}:{rows.line_num}", _BAD_ROW, f"{len(row)} of {len(names)} columns")
+                listing.drop(f"{path.name}:{rows.line_num}", BAD_ROW, f"{len(row)} of {len(names)} columns")
                 continue
             yield dict(zip(names, row))
 
@@ -152,12 +152,12 @@ def _jsonl_rows(path: Path, listing: Listing) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line.decode("utf-8-sig", "surrogateescape"))
             except ValueError as error:
-                listing.drop(f"{path.name}:{number}", _BAD_ROW, str(error))
+                listing.drop(f"{path.name}:{number}", BAD_ROW, str(error))
                 continue
             if isinstance(row, dict):
                 yield row
             else:
-                listing.drop(f"{path.name}:{number}", _BAD_ROW, "not an object")
+                listing.drop(f"{path.name}:{number}", BAD_ROW, "not an object")
 
 
 def _json_rows(path: Path, listing: Listing) -> Iterator[dict[str, Any]]:
@@ -171,7 +171,7 @@ def _json_rows(path: Path, listing: Listing) -> Iterator[dict[str, Any]]:
         if isinstance(row, dict):
             yield row
         else:
-            listing.drop(f"{path.name}:{number}", _BAD_ROW, "not an object")
+            listing.drop(f"{path.name}:{number}", BAD_ROW, "not an object")
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -182,5 +182,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # damage shows as any of them
         raise ValueError(f"{path} is not a readable Parquet file ({error})") from error
