@@ -5,7 +5,9 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from data_material import CLIP, FILTERS, preparation, video, world
@@ -64,6 +66,20 @@ def test_a_video_that_breaks_off_is_broken_even_after_good_windows(tmp_path):
         found(tmp_path / "cut.mp4")
 
 
+def test_damaged_times_do_not_repeat_a_frame_for_ever(tmp_path):
+    """A file whose second half is dated four months later; without a limit this takes hours."""
+    with av.open(str(tmp_path / "late.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 64
+        for number, picture in enumerate(world(0, 12)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number + (number >= 6) * 8 * 10**7, Fraction(1, 8)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match="shows one frame for 1e"):
+        found(tmp_path / "late.mkv")
+
+
 def test_windows_are_chosen_by_the_seed_from_the_whole_length_and_whole_ones_first(tmp_path):
     made = found(video(tmp_path / "a.mp4", frames=44))
     assert [len(w.frames) for w in made] == [8] * 5 + [4]
@@ -108,7 +124,9 @@ def test_images_of_any_kind_become_rgb_and_broken_ones_are_told(tmp_path):
     clear.save(tmp_path / "clear.png")
     assert decode_image((tmp_path / "clear.png").read_bytes()).tolist()[0][0] == [255, 255, 255]
     Image.new("I;16", (8, 8), 65535).save(tmp_path / "deep.png")
-    assert decode_image((tmp_path / "deep.png").read_bytes()).shape == (8, 8, 3)
+    assert np.unique(decode_image((tmp_path / "deep.png").read_bytes())) == 255
+    Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)).save(tmp_path / "grey.png")
+    assert np.unique(decode_image((tmp_path / "grey.png").read_bytes())) == 128
     whole = encode_image(world(0, 1)[0], "jpg", 9.0)
     for damaged in (b"", b"GIF89a", whole[: len(whole) // 2]):
         with pytest.raises(ValueError, match="readable image"):

@@ -84,6 +84,18 @@ def test_a_wanted_size_is_kept_and_one_that_the_autoencoder_cannot_take_is_refus
         embed(media, tmp_path / "odd", tiny_vae(), None, {}, EmbeddingSettings(34, 48, text=False))
 
 
+def test_a_sample_too_small_for_the_autoencoder_is_dropped(tmp_path):
+    writer = ShardWriter(tmp_path / "media", {}, 2)
+    for item, side in enumerate((2, 8)):
+        info = {"caption": "dot", "kind": "image", "width": side, "height": side, "frames": 1, "fps": 0.0}
+        picture = encode_image(world(item, 1)[0, :side, :side], "png", 9)
+        writer.add(item, [Sample(f"{item}", {"png": picture}, {**info, "source": str(item)})])
+    writer.finish()
+    settings = EmbeddingSettings(text=False)
+    statistics = embed(ShardDataset(tmp_path / "media"), tmp_path / "set", tiny_vae(), None, {}, settings)
+    assert statistics["dropped"] == {"too small": 1} and statistics["samples"] == {"image": 1}
+
+
 def test_the_script_embeds_a_data_set_with_a_model_folder(media, model_folder, tmp_path):
     command = [sys.executable, str(ROOT / "training" / "prepare_embeddings.py"), "--data", str(media.folder)]
     command += ["--model", str(model_folder), "--output", str(tmp_path / "set")]

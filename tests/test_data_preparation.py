@@ -163,6 +163,24 @@ def test_captions_of_a_model_or_of_the_label_go_with_uncaptioned_videos(tmp_path
     assert found == {"apply eye makeup": "a video of apply eye makeup", "yo yo": "a boy plays yo-yo"}
 
 
+def test_rows_of_one_name_are_several_captions_and_a_table_of_other_files_is_refused(tmp_path):
+    video(tmp_path / "raw" / "a.mp4")
+    rows = [("a.mp4", "one"), ("a.mp4", "two"), ("elsewhere.mp4", "three")]
+    lines = [json.dumps({"source": name, "caption": text}) + "\n" for name, text in rows]
+    (tmp_path / "mine.jsonl").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "other.jsonl").write_text(lines[2], encoding="utf-8")
+    prepare(preparation(tmp_path / "raw", tmp_path / "set", captions=tmp_path / "mine.jsonl", engine=ONE))
+    assert [s.captions for s in ShardDataset(tmp_path / "set").samples] == [("one", "two")]
+    with pytest.raises(ValueError, match="names none of the 1 files.*'elsewhere.mp4'"):
+        prepare(preparation(tmp_path / "raw", tmp_path / "no", captions=tmp_path / "other.jsonl", engine=ONE))
+
+
+def test_a_caption_of_the_label_with_other_fields_is_refused(tmp_path):
+    for text in ("a {label} by {author}", "a video", "{label} {}"):
+        with pytest.raises(ValueError, match="and no other field"):
+            preparation(tmp_path, tmp_path / "set", label_caption=text)
+
+
 def test_images_keep_their_aspect_and_are_not_enlarged(tmp_path):
     for name in ("a.png", "b.jpg"):
         caption(image(tmp_path / "raw" / name), "an image")
@@ -176,10 +194,8 @@ def test_every_configuration_of_the_repository_is_one_of_a_preparation(monkeypat
     from common import build
 
     paths = sorted((ROOT / "training" / "configs").glob("data_*.yaml"))
-    assert len(paths) >= 5
-    for path in paths:
-        settings = build(PreparationSettings, yaml.safe_load(path.read_text(encoding="utf-8")))
-        assert settings.source.layout in LAYOUTS
+    made = [build(PreparationSettings, yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
+    assert {settings.source.layout for settings in made} == set(LAYOUTS)
 
 
 def test_the_script_prepares_by_a_configuration_file_and_shows_it_when_dry(videos, prepared, tmp_path):

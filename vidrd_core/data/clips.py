@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..video.formats import VideoError
 from ..video.reading import FileSource, at_rate
 from .media import fit
 
 _THUMBNAIL = (32, 32)  # pixels; enough to see a cut, little enough to keep every source frame of a long video
 _NEIGHBOURS = 8  # source frames whose changes a cut must stand out from
 _STANDS_OUT = 3.0  # times
+_LONGEST_FRAME = 600.0  # seconds; damaged times can ask for one frame to be repeated for years
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def windows(
     Memory is that of one window. VideoError for a file that is broken, also where it breaks off later.
     """
     source = FileSource(path)
-    timed = _shots(source.frames(), settings.cut_threshold, start or 0.0, end)
+    _check_duration(path, 1 / float(source.fps))
+    timed = _shots(_plausible(path, source.frames(), start or 0.0), settings.cut_threshold, start or 0.0, end)
     held: list[np.ndarray] = []
     shot, began, size = 0, 0.0, (0, 0)
     # `at_rate` repeats and drops what it is given without looking at it: here frames with the number of their shot.
@@ -114,6 +117,22 @@ def choose(found: Iterable[Window], count: int, length: int, draw: random.Random
         elif (slot := draw.randrange(seen[whole])) < count:
             kept[whole][slot] = window
     return sorted((kept[True] + kept[False])[:count], key=lambda window: window.start)
+
+
+def _plausible(
+    path: Path, timed: Iterator[tuple[float, np.ndarray]], start: float
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The frames as they come. VideoError where one from ``start`` on is shown for longer than a video would."""
+    before = start
+    for now, frame in timed:
+        _check_duration(path, now - before)
+        before = max(now, start)
+        yield now, frame
+
+
+def _check_duration(path: Path, seconds: float) -> None:
+    if seconds > _LONGEST_FRAME:
+        raise VideoError(f"{path}: shows one frame for {seconds:g} s; its times are damaged")
 
 
 def _shots(

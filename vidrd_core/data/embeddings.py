@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..models.autoencoder import VidRDAutoencoderKL
+from .filters import TOO_SMALL
 from .reports import refuse_empty, write_reports
 from .shards import UNCONDITIONAL, BrokenItem, Dropped, Sample, SampleInfo, ShardDataset, ShardWriter
 
@@ -96,6 +97,10 @@ def _embed_one(
     sample = data.samples[index]
     height = settings.height or sample.height // step * step
     width = settings.width or sample.width // step * step
+    if not height or not width:
+        detail = f"{sample.width}x{sample.height}, the autoencoder takes {step} pixels at least"
+        writer.add(index, [], {"dropped": vars(Dropped(sample.key, TOO_SMALL, detail))})
+        return
     try:
         pixels = data.read(index, None, height, width)["pixels"]
     except BrokenItem as error:

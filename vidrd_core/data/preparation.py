@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import random
+import string
 import sys
 import time
 from collections import Counter
@@ -58,8 +59,9 @@ class PreparationSettings:
             raise ValueError(
                 f"limit must be 0 or more, samples_per_shard 1 or more, got {self.limit}, {self.samples_per_shard}"
             )
-        if self.label_caption and "{label}" not in self.label_caption:
-            raise ValueError(f"label_caption must contain {{label}}, got {self.label_caption!r}")
+        fields = [part[1] for part in string.Formatter().parse(self.label_caption) if part[1] is not None]
+        if self.label_caption and set(fields) != {"label"}:
+            raise ValueError(f"label_caption must contain {{label}} and no other field, got {self.label_caption!r}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ def list_items(settings: PreparationSettings) -> tuple[list[Item], list[Dropped]
     """The items of a preparation in its order, all with a caption, and what was dropped before anything was opened."""
     listing = list_source(settings.source)
     given = _given_captions(settings.captions, listing) if settings.captions else {}
+    if given and not any(item.name in given for item in listing.items):
+        raise ValueError(
+            f"{settings.captions} names none of the {len(listing.items)} files of {settings.source.root} "
+            f"(it has {next(iter(given))!r}, for example); was it made from another folder or layout?"
+        )
     items, dropped = [], list(listing.dropped)
     for item in listing.items:
         if item.name in given:
@@ -185,13 +192,16 @@ def _write(writer: ShardWriter, items: Sequence[Item], settings: PreparationSett
 
 
 def _given_captions(path: Path, listing: Listing) -> dict[str, tuple[str, ...]]:
-    given: dict[str, tuple[str, ...]] = {}
+    given: dict[str, tuple[str, ...]] = {}  # several rows of one item are several captions
     for row in read_rows(path, listing):
         if not {"source", "caption"} <= set(row):
             raise ValueError(f"{path} has the columns {sorted(row)}, wanted are source and caption")
-        captions = tuple(text for text in texts(row["caption"]) if is_utf8(text))
-        if captions:
-            given[str(row["source"])] = captions
+        name, captions = str(row["source"]), texts(row["caption"])
+        if not all(is_utf8(text) for text in captions):
+            logger.warning("%s: a caption of %s is not UTF-8 and is left out", path, name)
+        kept = (*given.get(name, ()), *(text for text in captions if is_utf8(text)))
+        if kept:
+            given[name] = tuple(dict.fromkeys(kept))
     return given
 
 
