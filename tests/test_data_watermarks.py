@@ -297,6 +297,22 @@ def test_a_crop_that_would_leave_too_little_paints_over_instead(folder: Path, tm
     assert read_video(settings.clean / item.name).frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
 
 
+def test_a_mask_of_another_size_is_told_before_it_costs_a_video(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "watermarks" / f"{WIDTH}x{HEIGHT}"
+    place.mkdir(parents=True)
+    Image.new("L", (WIDTH, HEIGHT + 2), 255).save(place / "mask.png")
+    with pytest.raises(ValueError, match=rf"mask\.png is {WIDTH}x{HEIGHT + 2}, the videos are {WIDTH}x{HEIGHT}"):
+        remove_watermarks(stage(folder, tmp_path))
+    assert not (tmp_path / "report.jsonl").exists()
+
+
+def test_two_videos_that_would_become_one_file_are_refused(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.avi"):
+        (tmp_path / name).write_bytes(b"no matter")
+    with pytest.raises(ValueError, match=r"a\.avi and a\.mp4 would both become one MP4"):
+        remove_watermarks(stage(tmp_path, tmp_path / "out"))
+
+
 def test_a_video_that_breaks_off_leaves_no_torso(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "raw"
     root.mkdir()

@@ -90,6 +90,7 @@ def remove_watermarks(settings: WatermarkSettings) -> Counter[str]:
     Raises ValueError where the output was begun with other settings or the source has no video.
     """
     items = list_videos(settings.source)
+    _no_two_for_one_file(items)
     _same_settings(settings)
     sizes = dict(zip((i.name for i in items), run_in_order(video_size, items, settings.engine), strict=True))
     groups: dict[Size, list[Item]] = defaultdict(list)
@@ -100,6 +101,8 @@ def remove_watermarks(settings: WatermarkSettings) -> Counter[str]:
     for size, group in sorted(groups.items()):
         if not (settings.found / _name(size) / _MASK).exists():
             estimate_group(size, group, settings)
+        if (settings.found / _name(size) / _MASK).exists():
+            load_watermark(settings.found / _name(size))  # a bad mask is told before it costs every video
     if settings.estimate_only:
         logger.info("look at the pictures in %s, then run again without estimate_only", settings.found)
         return Counter()
@@ -147,9 +150,14 @@ def estimate_group(size: Size, group: list[Item], settings: WatermarkSettings) -
 
 
 def load_watermark(folder: Path) -> Watermark:
-    """A watermark with the mask of ``mask.png``, as estimated or as edited by hand (white: watermark)."""
+    """A watermark with the mask of ``mask.png``, as estimated or as edited by hand (white: watermark).
+
+    ValueError where the mask has not the videos' size, OSError where it is no picture.
+    """
     with Image.open(folder / _MASK) as image:
         mask = np.asarray(image.convert("L")) > 127
+    if _name((mask.shape[0], mask.shape[1])) != folder.name:
+        raise ValueError(f"{folder / _MASK} is {mask.shape[1]}x{mask.shape[0]}, the videos are {folder.name}")
     gradient = np.zeros((2, *mask.shape), np.float32)
     matte, videos = np.zeros(mask.shape, np.float32), 0
     if (folder / _GRADIENT).exists():
@@ -157,8 +165,6 @@ def load_watermark(folder: Path) -> Watermark:
             # Stored in half precision, whose sums overflow.
             gradient = stored["gradient"].astype(np.float32)
             matte, videos = stored["matte"], int(stored["videos"])
-    if gradient.shape[1:] != mask.shape:
-        raise ValueError(f"{folder / _MASK} is {mask.shape[1]}x{mask.shape[0]}, the videos are {folder.name}")
     return Watermark(mask, gradient, matte, videos)
 
 
@@ -302,6 +308,15 @@ def show(watermark: Watermark, frames: list[np.ndarray]) -> np.ndarray:
         red[watermark.mask] = (red[watermark.mask] // 2 + np.array([127, 0, 0])).astype(np.uint8)
         rows.append([frame, red, inpaint(frame, watermark.mask)])
     return np.concatenate([np.concatenate(row, axis=1) for row in rows])
+
+
+def _no_two_for_one_file(items: Iterable[Item]) -> None:
+    """A video without its watermark is an MP4, so of ``a.avi`` and ``a.mp4`` one would write over the other."""
+    owners: dict[PurePosixPath, str] = {}
+    for item in items:
+        owner = owners.setdefault(PurePosixPath(item.name).with_suffix(".mp4"), item.name)
+        if owner != item.name:
+            raise ValueError(f"{owner} and {item.name} would both become one MP4; rename one of them")
 
 
 def _name(size: Size) -> str:
