@@ -22,8 +22,8 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments = ["--engine.engine" if argument == "--engine" else argument for argument in sys.argv[1:]]
-    settings, common = parse(CaptionSettings, arguments)
     try:
+        settings, common = parse(CaptionSettings, arguments)
         if common.dry_run:
             items = videos_to_caption(settings)
             prompts = settings.captioner.load_prompts()
@@ -32,7 +32,7 @@ def main() -> None:
             logging.info("%d videos, the first: %s (label: %s)", len(items), items[0].name, items[0].label)
         else:
             caption_videos(settings)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -21,13 +21,13 @@ def main() -> None:
     from vidrd_core.data.preparation import PreparationSettings, prepare
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    settings, common = parse(PreparationSettings, sys.argv[1:])
-    if common.dry_run:
-        logging.info("%s", settings)
-        return
     try:
-        prepare(settings)
-    except (ValueError, FileNotFoundError) as error:
+        settings, common = parse(PreparationSettings, sys.argv[1:])
+        if common.dry_run:
+            logging.info("%s", settings)
+        else:
+            prepare(settings)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -37,6 +37,9 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     data = ShardDataset(arguments.data)
+    for part in ("vae", "text_encoder", "tokenizer") if arguments.embedding.text else ("vae",):
+        if not (arguments.model / part).is_dir():
+            raise FileNotFoundError(f"{arguments.model / part}: no such folder; --model wants a whole model folder")
     if arguments.dry_run:
         logging.info("%d samples; %s", len(data), arguments)
         return
@@ -54,5 +57,5 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         main(tyro.cli(Arguments))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

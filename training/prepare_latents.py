@@ -5,6 +5,7 @@ python training/prepare_latents.py --vae runs/demo_vae/model --output runs/demo_
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,14 @@ class Arguments:
     frames: int = 10  # per clip
     seed: int = 0
     split: str = "train"  # or "test": combinations that training never sees
+    dry_run: bool = False  # say what would be done and stop
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments = tyro.cli(Arguments)
+    if arguments.dry_run:
+        logging.info("%s", arguments)
+        raise SystemExit
     vae = VidRDAutoencoderKL.from_pretrained(arguments.vae)
     encode_world(vae, arguments.output, arguments.clips, arguments.frames, arguments.seed, arguments.split)

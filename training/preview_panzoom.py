@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vidrd_core.data.media import decode_image
 from vidrd_core.data.panzoom import PanZoomSettings, pan_and_zoom
+from vidrd_core.data.sources import IMAGE_EXTENSIONS
 from vidrd_core.video import contact_sheet, to_uint8, write_video
 
 logger = logging.getLogger("preview_panzoom")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,27 @@ class Arguments:
 
 
 def preview(arguments: Arguments) -> None:
+    if not arguments.images.is_dir():
+        raise SystemExit(f"error: {arguments.images}: no such folder")
     clips: list[np.ndarray] = []
     names: list[str] = []
-    for path in sorted(p for p in arguments.images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+    for path in sorted(p for p in arguments.images.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS):
         if len(clips) == arguments.count:
             break
         try:
-            with Image.open(path) as image:
-                pixels = torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB")))
+            pixels = torch.from_numpy(decode_image(path.read_bytes()))
             batch = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
             generator = torch.Generator().manual_seed(arguments.seed + len(clips))
             video = pan_and_zoom(batch, arguments.num_frames, arguments.size, generator, arguments.settings)
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             logger.warning("skipped %s: %s", path, error)
             continue
         clips.append(to_uint8(video))
         names.append(path.name)
     if not clips:
-        raise SystemExit(f"{arguments.images}: no image of at least {arguments.size[1]}x{arguments.size[0]} pixels")
+        raise SystemExit(
+            f"error: {arguments.images}: no image of at least {arguments.size[1]}x{arguments.size[0]} pixels"
+        )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(clips, names).save(arguments.output)
     logger.info("%d images: %s", len(clips), arguments.output)

@@ -21,15 +21,15 @@ def main() -> None:
     from vidrd_core.data.watermarks.stage import WatermarkSettings, list_videos, remove_watermarks
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    settings, common = parse(WatermarkSettings, sys.argv[1:])
     try:
+        settings, common = parse(WatermarkSettings, sys.argv[1:])
         if common.dry_run:
             videos = list_videos(settings.source)
             logging.info("%s", settings)
             logging.info("%d videos, the first: %s", len(videos), videos[0].name)
         else:
             remove_watermarks(settings)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
