@@ -51,7 +51,8 @@ evaluate-demo: setup
 	$(FAST_MALLOC) $(BIN)/python training/evaluate.py world --model vidrd_core/demo_model --steps 15 --dtype bf16 --output docs/demo_evaluation
 
 evaluate: setup  ## docs/evaluation.md: every method side by side on the bundled model; hours, resumes where it stopped
-	$(FAST_MALLOC) $(BIN)/python training/evaluate.py compare --model vidrd_core/demo_model --steps 10 --dtype bf16 --results runs/evaluation --sets methods remedies sweeps
+	$(FAST_MALLOC) $(BIN)/python training/evaluate.py compare --model vidrd_core/demo_model --steps 10 --dtype bf16 --results runs/evaluation
+	$(FAST_MALLOC) $(BIN)/python training/evaluate.py compare --model vidrd_core/demo_model --steps 10 --dtype bf16 --results runs/evaluation --sets remedies sweeps --videos 10
 	$(BIN)/python training/evaluate.py document --results runs/evaluation --document docs/evaluation.md
 
 clean:
