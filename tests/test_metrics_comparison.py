@@ -17,6 +17,7 @@ from vidrd_core.metrics.comparison import SETS, SWEEPS, Comparison, canonical, l
 from vidrd_core.metrics.document import FRAME, replace_part, write_document
 from vidrd_core.metrics.methods import find_method
 from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
+from vidrd_core.reuse import ReuseSettings
 
 NAMES = ("truth", "independent", "FNR", "paper", "forward", "FNR, match", "paper, match", "paper, alpha=0")
 
@@ -129,6 +130,8 @@ def test_the_world_evaluation_keeps_rows_of_the_same_model_and_presets_only(
     pipe = world_pipe
     assert measured("independent clips") == {"independent clips"}
     assert measured("paper settings") == {"independent clips", "paper settings"}
+    monkeypatch.setitem(evaluate.METHODS, "independent clips", ReuseSettings(overlap_frames=1))
+    assert measured("paper settings") == {"paper settings"}
     pipe = VidRDPipeline(**{**world_pipe.components, "scheduler": scheduler(timestep_spacing="trailing")})
     pipe.set_progress_bar_config(disable=True)
     assert measured("preset smooth") == {"preset smooth"}

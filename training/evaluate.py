@@ -105,12 +105,14 @@ def world(options: World) -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         settings: dict[str, Any] = {k: str(v) for k, v in vars(options).items() if k not in ("output", "methods")}
         settings |= {"torch": torch.__version__, **model_identity(pipe), "negative_prompt": NEGATIVE_PROMPT}
-        settings["reuse"] = {name: asdict(reuse) for name, reuse in METHODS.items()}
+        reuse = {name: asdict(value) for name, value in METHODS.items()}
         path = options.output.with_suffix(".json")
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        chained = stored.get("settings", {}).pop("reuse", {})
         if stored.get("settings") == settings:  # methods may be measured one by one
-            known = {**stored["methods"], **rows}
-            rows = {name: known[name] for name in METHODS if name in known}
+            known = {name: row for name, row in stored["methods"].items() if chained.get(name) == reuse.get(name)}
+            rows = {name: row for name in METHODS if (row := {**known, **rows}.get(name)) is not None}
+        settings["reuse"] = reuse
         path.write_text(json.dumps({"settings": settings, "methods": rows}, indent=2), encoding="utf-8")
         options.output.with_suffix(".md").write_text(markdown_table(rows), encoding="utf-8")
 
