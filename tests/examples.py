@@ -22,12 +22,12 @@ RELEASED = "5_released_weights_upscaled_and_interpolated"
 BUNDLED = "bundled demo model"
 # Where the clips of each example begin, and how many frames it makes.
 CLIPS = {
-    "1_chained_demo": [0, 8, 12, 16],
-    "2_prompt_per_clip": [0, 8, 12, 16, 20],
-    "3_many_clips_with_resume": [0, 8, 12, 16, 20, 24, 28],
-    "4_continue_your_own_video": [0, 12, 16, 20],
-    "6_save_a_video_to_continue_later": [0, 8, 12],
-    "7_continue_a_saved_video": [0, 8, 12, 16],
+    "1_chained_demo": [0, 8, 11, 14],
+    "2_prompt_per_clip": [0, 8, 11, 14, 17],
+    "3_many_clips_with_resume": [0, 8, 11, 14, 17, 20, 23],
+    "4_continue_your_own_video": [0, 12, 15, 18],
+    "6_save_a_video_to_continue_later": [0, 8, 11],
+    "7_continue_a_saved_video": [0, 8, 11, 14],
 }
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 ONLY_SHOWN = {"Note", "MarkdownNote"}  # nodes of the frontend alone
