@@ -80,7 +80,7 @@ frame. Each method makes the same videos from the same prompts and seeds.
   has become as bright as a shape, or no shape is found.
 - **Beyond 2 of 255**: share of videos whose background has drifted by more than 2 levels in the last clip; a lost
   background counts as one of them.
-- **Runs back**: share of seams after which a straight motion goes against its direction.
+- **Runs back**: share of seams after which a straight motion goes against its direction before the seam.
 - **Replays, rewinds**: share of clips whose path is their predecessor's, forwards or backwards.
 - **Flicker**: change from frame to frame beyond the true motion, in levels of 255: of background pixels, which never
   move, and of the shape's pixels, followed along its track.

@@ -21,6 +21,7 @@ from ..data.shapes import DIRECTIONS, SIZE, SPEED, Scene
 from .tracker import BRIGHT, NOTHING, Track, track, wrapped
 
 AROUND = 3  # steps before and after a seam that give the motion there
+STILL = 0.25  # of the true speed; a slower shape goes neither forwards nor back
 MARGIN = 3  # pixels around a shape that count as neither shape nor background
 MIN_BACKGROUND = 400  # pixels that two clips' backgrounds must share to be compared
 SAME_PATH = 2.5  # pixels, root mean square, below which two clips' paths are one; the truth is 9 and more apart
@@ -293,7 +294,6 @@ def _beyond(drift: float | None) -> bool:
 
 
 def _other_figures(records: Sequence[VideoRecord]) -> dict[str, float]:
-    after = [progress for r in records for progress in _after_seams(r)]
     return {
         "background lost at the last clip": _mean([r.background[-1] is None for r in records]),
         "shape lost at the last clip": _mean([r.shape_color[-1] is None for r in records]),
@@ -304,7 +304,7 @@ def _other_figures(records: Sequence[VideoRecord]) -> dict[str, float]:
         "colour and shape as prompted, last clip": _mean([r.prompted[-1] for r in records]),
         "motion as prompted, first clip": _mean([r.motion_prompted[0] for r in records]),
         "motion as prompted, later clips": _mean([m for r in records for m in r.motion_prompted[1:]]),
-        "runs back after a seam": _mean([progress < -0.25 for progress in after]),
+        "runs back after a seam": _mean([back for r in records for back in _runs_back(r)]),
         "replays its predecessor": _mean([x for r in records for x in r.replays]),
         "rewinds its predecessor": _mean([x for r in records for x in r.rewinds]),
         "flicker inside clips": _mean([r.flicker for r in records]),
@@ -315,13 +315,15 @@ def _other_figures(records: Sequence[VideoRecord]) -> dict[str, float]:
     }
 
 
-def _after_seams(record: VideoRecord) -> list[float]:
-    """Mean progress in the true direction over the first :data:`AROUND` steps inside each continuing clip."""
+def _runs_back(record: VideoRecord) -> list[bool]:
+    """Whether a straight motion goes against itself over each seam, by the :data:`AROUND` steps before and after."""
     found = []
     for start in record.starts[1:]:
-        steps = [v for v in record.along[start : start + AROUND] if v is not None]
-        if steps:
-            found.append(sum(steps) / len(steps))
+        before = [v for v in record.along[max(0, start - 1 - AROUND) : start - 1] if v is not None]
+        after = [v for v in record.along[start : start + AROUND] if v is not None]
+        if before and after:
+            was, goes = sum(before) / len(before), sum(after) / len(after)
+            found.append(was * goes < 0 and min(abs(was), abs(goes)) > STILL)
     return found
 
 
