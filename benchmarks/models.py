@@ -78,16 +78,20 @@ SIZES = {
 
 
 def make_unet(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
+    from vidrd_core.allocator import keep_freed_memory
     from vidrd_core.models.unet import VidRDUNet
 
+    keep_freed_memory(device)
     with torch.device("meta"):
         model = VidRDUNet(**SIZES[size].unet, sample_size=SIZES[size].pixels // 8, dtype=dtype)
     return fill(model.to_empty(device=device))
 
 
 def make_vae(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
+    from vidrd_core.allocator import keep_freed_memory
     from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 
+    keep_freed_memory(device)
     with torch.device("meta"):
         model = VidRDAutoencoderKL(**SIZES[size].vae, dtype=dtype)
     return fill(model.to_empty(device=device))
@@ -97,7 +101,9 @@ def make_pipeline(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
     """A whole pipeline, no progress bars: a size's with random weights, "bundled", or a model folder's."""
     if size not in SIZES:
         from vidrd_core import VidRDPipeline
+        from vidrd_core.allocator import keep_freed_memory
 
+        keep_freed_memory(device)
         pipe = VidRDPipeline.from_pretrained(BUNDLED if size == "bundled" else size, torch_dtype=dtype).to(device)
         pipe.set_progress_bar_config(disable=True)
         return pipe

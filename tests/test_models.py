@@ -403,3 +403,30 @@ def test_working_on_some_frames_at_a_time_changes_no_result(size: int, monkeypat
     monkeypatch.setattr(layers, "PART_SIZE", size)
     assert relative_error(vae.encode(frames).latent_dist.mode(), latents) < 1e-5
     assert relative_error(vae.decode(latents).sample, expected) < 1e-5
+
+
+def test_inference_gives_what_training_mode_gives() -> None:
+    """Without gradients tokens go through convolutions and sums are made in place; the result stays the same."""
+    torch.manual_seed(0)
+    unet, vae = tiny_unet(), tiny_vae()
+    latents, text = torch.randn(2, 4, 4, 16, 24), torch.randn(2, 5, unet.config.cross_attention_dim)
+    assert latents[:, 0].numel() > layers.ROW_TOKENS
+    for work in (lambda: unet(latents, 7, text).sample, lambda: vae.decode(latents).sample):
+        given = latents.clone()
+        with torch.enable_grad():
+            expected = work().detach()
+        with torch.no_grad():
+            assert relative_error(work(), expected) < 1e-5
+        assert torch.equal(latents, given)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_a_linear_layer_over_many_tokens_gives_what_torchs_own_gives(bias: bool) -> None:
+    layer, few, many = nn.Linear(24, 40, bias=bias), torch.randn(3, 5, 24), torch.randn(2, 7, 1024, 24).transpose(0, 1)
+    assert torch.equal(layers.linear(layer, few), layer(few))
+    assert relative_error(layers.linear(layer, many), layer(many)) < 1e-6
+    called = []
+    layer.register_forward_hook(lambda *_: called.append(True))
+    layers.linear(layer, many)
+    assert called  # a layer that more than its weights belongs to is called itself

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from vidrd_core.allocator import keep_freed_memory
 from vidrd_core.metrics.comparison import SETS, Comparison, canonical
 from vidrd_core.metrics.document import write_document
 from vidrd_core.metrics.identity import NEGATIVE_PROMPT, model_identity
@@ -146,6 +147,7 @@ def ucf101(options: Ucf101) -> None:
 
 def load(model: Path, dtype: Precision) -> VidRDPipeline:
     pipe = VidRDPipeline.from_pretrained(model, torch_dtype=DTYPES[dtype])
+    keep_freed_memory(pipe.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

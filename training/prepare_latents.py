@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 
+from vidrd_core.allocator import keep_freed_memory
 from vidrd_core.data.latents import encode_world
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 
@@ -32,5 +33,6 @@ if __name__ == "__main__":
     if arguments.dry_run:
         logging.info("%s", arguments)
         raise SystemExit
+    keep_freed_memory()
     vae = VidRDAutoencoderKL.from_pretrained(arguments.vae)
     encode_world(vae, arguments.output, arguments.clips, arguments.frames, arguments.seed, arguments.split)

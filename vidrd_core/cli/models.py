@@ -45,6 +45,7 @@ def load_pipeline(
     """
     import torch
 
+    from ..allocator import keep_freed_memory
     from ..checkpoints import load_pipeline_parts
     from ..compiling import compile_unet
     from ..memory import save_memory
@@ -58,6 +59,7 @@ def load_pipeline(
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {chosen} cannot be used here ({error}); use --device cpu or auto") from error
+    keep_freed_memory(chosen)
     home = chosen if memory is None else "cpu"
     parts = load_pipeline_parts(path, base, vae=vae, dtype=getattr(torch, dtype), device=home)
     if scheduler is not None:

@@ -162,7 +162,7 @@ class Encoder(nn.Module):
         x = self.conv_in(frames).unsqueeze(2)
         for step in chain.from_iterable(cast(Stage, stage).steps() for stage in self.down_blocks):
             x = step(x)
-        x = silu(group_norm(self.conv_norm_out, self.mid_block(x)))
+        x = silu(group_norm(self.conv_norm_out, self.mid_block(x), owned=True))
         return self.conv_out(x.squeeze(2))
 
 
@@ -202,7 +202,7 @@ class TemporalDecoder(nn.Module):
         x = self.mid_block(self.conv_in(latents).unsqueeze(2))
         for step in chain.from_iterable(cast(Stage, stage).steps(num_frames) for stage in self.up_blocks):
             x = step(x)
-        x = silu(group_norm(self.conv_norm_out, x))
+        x = silu(group_norm(self.conv_norm_out, x, owned=True))
         return self.conv_out(x.squeeze(2))
 
 

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
+from ..allocator import keep_freed_memory
 from ..models.inflate import build_empty
 from .settings import TrainSettings
 
@@ -30,6 +31,7 @@ def make_accelerator(settings: TrainSettings, may_skip_parameters: bool) -> Acce
     precision = "no" if settings.precision == "fp32" else settings.precision
     unused = DistributedDataParallelKwargs(find_unused_parameters=may_skip_parameters)
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
+    keep_freed_memory(accelerator.device)
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision is 'fp16', which a CPU does not train in: use 'bf16' or 'fp32'")
     _, accelerator.gradient_accumulation_steps = settings.micro_batches(accelerator.num_processes)
