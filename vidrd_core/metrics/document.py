@@ -17,6 +17,7 @@ from ..video import ContactSheet
 from . import charts
 from .comparison import METHODS, PART_REMEDIES, REMEDIES, SWEEPS, canonical, load_results, load_samples, result_path
 from .files import write_json
+from .longvideo import VideoRecord, summarise
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -162,12 +163,12 @@ def write_document(document: Path, results: Path, ucf101: Path | None = None) ->
             )
         )
     remedied = _chosen(summaries, (*REMEDIES, *PART_REMEDIES))
-    remedies = _chosen(summaries, [n for name in remedied for n in (name.partition(",")[0], name)])
+    remedies = _alike(results, _chosen(summaries, [n for name in remedied for n in (name.partition(",")[0], name)]))
     if remedies:
         parts["remedies"] = "\n\n".join(
             (tables(remedies), picture("remedies.png", charts.draw_curves(remedies), "drift by clip number"))
         )
-    sweeps = _sweeps(summaries, picture)
+    sweeps = _sweeps(results, summaries, picture)
     if sweeps:
         parts["sweeps"] = sweeps
     strips = _filmstrips(found, results, pictures)
@@ -224,12 +225,26 @@ def _chosen(summaries: Results, names: Sequence[str]) -> dict[str, Mapping[str, 
     return {name: summaries[name] for name in dict.fromkeys(map(canonical, names)) if name in summaries}
 
 
-def _sweeps(summaries: Results, picture: Any) -> str:
+def _alike(results: Path, summaries: Results) -> Results:
+    """The summaries over the videos that all of them have: the first ones, of the same prompts and seeds."""
+    count = min(summary["videos"] for summary in summaries.values()) if summaries else 0
+    alike = {}
+    for name, summary in summaries.items():
+        if summary["videos"] > count:
+            stored = json.loads(result_path(results, name).read_text(encoding="utf-8"))
+            records = [VideoRecord(**record) for record in stored["records"][:count]]
+            summary = {"frames": summary["frames"], **summarise(records, stored["settings"]["num_frames"])}
+        alike[name] = summary
+    return alike
+
+
+def _sweeps(results: Path, summaries: Results, picture: Any) -> str:
     parts = []
     for title, names in SWEEPS.items():
-        found = _chosen(summaries, names)
-        if len(found) < 2:
+        chosen = _chosen(summaries, names)
+        if len(chosen) < 2:
             continue
+        found = _alike(results, chosen)
         values = {name.rpartition("=")[2]: found[canonical(name)] for name in names if canonical(name) in found}
         field = title.partition(",")[0]
         file = "sweep_" + re.sub(r"\W+", "_", title) + ".png"
