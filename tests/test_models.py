@@ -430,3 +430,11 @@ def test_a_linear_layer_over_many_tokens_gives_what_torchs_own_gives(bias: bool)
     layer.register_forward_hook(lambda *_: called.append(True))
     layers.linear(layer, many)
     assert called  # a layer that more than its weights belongs to is called itself
+
+
+@torch.no_grad()
+def test_a_sum_in_place_keeps_the_wider_type_of_the_two() -> None:
+    narrow, wide = torch.ones(2, dtype=torch.bfloat16), torch.full((2,), 2.0**-12)
+    assert torch.equal(layers.add(narrow, wide), torch.full((2,), 1 + 2.0**-12))
+    own = torch.ones(2)
+    assert layers.add(own, wide) is own

@@ -14,9 +14,9 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
     """Let this process keep the memory of freed tensors for the next ones; returns whether it will.
 
-    glibc asks the system for each large tensor and gives it back after use, so that its pages are cleared anew:
-    for layers that do little with much memory that takes longer than their work (``benchmarks/decoder.py`` with and
-    without). The process holds on to its peak until it ends, so this is for programs, not for hosts of others' code.
+    glibc asks the system for each large tensor and gives it back after use, so that its pages are cleared anew: for
+    layers that do little with much memory that takes longer than their work. The process holds on to its peak until it
+    ends, so this is for programs, not for hosts of others' code.
 
     Args:
         device: where the work is done; nothing is changed for other devices than the CPU.

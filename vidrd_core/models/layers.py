@@ -66,11 +66,16 @@ def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return unfold_frames(layer(fold_frames(x)), x.shape[2])
 
 
+ROW_TOKENS = 256  # from here on a convolution is the faster way to apply a Linear layer
+PART_TOKENS = 4096  # of a feed-forward on the CPU at a time
+PART_SIZE = 2**26  # elements of a frame-by-frame layer's input at a time
+
+
 def linear(layer: Any, x: Tensor) -> Tensor:
     """Apply a Linear layer to tokens ``[..., N, C]``, where it pays as a convolution over a single row of them.
 
-    In float32 inference on x86 torch's matrix products come from MKL, which reaches a third to four fifths of the speed
-    of oneDNN's convolutions on processors of other makers; both are views of the same tokens and weights.
+    In float32 inference on x86 torch's matrix products come from MKL, which on processors of other makers is slower
+    than oneDNN's convolutions; these take views of the same tokens and weights.
     """
     if (
         x.dtype != torch.float32
@@ -84,11 +89,6 @@ def linear(layer: Any, x: Tensor) -> Tensor:
     row = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     y = F.conv2d(row, layer.weight[:, :, None, None], layer.bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
-
-
-ROW_TOKENS = 256  # from here on a convolution is the faster of the two
-
-PART_SIZE = 2**26  # elements
 
 
 def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -140,8 +140,12 @@ def silu(x: Tensor) -> Tensor:
 
 
 def add(own: Tensor, other: Tensor) -> Tensor:
-    """The sum of a tensor that nobody else holds and another; in place in inference, like :func:`silu`."""
-    return own + other if torch.is_grad_enabled() else own.add_(other)
+    """The sum of a tensor that nobody else holds and another; in place in inference, like :func:`silu`.
+
+    Not where their types differ, as under autocast: the sum is of the wider one, as in training.
+    """
+    in_place = not torch.is_grad_enabled() and own.dtype == other.dtype
+    return own.add_(other) if in_place else own + other
 
 
 def convolve_frames(layer: Any, x: Tensor) -> Tensor:
@@ -255,8 +259,6 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     """GEGLU feed-forward of four times the width."""
 
-    part_tokens = 4096
-
     def __init__(self, dim: int, *, operations: Any = nn, **factory: Any):
         super().__init__()
         self.net = nn.ModuleList(
@@ -270,7 +272,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, dim]`` in and out; on the CPU some frames at a time, so that the wide middle stays in the cache."""
         if x.device.type == "cpu" and not torch.is_grad_enabled():
-            parts = x.split(max(1, self.part_tokens // x.shape[1]))
+            parts = x.split(max(1, PART_TOKENS // x.shape[1]))
             return torch.cat([self._forward(part) for part in parts]) if len(parts) > 1 else self._forward(x)
         return self._forward(x)
 
