@@ -29,6 +29,8 @@ style: setup
 quality: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	mkdir -p .mypy_cache/pack && ln -sfn ../.. .mypy_cache/pack/vidrd_pack
+	cd .mypy_cache/pack && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml --cache-dir .. -p vidrd_pack.nodes
 
 train-demo: setup  ## retrain the bundled model from nothing; run again to resume
 	$(BIN)/python training/train_vae.py --config training/configs/demo_vae.yaml

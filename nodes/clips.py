@@ -63,7 +63,7 @@ class Overrides:
 
     def schedule(self, known: Mapping[str, Any]) -> Schedule:
         """The schedule that was asked for; the rest as in the context ``known``, else as released."""
-        asked = {"steps": self.steps, "sampler": self.sampler, "scheduler": self.scheduler}
+        asked: dict[str, Any] = {"steps": self.steps, "sampler": self.sampler, "scheduler": self.scheduler}
         chosen = {name: value for name, value in asked.items() if value not in (0, FROM_PRIOR)}
         return Schedule(**{n: chosen.get(n, known.get(n, released)) for n, released in vars(RELEASED_SCHEDULE).items()})
 

@@ -50,16 +50,16 @@ class NativeAutoencoder(VidRDAutoencoderKL):
         None  # ComfyUI's patcher notes here where the weights are; diffusers' own is a property without setter
     )
 
-    def to(self, *args: Any, **kwargs: Any) -> NativeAutoencoder:
+    def to(self, *args: Any, **kwargs: Any) -> NativeAutoencoder:  # type: ignore[override]
         """Plain torch's; diffusers' own warns of types that ComfyUI chooses on purpose."""
         return torch.nn.Module.to(self, *args, **kwargs)
 
-    def encode(self, frames: Tensor, **_: Any) -> Tensor:
+    def encode(self, frames: Tensor, **_: Any) -> Tensor:  # type: ignore[override] # ComfyUI's signature
         """Pixels ``[B, 3, T, H, W]`` to the mean latents ``[B, C, T, h, w]``; frames are independent of one another."""
         pieces = [super(NativeAutoencoder, self).encode(p).latent_dist.mode() for p in frames.split(self.window, dim=2)]
         return torch.cat(pieces, dim=2)
 
-    def decode(self, latents: Tensor, **_: Any) -> Tensor:
+    def decode(self, latents: Tensor, **_: Any) -> Tensor:  # type: ignore[override] # ComfyUI's signature
         """Latents ``[B, C, T, h, w]`` to pixels ``[B, 3, T, H, W]``, collected where ComfyUI keeps finished images."""
         if latents.ndim != 5:
             raise ValueError(
