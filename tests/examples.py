@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from vidrd_core.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
@@ -20,17 +24,30 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 OWN_VIDEO = FOLDER / "own_video.mp4"
 RELEASED = "5_released_weights_upscaled_and_interpolated"
 BUNDLED = "bundled demo model"
-# Where the clips of each example begin, and how many frames it makes.
+CLIP = 8  # frames of a clip in every example
+OWN_FRAMES = 12  # of own_video.mp4
+FACTOR = 4  # of the interpolation in the released example
+
+
+def seams(clips: int, first: int = CLIP, preset: str = "smooth") -> list[int]:
+    """Where the clips of a video begin when ``clips`` go on from ``first`` frames, and how many frames it has."""
+    added = CLIP - PRESETS[preset].reuse(CLIP).trim_frames
+    return [0, *(first + n * added for n in range(clips + 1))]
+
+
 CLIPS = {
-    "1_chained_demo": [0, 8, 11, 14],
-    "2_prompt_per_clip": [0, 8, 11, 14, 17],
-    "3_many_clips_with_resume": [0, 8, 11, 14, 17, 20, 23],
-    "4_continue_your_own_video": [0, 12, 15, 18],
-    "6_save_a_video_to_continue_later": [0, 8, 11],
-    "7_continue_a_saved_video": [0, 8, 11, 14],
+    "1_chained_demo": seams(2),
+    "2_prompt_per_clip": seams(3),
+    "3_many_clips_with_resume": seams(5),
+    "4_continue_your_own_video": seams(2, first=OWN_FRAMES),
+    "6_save_a_video_to_continue_later": seams(1),
+    "7_continue_a_saved_video": seams(2),
 }
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+FRAMES_TOLD = re.compile(rf"\b(\d+|{'|'.join(NUMBERS)})\W* (frames each|frames|in all|clips)\b", re.IGNORECASE)
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 ONLY_SHOWN = {"Note", "MarkdownNote"}  # nodes of the frontend alone
+SAMPLERS = {"VidRDSampleFirstClip": 0, "VidRDReuseAndDiffuse": 1, "VidRDManyClips": 1}  # and their output of one clip
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -38,6 +55,22 @@ Prompt = dict[str, dict[str, Any]]
 def workflow(name: str) -> dict[str, Any]:
     """An example in the frontend's own format."""
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def words(graph: dict[str, Any]) -> list[str]:
+    """What a workflow tells its reader: its notes, and the titles of groups and nodes."""
+    notes = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] in ONLY_SHOWN]
+    titles = [item["title"] for item in (*graph["groups"], *graph["nodes"]) if item.get("title")]
+    return notes + titles
+
+
+def told(name: str) -> dict[str, set[int]]:
+    """The numbers of frames and clips that an example tells, by the words after them."""
+    found: dict[str, set[int]] = {}
+    for number, unit in FRAMES_TOLD.findall("\n".join(words(workflow(name)))):
+        value = NUMBERS.index(number.lower()) if number.lower() in NUMBERS else int(number)
+        found.setdefault(unit.lower(), set()).add(value)
+    return found
 
 
 def widget_slots(definition: dict[str, Any]) -> Iterator[str | None]:
@@ -87,15 +120,20 @@ def of_type(prompt: Prompt, kind: str) -> list[str]:
 def with_everything_saved(prompt: Prompt) -> Prompt:
     """The prompt with lossless copies of all that it shows or saves: frames of each video, and decoded latents.
 
-    Keys of the added nodes: "frames of <node id>" for each Create Video, "latents of <node id>" for each VAE Decode.
+    Keys of the added nodes: "frames of <node id>" for each Create Video, "latents of <node id>" for each VAE Decode,
+    "video after <node id>" and "clip of <node id>" for each node that samples.
     """
     prompt = copy.deepcopy(prompt)
     for identity in of_type(prompt, "CreateVideo"):
         inputs = {"images": prompt[identity]["inputs"]["images"], "filename_prefix": f"frames_{identity}"}
         prompt[f"frames of {identity}"] = {"class_type": "SaveImage", "inputs": inputs}
-    for identity in of_type(prompt, "VAEDecode"):
-        inputs = {"samples": prompt[identity]["inputs"]["samples"], "filename_prefix": f"latents_{identity}"}
-        prompt[f"latents of {identity}"] = {"class_type": "SaveLatent", "inputs": inputs}
+    kept = {f"latents of {n}": prompt[n]["inputs"]["samples"] for n in of_type(prompt, "VAEDecode")}
+    for kind, clip_output in SAMPLERS.items():
+        for identity in of_type(prompt, kind):
+            kept |= {f"video after {identity}": [identity, 0], f"clip of {identity}": [identity, clip_output]}
+    for key, samples in kept.items():
+        inputs = {"samples": samples, "filename_prefix": key.replace(" ", "_")}
+        prompt[key] = {"class_type": "SaveLatent", "inputs": inputs}
     return prompt
 
 
@@ -113,17 +151,31 @@ def frames(history: dict[str, Any], output: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def latents(history: dict[str, Any], output: Path) -> dict[str, torch.Tensor]:
-    """The latents that each VAE Decode got, by its node's id."""
+def latents(history: dict[str, Any], output: Path, label: str = "latents of ") -> dict[str, torch.Tensor]:
+    """The latents that were saved under ``label``, by the node's id; those that each VAE Decode got to begin with."""
     from safetensors.torch import load_file
 
     found = {}
     for key, entry in history["outputs"].items():
-        if key.startswith("latents of "):
+        if key.startswith(label):
             (file,) = entry["latents"]
             path = output / file["subfolder"] / file["filename"]
-            found[key.removeprefix("latents of ")] = load_file(path)["latent_tensor"]
+            found[key.removeprefix(label)] = load_file(path)["latent_tensor"]
     return found
+
+
+def made(prompt: Prompt, history: dict[str, Any], output: Path) -> dict[str, set[int]]:
+    """The numbers of frames and clips that a run really made, by the words of :func:`told`."""
+    videos = sorted(samples.shape[2] for samples in latents(history, output, "video after ").values())
+    clips = {samples.shape[2] for samples in latents(history, output, "clip of ").values()}
+    finished = {video.shape[1] for video in frames(history, output).values()}
+    many = [prompt[identity]["inputs"]["num_clips"] for identity in of_type(prompt, "VidRDManyClips")]
+    return {
+        "frames each": {after - before for before, after in pairwise(videos)},
+        "frames": clips | set(videos) | finished,
+        "in all": finished,
+        "clips": set(many) or {len(videos)},
+    }
 
 
 def seam_jumps(name: str, video: torch.Tensor) -> list[float]:
@@ -165,7 +217,7 @@ def change(prompt: Prompt, kind: str, **values: Any) -> None:
         prompt[identity]["inputs"] |= values
 
 
-def write_own_video(path: Path, num_frames: int = 12) -> None:
+def write_own_video(path: Path, num_frames: int = OWN_FRAMES) -> None:
     """A video that the continuing example takes for a user's own: a shape of the bundled model's world."""
     from vidrd_core.data.shapes import Scene, render
     from vidrd_core.video import write_video

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import examples
+from browser.recipes import RECIPES
 from node_schemas import read_nodes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +107,20 @@ def test_every_workflow_has_a_note_titled_groups_and_a_thumbnail() -> None:
         assert any(node["type"] == "MarkdownNote" for node in graph["nodes"]), name
         assert graph["groups"] and all(group["title"] for group in graph["groups"]), name
         assert (examples.FOLDER / f"{name}.jpg").read_bytes()[:2] == b"\xff\xd8", name
+
+
+def test_every_workflow_says_what_its_recipe_says() -> None:
+    """The recipes take the numbers in notes and titles from the presets; tests/comfyui compares them with a run."""
+    for name, recipe in RECIPES.items():
+        groups = [group for row in recipe() for group in row]
+        nodes = [node for group in groups for column in group.columns for node in column]
+        notes = [node.values[""] for node in nodes if node.type == "MarkdownNote"]
+        titles = [item.title for item in (*groups, *nodes) if item.title]
+        said = examples.words(examples.workflow(name))
+        assert said[: len(notes)] == notes, f"{name}: run tests/browser/make_workflows.py"
+        assert set(titles) <= set(said[len(notes) :]), f"{name}: run tests/browser/make_workflows.py"
+    telling = [name for name in examples.NAMES if "frames" in examples.told(name)]
+    assert telling == [examples.NAMES[n] for n in (0, 2, 3, 4)]
 
 
 def test_nodes_of_a_workflow_lie_apart_and_each_in_one_group() -> None:

