@@ -5,9 +5,9 @@
     python benchmarks/unet_step.py --device cuda --contenders ours-bf16 compiled-bf16 released-bf16 unet3d-bf16
     python benchmarks/unet_step.py --size small          # a minute on any machine
 
-CHECKOUT is a clone of the authors' repository. It needs diffusers 0.14; FOLDER is where that was installed:
-    pip install --no-deps --target FOLDER diffusers==0.14.0 huggingface_hub==0.25.2 transformers==4.44.2 \\
-        tokenizers==0.19.1
+CHECKOUT is a clone of the authors' repository. It needs einops and diffusers 0.14; FOLDER is where they were installed:
+    pip install --no-deps --target FOLDER diffusers==0.14.0 einops==0.8.2 huggingface_hub==0.25.2 \\
+        transformers==4.44.2 tokenizers==0.19.1
 Weights are random. Ratios are medians of turns taken round after round in one run. "first call" is a contender's first
 step, compiling included.
 """

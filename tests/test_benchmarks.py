@@ -62,6 +62,18 @@ def test_length_fails_where_frames_are_kept_or_the_device_grows(script: ModuleTy
 
 
 @pytest.mark.parametrize("script", ["unet_step"], indirect=True)
+def test_the_help_names_every_package_that_the_released_unet_imports(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["unet_step.py", "--help"])
+    with pytest.raises(SystemExit):
+        script.main()
+    (command,) = re.findall(r"pip install .*--target FOLDER (.*\\\n.*)", capsys.readouterr().out)
+    packages = {word.split("==")[0] for word in command.replace("\\", " ").split()}
+    assert packages == {"diffusers", "einops", "huggingface_hub", "tokenizers", "transformers"}
+
+
+@pytest.mark.parametrize("script", ["unet_step"], indirect=True)
 def test_unet_step_prints_the_contenders(
     script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
