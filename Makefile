@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow style quality train-demo evaluate-demo evaluate clean
+.PHONY: setup setup-browser demo test test-slow test-comfyui style quality train-demo evaluate-demo evaluate clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -13,14 +13,24 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[standalone,train,test]"
 	touch $@
 
+setup-browser: $(VENV)/.browser-ready  ## playwright and two versions of ComfyUI's frontend; Chromium is yours to install
+
+$(VENV)/.browser-ready: $(VENV)/.ready tests/frontends.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[standalone,train,test,browser]"
+	$(BIN)/python tests/frontends.py
+	touch $@
+
 demo: setup  ## a chained video of the bundled model: output/demo.mp4 and output/demo.png
 	$(BIN)/vidrd generate --model demo --preset smooth --clips 4 --prompts example_prompts.txt --output output/demo.mp4 --contact-sheet output/demo.png
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=10
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-comfyui: setup-browser  ## inside a real ComfyUI and a real browser; fails where one is missing
+	$(BIN)/python -m pytest tests/comfyui tests/browser --none-left-out --durations=10
 
 style: setup
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,7 @@ The tree is COMFYUI_PATH, else ~/comfy/ComfyUI; the interpreter is COMFYUI_PYTHO
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -21,6 +22,8 @@ from typing import Any
 PACK = Path(__file__).resolve().parents[1]
 TREE = Path(os.environ.get("COMFYUI_PATH", Path.home() / "comfy" / "ComfyUI")).expanduser()
 PACK_NAME = "VidRD"
+# Of ComfyUI, of this pack and of the checks: a sample of each.
+NEEDED = "aiohttp, torchsde, torchvision, diffusers, imageio, matplotlib, cv2, pytest"
 PATIENCE = 900  # seconds; only a broken server or page takes so long
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -33,6 +36,19 @@ SETTINGS = {
 def interpreter() -> str:
     own = [TREE / ".venv" / "bin" / "python", TREE / ".venv" / "Scripts" / "python.exe"]
     return os.environ.get("COMFYUI_PYTHON") or next((str(p) for p in own if p.is_file()), sys.executable)
+
+
+@functools.cache
+def missing() -> str | None:
+    """What ComfyUI or its interpreter lacks, as a sentence that says what to do; None where both are complete."""
+    if not (TREE / "main.py").is_file() or not (TREE / "comfy" / "sd.py").is_file():
+        return f"there is no ComfyUI at {TREE}: clone https://github.com/comfyanonymous/ComfyUI, or set COMFYUI_PATH"
+    tried = subprocess.run([interpreter(), "-c", f"import {NEEDED}"], capture_output=True, text=True, cwd=TREE)
+    if tried.returncode == 0:
+        return None
+    error = tried.stderr.strip().splitlines()[-1:] or ["it does not run"]
+    files = f"-r {TREE / 'requirements.txt'} -r {PACK / 'requirements.txt'}"
+    return f"{error[0]}: run `{interpreter()} -m pip install {files} pytest`, or set COMFYUI_PYTHON to another"
 
 
 class NoServer(Exception):

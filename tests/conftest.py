@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 from components import Reference, make_pipeline
+from groups import (  # noqa: F401 (hooks)
+    pytest_addoption,
+    pytest_collection_finish,
+    pytest_configure,
+    pytest_itemcollected,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
 
 from vidrd_core import VidRDPipeline
 

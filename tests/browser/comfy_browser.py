@@ -1,7 +1,7 @@
 """Fixtures: a real ComfyUI server with this pack (see comfy_server.py), and a page of a headless Chromium on it.
 
-The browser is CHROMIUM, else what is installed. COMFYUI_FRONTEND names the ``static`` folder of another
-comfyui-frontend-package, in which the checks are repeated. VIDRD_SCREENSHOTS names a folder that keeps the pictures.
+The browser is CHROMIUM, else what is installed. The tests run in two versions of the frontend (see frontends.py), and
+in that whose ``static`` folder COMFYUI_FRONTEND names. VIDRD_SCREENSHOTS names a folder that keeps the pictures.
 
 This is no conftest.py, whose name would hide that of the folder above from ``from conftest import ...``.
 """
@@ -9,15 +9,15 @@ This is no conftest.py, whose name would hide that of the folder above from ``fr
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import examples
+import frontends
 import pytest
-from comfy_server import TREE, NoServer, Server, make_base, running_server
+from comfy_server import Server, make_base, missing, running_server
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -32,22 +32,17 @@ READY = """() => window.app?.graph && window.app?.canvas
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"""
 
 
-@pytest.fixture(scope="session")
-def sync_playwright() -> Any:
-    return pytest.importorskip("playwright.sync_api", reason="playwright is not installed").sync_playwright
-
-
-def find_chromium() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    return os.environ.get("CHROMIUM") or next((path for path in map(shutil.which, names) if path), None)
+OTHER = "COMFYUI_FRONTEND"
+VERSIONS = [*frontends.versions(), *([OTHER] if os.environ.get(OTHER) else [])]
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    found = find_chromium()
-    if found is None:
-        pytest.skip("there is no Chromium; set CHROMIUM to one")
-    return found
+    """The browser's program. Without it, or without ComfyUI or playwright, the browser tests are skipped."""
+    lacks = missing() or frontends.missing_tool()
+    if lacks:
+        pytest.skip(lacks)
+    return str(frontends.find_chromium())
 
 
 @contextmanager
@@ -81,24 +76,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(scope="session", params=["pinned", "other"])
-def server(request: pytest.FixtureRequest, sync_playwright: Any, chromium: str, base: Path) -> Iterator[Server]:
-    """A ComfyUI with the pack, with the frontend it was pinned to or with COMFYUI_FRONTEND."""
-    if not (TREE / "main.py").is_file():
-        pytest.skip(f"there is no ComfyUI at {TREE}; set COMFYUI_PATH")
-    frontend = os.environ.get("COMFYUI_FRONTEND")
-    if request.param == "other" and not frontend:
-        pytest.skip("COMFYUI_FRONTEND names no other frontend")
-    try:
-        with running_server(base, frontend if request.param == "other" else None) as server:
-            yield server
-    except NoServer as error:
-        pytest.skip(str(error))
+@pytest.fixture(scope="session", params=VERSIONS)
+def server(request: pytest.FixtureRequest, chromium: str, base: Path) -> Iterator[Server]:
+    """A ComfyUI with the pack, with one version of the frontend."""
+    if request.param != OTHER and (lacks := frontends.missing_version(request.param)):
+        pytest.skip(lacks)
+    static = os.environ[OTHER] if request.param == OTHER else str(frontends.find(request.param))
+    with running_server(base, static) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def browser_page(server: Server, sync_playwright: Any, chromium: str) -> Iterator[Any]:
+def browser_page(server: Server, chromium: str) -> Iterator[Any]:
     """A page on the server, see ``open_page``."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright, open_page(playwright, chromium, server.url) as page:
         yield page
 

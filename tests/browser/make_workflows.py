@@ -28,8 +28,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 import examples  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from comfy_browser import find_chromium, open_page  # noqa: E402
+from comfy_browser import open_page  # noqa: E402
 from comfy_server import Server, make_base, running_server  # noqa: E402
+from frontends import find_chromium  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from recipes import RECIPES, SIZES  # noqa: E402
 

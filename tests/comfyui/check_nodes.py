@@ -378,7 +378,6 @@ def test_preview_writes_a_video_that_plays(nodes: dict[str, Any], first: Any, lo
 
 
 def test_interpolated_frames(nodes: dict[str, Any]) -> None:
-    pytest.importorskip("cv2")
     images = torch.rand(3, 64, 64, 3)
     (out,) = nodes["VidRDInterpolateFrames"](images=images, factor=4)
     assert out.shape == (9, 64, 64, 3)

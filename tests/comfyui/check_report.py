@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("matplotlib")
-
 
 def test_the_chart_is_shown_and_the_report_says_what_was_measured(nodes: dict[str, Any], base: Path) -> None:
     call = nodes["VidRDSeamReport"]
