@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class UNetStage(Stage):
         vae: encodes pixels, decodes previews and completes the exported model; None where latents are stored.
         previews: validation videos.
         defaults: what exported models recommend, see :class:`vidrd_core.VidRDPipeline`.
+        scheduler: the noise schedule and prediction type, of :func:`vidrd_core.train.schedule.start_scheduler`; None:
+            Stable Diffusion's, with the objective's prediction.
+
+    Raises:
+        ValueError: objective and scheduler are of different prediction types.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class UNetStage(Stage):
         vae: VidRDAutoencoderKL | None = None,
         previews: PreviewSettings | None = None,
         defaults: Mapping[str, Any] | None = None,
+        scheduler: Any = None,
     ):
         modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
         super().__init__(modules if vae is None else {**modules, "vae": vae.requires_grad_(False)})
@@ -71,10 +78,15 @@ class UNetStage(Stage):
         self.tokenizer = tokenizer
         self.source = ReadAhead(source)
         self.held_out_source = held_out
-        self.objective = objective
         self.previews = previews or PreviewSettings()
         self.defaults = {"num_frames": objective.num_frames, **(defaults or {})}
-        self.scheduler: Any = make_scheduler(objective.prediction)
+        self.scheduler: Any = scheduler
+        if scheduler is None:
+            self.scheduler = make_scheduler(objective.prediction or "epsilon")
+        predicted = self.scheduler.config.prediction_type
+        if objective.prediction not in (None, predicted):
+            raise ValueError(f"the objective is {objective.prediction}, the scheduler {predicted}: make them agree")
+        self.objective = replace(objective, prediction=predicted)
         self.has_lora = hasattr(unet, "peft_config")
         self.may_skip_parameters = objective.image_share > 0  # temporal layers, by single frames
         for module in unet.modules():
@@ -89,9 +101,9 @@ class UNetStage(Stage):
         return None if self.held_out_source is None else self._loss(self.held_out_source.batch(draw), draw)
 
     def export(self, folder: Path) -> None:
-        """A model folder that the pipeline loads, or without a VAE its U-Net, text encoder and tokenizer; or a LoRA."""
+        """A model folder that the pipeline loads, or without a VAE all else of it; or a LoRA."""
         if self.has_lora:
-            save_lora(self.unet, folder / "lora.safetensors", self.is_main)
+            save_lora(self.unet, folder / "lora.safetensors", self.is_main, self.objective.prediction)
             return
         unet = gathered(self.unet)
         if not self.is_main:
@@ -102,6 +114,7 @@ class UNetStage(Stage):
         unet.save_pretrained(folder / "unet")
         self.text_encoder.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.scheduler.save_pretrained(folder / "scheduler")
 
     def preview(self, folder: Path) -> None:
         if self.previews.prompts and self.vae is not None:
