@@ -23,7 +23,8 @@ class UNetObjective:
     num_frames: int = 8  # frames per video clip of stored latents
     image_share: float = 0.0  # share of steps that are single frames
     images_per_clip: int = 8  # single frames in place of one clip, to keep the cost of a step even
-    caption_dropout: float = 0.1  # share of captions that are emptied, for classifier-free guidance
+    caption_dropout: float = 0.1  # share of captions that a null caption replaces, for classifier-free guidance
+    null_captions: tuple[str, ...] = ("",)  # which; of several each as often. What guidance steers away from by default
     # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss
     # of v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
     max_weight: float = 1.0
@@ -56,6 +57,8 @@ class UNetObjective:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a share, 0 to 1")
+        if not self.null_captions or not all(isinstance(text, str) for text in self.null_captions):
+            raise ValueError(f"null_captions is {self.null_captions!r}; expected texts, [''] for the empty one alone")
         if self.prediction not in (None, *PREDICTIONS):
             raise ValueError(f"prediction is {self.prediction!r}; expected one of {', '.join(PREDICTIONS)}")
         if not self.focus_std > 0:

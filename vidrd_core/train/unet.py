@@ -36,8 +36,6 @@ from .text import encode_text
 
 logger = logging.getLogger(__name__)
 
-# Texts that stand for "no caption": the empty one, and the release's negative prompt.
-EMPTY_CAPTIONS = ("", "watermark")
 ENCODED_FRAMES = 16  # that the VAE encodes at once
 
 
@@ -155,18 +153,18 @@ class UNetStage(Stage):
             return latents.float() * self.vae.config["scaling_factor"]
 
     def _text(self, batch: ClipBatch, draw: Draw) -> Tensor:
-        """Text states ``[B, M, D]``; a share of the captions is emptied."""
-        dropout = self.objective.caption_dropout
+        """Text states ``[B, M, D]``; null captions take the place of a share."""
+        dropout, nulls = self.objective.caption_dropout, self.objective.null_captions
         each = len(batch.captions) // draw.micro_batch
         drawn = torch.cat([torch.rand(each, generator=g) for g in draw.generators("caption")]).tolist()
-        # A draw below the dropout empties the caption; its place below it picks with what.
-        emptied = [int(d / dropout * len(EMPTY_CAPTIONS)) if d < dropout else None for d in drawn]
+        # A draw below the dropout replaces the caption; its place below it picks by what.
+        emptied = [int(d / dropout * len(nulls)) if d < dropout else None for d in drawn]
         with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
             if batch.text is None:
                 known = zip(batch.captions, emptied, strict=True)
-                captions = [caption if e is None else EMPTY_CAPTIONS[e] for caption, e in known]
+                captions = [caption if e is None else nulls[e] for caption, e in known]
                 return encode_text(self.tokenizer, self.calls["text_encoder"], captions, self.device)
-            empty = encode_text(self.tokenizer, self.calls["text_encoder"], list(EMPTY_CAPTIONS), self.device)
+            empty = encode_text(self.tokenizer, self.calls["text_encoder"], list(nulls), self.device)
             states = batch.text.to(self.device)
             if states.shape[1:] != empty.shape[1:]:
                 raise ValueError(
@@ -189,4 +187,4 @@ class UNetStage(Stage):
         )
 
 
-__all__ = ["EMPTY_CAPTIONS", "PAPER_POLICY", "UNetObjective", "UNetStage", "freeze", "make_scheduler"]
+__all__ = ["PAPER_POLICY", "UNetObjective", "UNetStage", "freeze", "make_scheduler"]
