@@ -33,6 +33,7 @@ from vidrd_core.train.schedule import start_scheduler
 from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.sources import DataSettings, LatentSource, ShardSource, Source
 from vidrd_core.train.start import start_defaults, start_text, start_unet, start_vae
+from vidrd_core.train.stored_text import start_stored_text
 from vidrd_core.train.unet import UNetStage
 
 
@@ -61,8 +62,16 @@ def stage(configuration: Configuration) -> UNetStage:
     scheduler = start_scheduler(
         configuration.scheduler, image or video, objective.prediction, for_lora=configuration.lora.rank > 0
     )
-    text_encoder, tokenizer = start_text([configuration.text_model, image or video])
     vae = start_vae([configuration.vae, video or image])
+    places = [configuration.text_model, image or video]
+    stored_text = start_stored_text(
+        [source, held_out],
+        objective.null_captions if objective.caption_dropout else (),
+        configuration.previews.prompts if configuration.train.validate_samples and vae is not None else (),
+        places,
+        unet.config["cross_attention_dim"],
+    )
+    text_encoder, tokenizer = start_text(places) if stored_text is None else (None, None)
     frames = configuration.data.frames if configuration.data.shards else (objective.num_frames,)
     defaults = {**start_defaults(video), "num_frames": max(frames)}
     made = UNetStage(
@@ -76,6 +85,7 @@ def stage(configuration: Configuration) -> UNetStage:
         configuration.previews,
         defaults,
         scheduler,
+        stored_text,
     )
     made.may_skip_parameters |= 1 in frames  # temporal layers have nothing to do
     return made
