@@ -234,6 +234,30 @@ def test_every_unet_configuration_is_understood(name, monkeypatch):
     assert made.train.micro_batches(processes=1)[0] >= 1
 
 
+def test_the_bundled_models_configurations_say_which_texts_stood_for_no_caption(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    common, unet_script, text_script = (importlib.import_module(m) for m in ("common", "train_unet", "train_text"))
+
+    def parse(script, name, *more):
+        file = ROOT / "training" / "configs" / f"{name}.yaml"
+        return common.parse(script.Configuration, ["--config", str(file), *more])[0]
+
+    for name in ["demo_image", "demo", *UNETS]:
+        assert parse(unet_script, name).objective.null_captions == ("", "watermark")
+    for name in ["paper", "lora"]:
+        assert parse(unet_script, name).objective.null_captions == ("",)
+    assert parse(text_script, "demo_text").null_captions == ("", "watermark")
+
+
+def test_null_captions_are_words_of_the_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    script = importlib.import_module("train_text")
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for nulls, is_word in [(("", "watermark"), True), (("",), False)]:
+        made = script.stage(script.Configuration(settings(tmp_path), size, captions=20, null_captions=nulls))
+        assert (len(made.tokenizer.tokenize("watermark")) == 1) == is_word
+
+
 def test_a_dry_run_prints_the_configuration_and_trains_nothing(tmp_path):
     command = [sys.executable, "training/train_text.py", "--config", "training/configs/demo_text.yaml", "--dry-run"]
     command += ["--train.run", str(tmp_path / "run"), "--train.samples", "123"]

@@ -1,7 +1,9 @@
 """What the trainers are fed: buckets, order, images as video, broken samples, every kind of data set."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,15 +39,43 @@ def test_samples_go_to_the_bucket_of_their_aspect_and_the_longest_clip_they_fill
     assert assign(stored, [(32, 32)], [8], False) == {Shape(8, 192, 256): [0]}
 
 
-def test_every_sample_is_seen_in_every_epoch_and_a_batch_is_of_one_bucket():
-    plan = BatchPlan({Shape(4, 32, 32): [0, 1, 2, 3, 4], Shape(4, 24, 40): [5, 6]}, batch_size=2, seed=3)
-    epochs = [[plan.batch(e * plan.batches_per_epoch + n) for n in range(plan.batches_per_epoch)] for e in range(2)]
-    for epoch in epochs:
-        assert {i for _, chosen in epoch for i in chosen} == set(range(7))
-        assert all({5, 6} >= set(c) if s.width == 40 else {0, 1, 2, 3, 4} >= set(c) for s, c in epoch)
-    assert epochs[0] != epochs[1]
-    again = BatchPlan({shape: members.tolist() for shape, members in plan.buckets.items()}, 2, 3)
-    assert again.batch(5) == epochs[1][5 - plan.batches_per_epoch]
+def test_every_sample_is_seen_equally_often_and_a_batch_is_of_one_bucket():
+    buckets = {Shape(4, 32, 32): list(range(40)), Shape(4, 24, 40): [40, 41, 42]}
+    batches = [BatchPlan(buckets, 8, seed=3).batch(number) for number in range(43)]  # 8 epochs of 43 samples
+    assert set(Counter(i for _, chosen in batches for i in chosen).values()) == {8}
+    assert all(len(chosen) == 8 and set(chosen) <= set(buckets[shape]) for shape, chosen in batches)
+    # Of the large bucket every 5 batches in a row are an epoch, each in another order; the small one takes its turn.
+    large = [chosen for shape, chosen in batches if shape.width == 32]
+    epochs = [sum(large[n : n + 5], []) for n in range(0, 40, 5)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs) and len(set(map(tuple, epochs))) == 8
+    places = [n for n, (shape, _) in enumerate(batches) if shape.width == 40]
+    assert len(places) == 3 and places[0] > 5
+
+
+def test_no_sample_waits_longer_than_two_epochs_and_a_remainder_is_carried_over():
+    plan = BatchPlan({Shape(4, 32, 32): list(range(11))}, batch_size=4, seed=0)
+    order = [i for number in range(11) for i in plan.batch(number)[1]]  # 4 epochs, none of which ends with a batch
+    assert Counter(order) == dict.fromkeys(range(11), 4)
+    gaps = [b - a for i in range(11) for a, b in pairwise([n for n, j in enumerate(order) if j == i])]
+    assert max(gaps) < 22 + 4
+
+
+def test_the_order_goes_on_after_a_resume_and_from_any_batch():
+    buckets = {Shape(4, 32, 32): list(range(13)), Shape(4, 24, 40): [13, 14]}
+    unbroken = BatchPlan(buckets, 4, seed=1)
+    order = [unbroken.batch(number) for number in range(60)]
+    for number in (59, 7, 30, 8):  # whatever was asked for before
+        assert BatchPlan(buckets, 4, 1).batch(number) == order[number] == unbroken.batch(number)
+    assert [BatchPlan(buckets, 4, 2).batch(number) for number in range(60)] != order
+
+
+def test_a_bucket_smaller_than_a_batch_is_told_and_waits_until_it_has_filled_one(caplog):
+    caplog.set_level("INFO")
+    plan = BatchPlan({Shape(8, 256, 256): list(range(512)), Shape(8, 192, 320): [512, 513, 514]}, 256, seed=0)
+    assert "3 samples of 8 frames of 192x320 do not fill a batch of 256" in caplog.text
+    assert "every 85.3 epochs" in caplog.text and caplog.text.count("do not fill") == 1
+    shapes = [plan.batch(number)[0].height for number in range(2 * 86 + 1)]
+    assert shapes.count(192) == 1 and shapes.index(192) >= 2 * 85
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])

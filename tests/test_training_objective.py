@@ -5,7 +5,7 @@ import torch
 from components import tiny_text_encoder, tiny_tokenizer, tiny_unet
 
 from vidrd_core.reuse import ReuseSettings
-from vidrd_core.train.draws import Draw
+from vidrd_core.train.draws import Draw, derived_generator
 from vidrd_core.train.objective import (
     UNetObjective,
     by_noise_level,
@@ -17,7 +17,8 @@ from vidrd_core.train.objective import (
     weights_of,
 )
 from vidrd_core.train.sources import ClipBatch
-from vidrd_core.train.unet import EMPTY_CAPTIONS, UNetStage
+from vidrd_core.train.text import encode_text
+from vidrd_core.train.unet import UNetStage
 
 SHAPE = torch.Size((64, 4, 8, 8, 8))
 DRAW = Draw(seed=0, step=3, batch_size=64, micro_batch=64)
@@ -131,16 +132,39 @@ def test_a_share_of_the_captions_is_emptied_in_stored_texts_too(tmp_path, stored
     captions = ["a red circle"] * 64
     text = torch.ones(64, 16, 32) if stored else None
     batch = ClipBatch(captions, captions, latents=torch.zeros(64, 4, 1, 4, 4), text=text)
-    stage = UNetStage(tiny_unet(), encoder, tokenizer, Fixed(batch), UNetObjective(caption_dropout=0.5))
+    objective = UNetObjective(caption_dropout=0.5, null_captions=("", "watermark"))
+    stage = UNetStage(tiny_unet(), encoder, tokenizer, Fixed(batch), objective)
     states = stage._text(batch, DRAW)
-    plain = stage._text(ClipBatch(list(EMPTY_CAPTIONS), ["", ""]), Draw(0, 0, 2, 2))
+    plain = stage._text(ClipBatch(list(objective.null_captions), ["", ""]), Draw(0, 0, 2, 2))
     kept = text[0] if stored else None
     kinds = {tuple(s.flatten()[:40].tolist()) for s in states}
     assert len(kinds) == 3  # the caption, and both texts that stand for none
     assert plain.shape == (2, 16, 32) and (kept is None or any(torch.equal(s, kept) for s in states))
 
 
+def test_dropped_captions_become_the_null_captions_and_none_but_those(tmp_path):
+    encoder, tokenizer = tiny_text_encoder().requires_grad_(False), tiny_tokenizer(tmp_path)
+    captions = ["a red circle"] * 64
+    batch = ClipBatch(captions, captions, latents=torch.zeros(64, 4, 1, 4, 4))
+    drawn = torch.cat([torch.rand(1, generator=derived_generator(0, "caption", n)) for n in DRAW.samples])
+    kept = [draw >= 0.5 for draw in drawn.tolist()]
+    assert 16 < sum(kept) < 48
+    for nulls in [("",), ("watermark",), ("", "watermark")]:
+        stage = UNetStage(
+            tiny_unet(), encoder, tokenizer, Fixed(batch), UNetObjective(caption_dropout=0.5, null_captions=nulls)
+        )
+        # The draws from 0 to the dropout are shared out to the null captions in their order.
+        chosen = [nulls[int(2 * draw * len(nulls))] if draw < 0.5 else "a red circle" for draw in drawn.tolist()]
+        assert torch.equal(stage._text(batch, DRAW), encode_text(tokenizer, encoder, chosen))
+    usual = UNetStage(tiny_unet(), encoder, tokenizer, Fixed(batch), UNetObjective(caption_dropout=0.5))
+    expected = encode_text(tokenizer, encoder, ["a red circle" if keep else "" for keep in kept])
+    assert torch.equal(usual._text(batch, DRAW), expected)
+
+
 def test_impossible_objectives_are_refused():
+    for nulls in ((), (None,)):
+        with pytest.raises(ValueError, match="expected texts"):
+            UNetObjective(null_captions=nulls)
     with pytest.raises(ValueError, match="caption_dropout is 2"):
         UNetObjective(caption_dropout=2)
     with pytest.raises(ValueError, match="epsilon, v_prediction"):

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from vidrd_core.models.unet import VidRDUNet
 from vidrd_core.pipeline import VidRDPipeline
-from vidrd_core.train.unet import make_scheduler
+from vidrd_core.train.schedule import start_scheduler
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def main(arguments: Arguments) -> None:
         vae=VidRDAutoencoderKL.from_pretrained(arguments.decoder / "model"),
         text_encoder=CLIPTextModel.from_pretrained(video / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(video / "tokenizer"),
-        scheduler=make_scheduler(),
+        scheduler=start_scheduler(None, video),
         defaults={"fps": 8, "num_frames": 8, "num_inference_steps": 25, "guidance_scale": 4.0},
     )
     fresh = arguments.output.with_name(arguments.output.name + ".new")

@@ -24,7 +24,8 @@ from vidrd_core.checkpoints import load_vae
 from vidrd_core.data.shapes import DIRECTIONS, Scene, draw_scene, render
 from vidrd_core.models.unet import VidRDUNet
 from vidrd_core.train.draws import Draw
-from vidrd_core.train.objective import UNetObjective, make_scheduler, show_anchors
+from vidrd_core.train.objective import UNetObjective, show_anchors, target_of
+from vidrd_core.train.schedule import start_scheduler
 from vidrd_core.train.text import encode_text
 
 BATCH = 16
@@ -58,12 +59,13 @@ def main(arguments: Arguments) -> None:
         unet = VidRDUNet.from_pretrained(folder / "unet").float().eval()
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        scheduler = start_scheduler(None, folder)
         true = encode_text(tokenizer, text_encoder, [scene.caption for scene in scenes])
         for anchored in (False, True):
-            right = [errors(unet, latents, true, t, anchored, arguments.seed) for t in arguments.times]
+            right = [errors(unet, scheduler, latents, true, t, anchored, arguments.seed) for t in arguments.times]
             for name, wrong in captions.items():
                 text = encode_text(tokenizer, text_encoder, wrong)
-                found = [errors(unet, latents, text, t, anchored, arguments.seed) for t in arguments.times]
+                found = [errors(unet, scheduler, latents, text, t, anchored, arguments.seed) for t in arguments.times]
                 rises = [f"{100 * (b / a - 1):+.1f}%" for a, b in zip(right, found, strict=True)]
                 shown = "yes" if anchored else "no"
                 logging.info("| %s | %s | %s | %s |", folder, shown, name, " | ".join(rises))
@@ -86,11 +88,12 @@ def reworded(scene: Scene, cosine: float) -> str:
     return scene.caption.replace(scene.motion, other)
 
 
-def errors(unet: VidRDUNet, latents: Tensor, text: Tensor, time: int, anchored: bool, seed: int) -> float:
-    """Mean squared error of the predicted noise at a diffusion time, the same noise in every call."""
-    scheduler: Any = make_scheduler()
+def errors(
+    unet: VidRDUNet, scheduler: Any, latents: Tensor, text: Tensor, time: int, anchored: bool, seed: int
+) -> float:
+    """Mean squared error of the prediction at a diffusion time, the same noise in every call."""
     total = frames = 0.0
-    objective = UNetObjective(anchor_share=float(anchored))
+    objective = UNetObjective(anchor_share=float(anchored), prediction=scheduler.config.prediction_type)
     for place in range(0, len(latents), BATCH):
         clips = latents[place : place + BATCH]
         draw = Draw(seed, place, len(clips), len(clips))
@@ -99,7 +102,8 @@ def errors(unet: VidRDUNet, latents: Tensor, text: Tensor, time: int, anchored: 
         noisy = scheduler.add_noise(clips, noise, times)
         noisy, counted = show_anchors(objective, draw, scheduler, noisy, clips, noise, times)
         predicted = unet(noisy, times, text[place : place + BATCH]).sample
-        total += float(((predicted - noise).square().mean((1, 3, 4)) * counted).sum())
+        target = target_of(objective, scheduler, clips, noise, times)
+        total += float(((predicted - target).square().mean((1, 3, 4)) * counted).sum())
         frames += float(counted.sum())
     return total / frames
 

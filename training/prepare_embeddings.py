@@ -3,6 +3,7 @@
     python training/prepare_embeddings.py --data data/mine --model models/vidrd --output data/mine_latents
     python training/prepare_embeddings.py --data data/mine --model models/vidrd --output data/mine_latents --device cuda
 
+``--embedding.null-captions "" watermark`` stores the text states of these, for an objective with such null captions.
 ``--model`` is a model folder with ``vae``, ``text_encoder`` and ``tokenizer`` (Stable Diffusion 2.1's or VidRD's).
 Run the same command again to go on after an interruption.
 """

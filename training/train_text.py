@@ -16,7 +16,6 @@ from common import run
 from vidrd_core.data.shapes import draw_scene
 from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.text import TextStage, make_text_encoder, write_tokenizer
-from vidrd_core.train.unet import EMPTY_CAPTIONS
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,14 @@ class Configuration:
     text_encoder: dict[str, Any] = field(default_factory=dict)  # of CLIPTextConfig
     max_tokens: int = 32  # of a text
     captions: int = 3000  # that the tokenizer's vocabulary is learned from
+    null_captions: tuple[str, ...] = ("",)  # and these, of the U-Net's objective
 
 
 def stage(configuration: Configuration) -> TextStage:
     generator = torch.Generator().manual_seed(configuration.train.seed)
     captions = [draw_scene(generator).caption for _ in range(configuration.captions)]
     folder = configuration.train.run / "tokenizer"
-    tokenizer = write_tokenizer(folder, [*captions, *EMPTY_CAPTIONS], configuration.max_tokens)
+    tokenizer = write_tokenizer(folder, [*captions, *configuration.null_captions], configuration.max_tokens)
     return TextStage(make_text_encoder(tokenizer, **configuration.text_encoder), tokenizer)
 
 

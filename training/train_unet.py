@@ -29,9 +29,11 @@ from vidrd_core.train.freezing import PAPER_POLICY
 from vidrd_core.train.lora import LoraSettings
 from vidrd_core.train.objective import UNetObjective
 from vidrd_core.train.previews import PreviewSettings
+from vidrd_core.train.schedule import start_scheduler
 from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.sources import DataSettings, LatentSource, ShardSource, Source
 from vidrd_core.train.start import start_defaults, start_text, start_unet, start_vae
+from vidrd_core.train.stored_text import start_stored_text
 from vidrd_core.train.unet import UNetStage
 
 
@@ -46,6 +48,7 @@ class Configuration:
     video_model: Path | None = None  # a VidRD model folder or checkpoint to go on from; neither: from scratch
     text_model: Path | None = None  # folder of text encoder and tokenizer; None: the starting model's own
     vae: Path | None = None  # folder or file of a VAE; None: the starting model's own
+    scheduler: Path | None = None  # folder of a diffusers scheduler; None: the starting model's own noise schedule
     unet: dict[str, Any] = field(default_factory=dict)  # arguments of VidRDUNet
     trained: tuple[str, ...] = PAPER_POLICY  # patterns of the parameters that learn; from scratch all do
     lora: LoraSettings = LoraSettings()
@@ -53,14 +56,36 @@ class Configuration:
 
 def stage(configuration: Configuration) -> UNetStage:
     image, video = configuration.image_model, configuration.video_model
+    objective = configuration.objective
     source, held_out = sources(configuration)
     unet = start_unet(image, video, configuration.unet, configuration.trained, configuration.lora)
-    text_encoder, tokenizer = start_text([configuration.text_model, image or video])
+    scheduler = start_scheduler(
+        configuration.scheduler, image or video, objective.prediction, for_lora=configuration.lora.rank > 0
+    )
     vae = start_vae([configuration.vae, video or image])
-    frames = configuration.data.frames if configuration.data.shards else (configuration.objective.num_frames,)
+    places = [configuration.text_model, image or video]
+    stored_text = start_stored_text(
+        [source, held_out],
+        objective.null_captions if objective.caption_dropout else (),
+        configuration.previews.prompts if configuration.train.validate_samples and vae is not None else (),
+        places,
+        unet.config["cross_attention_dim"],
+    )
+    text_encoder, tokenizer = start_text(places) if stored_text is None else (None, None)
+    frames = configuration.data.frames if configuration.data.shards else (objective.num_frames,)
     defaults = {**start_defaults(video), "num_frames": max(frames)}
     made = UNetStage(
-        unet, text_encoder, tokenizer, source, configuration.objective, held_out, vae, configuration.previews, defaults
+        unet,
+        text_encoder,
+        tokenizer,
+        source,
+        objective,
+        held_out,
+        vae,
+        configuration.previews,
+        defaults,
+        scheduler,
+        stored_text,
     )
     made.may_skip_parameters |= 1 in frames  # temporal layers have nothing to do
     return made

@@ -6,7 +6,9 @@ A trainer that reads it needs neither the autoencoder's encoder nor the text enc
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..models.autoencoder import VidRDAutoencoderKL
 from .filters import TOO_SMALL
 from .reports import refuse_empty, write_reports
-from .shards import UNCONDITIONAL, BrokenItem, Dropped, Sample, SampleInfo, ShardDataset, ShardWriter
+from .shards import NULL_CAPTIONS, UNCONDITIONAL, BrokenItem, Dropped, Sample, SampleInfo, ShardDataset, ShardWriter
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +37,13 @@ class EmbeddingSettings:
     width: int = 0
     text: bool = True  # store text states too; of several captions of a sample, the first one's
     samples_per_shard: int = 1024
+    null_captions: tuple[str, ...] = ("",)  # of the training's objective; their text states are stored as well
 
     def __post_init__(self) -> None:
         if (self.height > 0) != (self.width > 0) or min(self.height, self.width) < 0:
             raise ValueError(f"give both height and width or neither, got {self.height} and {self.width}")
+        if not self.text and self.null_captions != ("",):
+            raise ValueError(f"text is off, so null_captions {self.null_captions} cannot be stored: leave them out")
 
 
 def embed(
@@ -69,6 +75,8 @@ def embed(
     }
     writer = ShardWriter(output, described, settings.samples_per_shard)
     vae.eval()
+    if encode_text is not None and settings.null_captions != ("",):  # a finished data set may be given more of them
+        _write_null_captions(output, settings.null_captions, encode_text)
     try:
         if not writer.finished:
             if encode_text is not None:
@@ -82,6 +90,14 @@ def embed(
     finally:
         writer.close()
     return write_reports(output, writer, [], len(data), media=data)
+
+
+@torch.no_grad()
+def _write_null_captions(output: Path, captions: tuple[str, ...], encode_text: Callable[[list[str]], Tensor]) -> None:
+    states = {str(n): torch.from_numpy(_half(encode_text([caption])[0])) for n, caption in enumerate(captions)}
+    partial = output / f"{NULL_CAPTIONS}.partial"
+    save_file(states, partial, {"captions": json.dumps(captions)})
+    os.replace(partial, output / NULL_CAPTIONS)
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 A data set is a folder of ``shard-000000.tar`` ..., each with a table ``shard-000000.json`` of its samples, and
 ``index.json``, which appears last: a folder without it is unfinished. A sample's members are ``<key>.mp4`` (video) or
 ``<key>.jpg`` / ``<key>.png`` (image) and ``<key>.json``; a data set of the embedding stage holds ``<key>.latents.npy``
-(float16 ``[C, T, h, w]``, scaled), ``<key>.text.npy`` (float16 ``[M, D]``) and ``<key>.json``. Any WebDataset loader
-reads the shards; :class:`ShardDataset` reads any sample without those before it.
+(float16 ``[C, T, h, w]``, scaled), ``<key>.text.npy`` (float16 ``[M, D]``) and ``<key>.json``, and beside the shards
+the text states of null captions. Any WebDataset loader reads the shards; :class:`ShardDataset` reads any sample without
+those before it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ if TYPE_CHECKING:  # the processes that prepare media need no torch, and would e
 
 VERSION = 1
 INDEX = "index.json"
-UNCONDITIONAL = "unconditional.npy"  # text states of the empty caption, beside the shards of an embedded data set
+# Beside the shards of an embedded data set: text states of the empty caption, and of null captions that were asked for.
+UNCONDITIONAL = "unconditional.npy"
+NULL_CAPTIONS = "null_captions.safetensors"
 _RUN = "run.json"
 
 
@@ -262,6 +265,19 @@ class ShardDataset:
         """Text states ``[M, D]`` float32 of the empty caption, where the data set holds text states."""
         path = self.folder / UNCONDITIONAL
         return _tensor(path.read_bytes()) if path.exists() else None
+
+    @property
+    def null_states(self) -> dict[str, torch.Tensor]:
+        """Text states ``[M, D]`` float32 of null captions, by caption; the empty one is among them."""
+        from safetensors import safe_open
+
+        empty = self.unconditional
+        found = {} if empty is None else {"": empty}
+        if (self.folder / NULL_CAPTIONS).exists():
+            with safe_open(self.folder / NULL_CAPTIONS, "pt") as file:
+                captions = json.loads(file.metadata()["captions"])
+                found |= {caption: file.get_tensor(str(n)).float() for n, caption in enumerate(captions)}
+        return found
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -58,10 +58,11 @@ def add_lora(unet: VidRDUNet, settings: LoraSettings) -> None:
     unet.add_adapter(config, ADAPTER)
 
 
-def save_lora(unet: VidRDUNet, path: Path, is_main: bool = True) -> None:
+def save_lora(unet: VidRDUNet, path: Path, is_main: bool = True, prediction: str | None = None) -> None:
     """Write the LoRA as ``unet.<layer>.lora_A.weight`` and ``lora_B``, to be used at strength 1; a collective call.
 
-    The scale alpha / rank is multiplied into B, so that a loader needs to know nothing else.
+    The scale alpha / rank is multiplied into B, so that a loader needs to know nothing else. The metadata name the rank
+    and, where it is given, the prediction type of the model that the LoRA is for.
     """
     from peft.utils import get_peft_model_state_dict
 
@@ -73,4 +74,5 @@ def save_lora(unet: VidRDUNet, path: Path, is_main: bool = True) -> None:
         state[f"unet.{name}"] = (tensor * scale if ".lora_B." in name else tensor).contiguous()
     if is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, path, {"format": "pt", "rank": str(config.r)})
+        known = {} if prediction is None else {"prediction_type": prediction}
+        save_file(state, path, {"format": "pt", "rank": str(config.r), **known})

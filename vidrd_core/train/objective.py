@@ -23,7 +23,8 @@ class UNetObjective:
     num_frames: int = 8  # frames per video clip of stored latents
     image_share: float = 0.0  # share of steps that are single frames
     images_per_clip: int = 8  # single frames in place of one clip, to keep the cost of a step even
-    caption_dropout: float = 0.1  # share of captions that are emptied, for classifier-free guidance
+    caption_dropout: float = 0.1  # share of captions that a null caption replaces, for classifier-free guidance
+    null_captions: tuple[str, ...] = ("",)  # which; of several each as often. What guidance steers away from by default
     # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss
     # of v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
     max_weight: float = 1.0
@@ -38,7 +39,7 @@ class UNetObjective:
     anchor_share: float = 0.0
     anchor_level: float = 0.2
     min_snr: float = 0.0  # gamma of min-SNR weighting (arXiv 2303.09556), 5 in its paper; 0: off
-    prediction: str = "epsilon"  # as in the release; or "v_prediction"
+    prediction: str | None = None  # "epsilon" or "v_prediction"; None: the starting model's, from scratch epsilon
     offset_noise: float = 0.0  # standard deviation of noise that is the same in all of a clip's channel; 0: off
     progressive_alpha: float = 0.0  # progressive noise prior within a clip (arXiv 2305.10474); 0: independent frames
     continuation_share: float = 0.0  # share of clips whose noise is made by FNR and PNS from a predecessor's
@@ -56,13 +57,15 @@ class UNetObjective:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a share, 0 to 1")
-        if self.prediction not in PREDICTIONS:
+        if not self.null_captions or not all(isinstance(text, str) for text in self.null_captions):
+            raise ValueError(f"null_captions is {self.null_captions!r}; expected texts, [''] for the empty one alone")
+        if self.prediction not in (None, *PREDICTIONS):
             raise ValueError(f"prediction is {self.prediction!r}; expected one of {', '.join(PREDICTIONS)}")
         if not self.focus_std > 0:
             raise ValueError(f"focus_std is {self.focus_std}; expected above 0")
         if self.max_weight < 1 or self.min_snr < 0 or self.offset_noise < 0 or self.progressive_alpha < 0:
             raise ValueError("max_weight is at least 1, min_snr, offset_noise and progressive_alpha are at least 0")
-        if self.max_weight > 1 and (self.min_snr or self.prediction != "epsilon"):
+        if self.max_weight > 1 and (self.min_snr or self.prediction == "v_prediction"):
             raise ValueError("max_weight weighs the plain epsilon loss: leave it at 1 with min_snr or v_prediction")
 
 
@@ -142,7 +145,7 @@ def show_anchors(
 
 def target_of(objective: UNetObjective, scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """What the U-Net is to predict, ``[B, C, T, h, w]``."""
-    return noise if objective.prediction == "epsilon" else scheduler.get_velocity(latents, noise, times)
+    return scheduler.get_velocity(latents, noise, times) if objective.prediction == "v_prediction" else noise
 
 
 def weights_of(objective: UNetObjective, alphas_cumprod: Tensor) -> Tensor:
@@ -150,7 +153,7 @@ def weights_of(objective: UNetObjective, alphas_cumprod: Tensor) -> Tensor:
     if objective.min_snr:
         snr = alphas_cumprod / (1 - alphas_cumprod)
         bounded = snr.clamp(max=objective.min_snr)
-        return bounded / (snr if objective.prediction == "epsilon" else snr + 1)
+        return bounded / (snr + 1 if objective.prediction == "v_prediction" else snr)
     return (1 / alphas_cumprod).clamp(max=objective.max_weight)  # 1 + 1 / SNR is 1 / alphas_cumprod
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
 from collections.abc import Sequence
@@ -68,8 +69,9 @@ def _nearest(sample: SampleInfo, sizes: Sequence[tuple[int, int]]) -> tuple[int,
 class BatchPlan:
     """Epoch after epoch over all samples, in batches of one bucket each, everything shuffled.
 
-    A bucket whose samples do not fill its last batch fills it with others of its own, so that every sample is seen in
-    every epoch.
+    What does not fill a bucket's last batch of an epoch is carried over to its first batch of the next, so that over a
+    run every sample is seen equally often, whatever the size of its bucket. A bucket of fewer samples than a batch
+    gives a batch every few epochs only; those are logged.
     """
 
     def __init__(self, buckets: dict[Shape, list[int]], batch_size: int, seed: int):
@@ -78,27 +80,46 @@ class BatchPlan:
         self.buckets = {shape: torch.tensor(members) for shape, members in buckets.items() if members}
         self.batch_size = batch_size
         self.seed = seed
-        self.batches_per_epoch = sum(math.ceil(len(m) / batch_size) for m in self.buckets.values())
         self._epoch = -1
         self._batches: list[tuple[Shape, torch.Tensor]] = []
+        for shape, members in self.buckets.items():
+            if len(members) < batch_size:
+                logger.info(
+                    "%d samples of %d frames of %dx%d do not fill a batch of %d: a batch of them, in which they repeat,"
+                    " comes every %.1f epochs",
+                    len(members), shape.frames, shape.height, shape.width, batch_size, batch_size / len(members),
+                )  # fmt: skip
 
     def batch(self, number: int) -> tuple[Shape, list[int]]:
         """Shape and sample indices of the batch with this number, counted from 0 over all epochs."""
-        epoch, place = divmod(number, self.batches_per_epoch)
+        # Even the smallest bucket has filled number + 1 batches after so many epochs.
+        epoch = bisect.bisect_right(range((number + 1) * self.batch_size + 1), number, key=self.batches_before) - 1
         if epoch != self._epoch:
             self._batches, self._epoch = self._shuffled(epoch), epoch
-        shape, chosen = self._batches[place]
+        shape, chosen = self._batches[number - self.batches_before(epoch)]
         return shape, chosen.tolist()
 
+    def batches_before(self, epoch: int) -> int:
+        """How many batches are full before this epoch, of all buckets together."""
+        return sum(epoch * len(members) // self.batch_size for members in self.buckets.values())
+
     def _shuffled(self, epoch: int) -> list[tuple[Shape, torch.Tensor]]:
-        generator = derived_generator(self.seed, "epoch", epoch)
+        """The batches that fill up in this epoch."""
         batches = []
-        for shape, members in self.buckets.items():
-            order = members[torch.randperm(len(members), generator=generator)]
-            wanted = math.ceil(len(order) / self.batch_size) * self.batch_size
-            filled = order.repeat(math.ceil(wanted / len(order)))[:wanted]
-            batches += [(shape, part) for part in filled.split(self.batch_size)]
+        for place, (shape, members) in enumerate(self.buckets.items()):
+            first, last = (e * len(members) // self.batch_size for e in (epoch, epoch + 1))
+            stream = self._stream(place, members, first * self.batch_size, last * self.batch_size)
+            batches += [(shape, part) for part in stream.split(self.batch_size) if len(part)]
+        generator = derived_generator(self.seed, "epoch", epoch)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def _stream(self, place: int, members: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Places ``start`` to ``stop`` of a bucket's samples, all of them shuffled anew in every epoch."""
+        epochs = range(start // len(members), -(-stop // len(members)))
+        generators = [derived_generator(self.seed, "epoch", epoch, place) for epoch in epochs]
+        orders = [members[torch.randperm(len(members), generator=generator)] for generator in generators]
+        begin = epochs.start * len(members)
+        return torch.cat([members[:0], *orders])[start - begin : stop - begin]
 
 
 def interleaved(step: int, share: float) -> tuple[bool, int]:

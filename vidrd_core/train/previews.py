@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..reuse import progressive_noise
 from ..seeds import clip_noise, clip_seed
+from ..state import SamplingSettings
 
 if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
@@ -34,18 +35,26 @@ class PreviewSettings:
 
 
 def write_previews(
-    pipe: VidRDPipeline, settings: PreviewSettings, folder: Path, is_main: bool, progressive_alpha: float = 0.0
+    pipe: VidRDPipeline,
+    settings: PreviewSettings,
+    folder: Path,
+    is_main: bool,
+    progressive_alpha: float = 0.0,
+    texts: Mapping[str, Tensor] | None = None,
 ) -> None:
     """One MP4 file for each prompt; every process samples, since the model may be in pieces, the main one writes.
 
-    ``progressive_alpha`` is that of the noise prior that the model is trained with.
+    ``progressive_alpha`` is that of the noise prior that the model is trained with. ``texts`` holds the states
+    ``[1, M, D]`` of every prompt and of the default negative prompt where the pipeline has no text encoder.
     """
     from ..video import to_uint8, write_video
 
     pipe.set_progress_bar_config(disable=True)
     for number, prompt in enumerate(settings.prompts):
         output = pipe(
-            prompt,
+            prompt if texts is None else None,
+            prompt_embeds=None if texts is None else texts[prompt],
+            negative_prompt_embeds=None if texts is None else texts[str(SamplingSettings.negative_prompt)],
             num_clips=settings.clips,
             num_frames=settings.frames,
             num_inference_steps=settings.steps,

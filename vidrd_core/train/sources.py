@@ -129,6 +129,11 @@ class ShardSource:
         self.pool = ThreadPoolExecutor(max(1, settings.workers), "data")
         self.broken: set[str] = set()
 
+    @property
+    def stores_text(self) -> bool:
+        """Whether every sample has text states, so that no caption needs to be encoded."""
+        return all("text.npy" in info.members for data in self.datasets for info in data.samples)
+
     def batch(self, draw: Draw) -> ClipBatch:
         image, number = interleaved(draw.step, self.image_share)
         plan, each = (self.frames, self.images_per_clip) if image else (self.clips, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from .objective import (
 from .previews import PreviewSettings, write_previews
 from .sources import ClipBatch, ReadAhead, Source
 from .stage import Outcome, Stage
+from .start import start_text
+from .stored_text import StoredText
 from .text import encode_text
 
 logger = logging.getLogger(__name__)
 
-# Texts that stand for "no caption": the empty one, and the release's negative prompt.
-EMPTY_CAPTIONS = ("", "watermark")
 ENCODED_FRAMES = 16  # that the VAE encodes at once
 
 
@@ -44,43 +45,67 @@ class UNetStage(Stage):
     """Noise prediction on latents; trains those parameters of U-Net and text encoder that need gradients.
 
     Args:
+        text_encoder, tokenizer: of captions; None where the data hold text states and ``stored_text`` is given.
         source: of training clips.
         held_out: of clips for the held-out loss, or None.
         vae: encodes pixels, decodes previews and completes the exported model; None where latents are stored.
         previews: validation videos.
         defaults: what exported models recommend, see :class:`vidrd_core.VidRDPipeline`.
+        scheduler: the noise schedule and prediction type, of :func:`vidrd_core.train.schedule.start_scheduler`; None:
+            Stable Diffusion's, with the objective's prediction.
+        stored_text: what takes the text encoder's place, of
+            :func:`vidrd_core.train.stored_text.start_stored_text`.
+
+    Raises:
+        ValueError: objective and scheduler are of different prediction types, or there is neither a text encoder nor
+            stored text.
     """
 
     def __init__(
         self,
         unet: VidRDUNet,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
         source: Source,
         objective: UNetObjective,
         held_out: Source | None = None,
         vae: VidRDAutoencoderKL | None = None,
         previews: PreviewSettings | None = None,
         defaults: Mapping[str, Any] | None = None,
+        scheduler: Any = None,
+        stored_text: StoredText | None = None,
     ):
-        modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
-        super().__init__(modules if vae is None else {**modules, "vae": vae.requires_grad_(False)})
+        if stored_text is None and (text_encoder is None or tokenizer is None):
+            raise ValueError("there is neither a text encoder with its tokenizer nor stored text: give one of them")
+        modules: dict[str, nn.Module | None] = {"unet": unet, "text_encoder": text_encoder, "vae": vae}
+        super().__init__({name: module for name, module in modules.items() if module is not None})
+        if vae is not None:
+            vae.requires_grad_(False)
         self.unet = unet
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
+        self.stored_text = stored_text
+        self.null_states: Tensor | None = None if stored_text is None else stored_text.null
         self.source = ReadAhead(source)
         self.held_out_source = held_out
-        self.objective = objective
         self.previews = previews or PreviewSettings()
         self.defaults = {"num_frames": objective.num_frames, **(defaults or {})}
-        self.scheduler: Any = make_scheduler(objective.prediction)
+        self.scheduler: Any = scheduler
+        if scheduler is None:
+            self.scheduler = make_scheduler(objective.prediction or "epsilon")
+        predicted = self.scheduler.config.prediction_type
+        if objective.prediction not in (None, predicted):
+            raise ValueError(f"the objective is {objective.prediction}, the scheduler {predicted}: make them agree")
+        self.objective = replace(objective, prediction=predicted)
         self.has_lora = hasattr(unet, "peft_config")
         self.may_skip_parameters = objective.image_share > 0  # temporal layers, by single frames
         for module in unet.modules():
             if isinstance(module, TempConv):
                 module.set_dropout(objective.temp_conv_dropout)
-        self.trains_text = any(p.requires_grad for p in text_encoder.parameters())
+        self.trains_text = text_encoder is not None and any(p.requires_grad for p in text_encoder.parameters())
+        if self.previews.prompts and vae is None:
+            logger.warning("previews.prompts are set, but there is no VAE to decode with, so none are made: set 'vae'")
 
     def loss(self, draw: Draw) -> Outcome:
         return self._loss(self.source.batch(draw), draw)
@@ -89,24 +114,29 @@ class UNetStage(Stage):
         return None if self.held_out_source is None else self._loss(self.held_out_source.batch(draw), draw)
 
     def export(self, folder: Path) -> None:
-        """A model folder that the pipeline loads, or without a VAE its U-Net, text encoder and tokenizer; or a LoRA."""
+        """A model folder that the pipeline loads, or the rest of it where VAE or text encoder is missing; or a LoRA."""
         if self.has_lora:
-            save_lora(self.unet, folder / "lora.safetensors", self.is_main)
+            save_lora(self.unet, folder / "lora.safetensors", self.is_main, self.objective.prediction)
             return
         unet = gathered(self.unet)
         if not self.is_main:
             return
-        if self.vae is not None:
-            self._pipeline(unet).save_pretrained(folder)
+        text_encoder, tokenizer = self.text_encoder, self.tokenizer
+        if text_encoder is None and self.stored_text is not None and self.stored_text.home is not None:
+            text_encoder, tokenizer = start_text([self.stored_text.home])
+        if self.vae is not None and text_encoder is not None:
+            self._pipeline(unet, text_encoder, tokenizer).save_pretrained(folder)
             return
-        unet.save_pretrained(folder / "unet")
-        self.text_encoder.save_pretrained(folder / "text_encoder")
-        self.tokenizer.save_pretrained(folder / "tokenizer")
+        parts = {"unet": unet, "vae": self.vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+        for name, part in {**parts, "scheduler": self.scheduler}.items():
+            if part is not None:
+                part.save_pretrained(folder / name)
 
     def preview(self, folder: Path) -> None:
         if self.previews.prompts and self.vae is not None:
-            alpha = self.objective.progressive_alpha
-            write_previews(self._pipeline(self.unet), self.previews, folder, self.is_main, alpha)
+            pipe = self._pipeline(self.unet, self.text_encoder, self.tokenizer)
+            texts = None if self.stored_text is None else self.stored_text.previews
+            write_previews(pipe, self.previews, folder, self.is_main, self.objective.progressive_alpha, texts)
 
     # -- parts of the loss ---------------------------------------------------------------------------------------------
 
@@ -142,38 +172,45 @@ class UNetStage(Stage):
             return latents.float() * self.vae.config["scaling_factor"]
 
     def _text(self, batch: ClipBatch, draw: Draw) -> Tensor:
-        """Text states ``[B, M, D]``; a share of the captions is emptied."""
-        dropout = self.objective.caption_dropout
+        """Text states ``[B, M, D]``; null captions take the place of a share."""
+        dropout, nulls = self.objective.caption_dropout, self.objective.null_captions
         each = len(batch.captions) // draw.micro_batch
         drawn = torch.cat([torch.rand(each, generator=g) for g in draw.generators("caption")]).tolist()
-        # A draw below the dropout empties the caption; its place below it picks with what.
-        emptied = [int(d / dropout * len(EMPTY_CAPTIONS)) if d < dropout else None for d in drawn]
+        # A draw below the dropout replaces the caption; its place below it picks by what.
+        emptied = [int(d / dropout * len(nulls)) if d < dropout else None for d in drawn]
         with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
             if batch.text is None:
                 known = zip(batch.captions, emptied, strict=True)
-                captions = [caption if e is None else EMPTY_CAPTIONS[e] for caption, e in known]
-                return encode_text(self.tokenizer, self.calls["text_encoder"], captions, self.device)
-            empty = encode_text(self.tokenizer, self.calls["text_encoder"], list(EMPTY_CAPTIONS), self.device)
+                return self._encode([caption if e is None else nulls[e] for caption, e in known])
             states = batch.text.to(self.device)
+            if not any(e is not None for e in emptied):
+                return states
+            if self.null_states is None or self.trains_text:
+                self.null_states = self._encode(list(nulls))
+            empty = self.null_states.to(states)
             if states.shape[1:] != empty.shape[1:]:
                 raise ValueError(
-                    f"stored text states are {list(states.shape[1:])}, the text encoder makes {list(empty.shape[1:])}: "
+                    f"stored text states are {list(states.shape[1:])}, those of null captions {list(empty.shape[1:])}: "
                     "prepare the embeddings with the text encoder of the model that is trained"
                 )
-            rows = [states[n] if e is None else empty[e].to(states.dtype) for n, e in enumerate(emptied)]
-            return torch.stack(rows)
+            return torch.stack([states[n] if e is None else empty[e] for n, e in enumerate(emptied)])
 
-    def _pipeline(self, unet: VidRDUNet) -> Any:
+    def _encode(self, texts: list[str]) -> Tensor:
+        if self.tokenizer is None:
+            raise ValueError(f"there is no text encoder for {texts[:2]}: prepare all data sets with text, or none")
+        return encode_text(self.tokenizer, self.calls["text_encoder"], texts, self.device)
+
+    def _pipeline(self, unet: VidRDUNet, text_encoder: Any, tokenizer: Any) -> Any:
         from ..pipeline import VidRDPipeline
 
         return VidRDPipeline(
             unet=unet,
             vae=self.vae,  # type: ignore[arg-type]
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
             scheduler=self.scheduler,
             defaults=self.defaults,
         )
 
 
-__all__ = ["EMPTY_CAPTIONS", "PAPER_POLICY", "UNetObjective", "UNetStage", "freeze", "make_scheduler"]
+__all__ = ["PAPER_POLICY", "UNetObjective", "UNetStage", "freeze", "make_scheduler"]
