@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..vidrd_core.fingerprints import old_fingerprint
 from .native.model import vidrd_model
 
 DEPTH = 12  # of things inside things; what refers to itself ends there
@@ -23,18 +24,31 @@ KEYFRAME = ("strength", "start_percent", "guarantee_steps")
 
 
 def model_identity(model: Any) -> str:
-    """A hash of the model with its LoRAs and with what other nodes changed about its sampling."""
+    """A hash of the model with its LoRAs, its precision and what other nodes changed about its sampling."""
+    held = vidrd_model(model)
+    precision = [str(held.get_dtype()), str(held.manual_cast_dtype)]
+    return hashed([held.fingerprint, precision, *_changes(model)])
+
+
+def old_model_identity(model: Any) -> str:
+    """What earlier versions hashed, under which they kept finished clips: no precision, fewer weights."""
+    return hashed([old_fingerprint(vidrd_model(model).fingerprint), *_changes(model)])
+
+
+def _changes(model: Any) -> list[Any]:
     patches = [
         [str(key), [[described(getattr(part, "weights", part)) for part in entry] for entry in entries]]
         for key, entries in sorted(model.patches.items(), key=lambda item: str(item[0]))
     ]
-    changes = [model.model_options, model.object_patches, getattr(model, "wrappers", {})]
-    return hashed([vidrd_model(model).fingerprint, described(changes), patches])
+    return [described([model.model_options, model.object_patches, getattr(model, "wrappers", {})]), patches]
 
 
 def conditioning_hash(*conditionings: Any) -> str:
     """Of the text states and everything that comes with them: masks, areas, hooks."""
     digest = hashlib.sha256()
+    counts = [len(conditioning) for conditioning in conditionings]
+    if any(count != 1 for count in counts):  # which of them an entry belongs to
+        digest.update(str(counts).encode())
     for conditioning in conditionings:
         for states, options in conditioning:
             digest.update(states.detach().float().cpu().contiguous().numpy().tobytes())

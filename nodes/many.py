@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from ..vidrd_core.reuse import ReuseSettings
 from ..vidrd_core.seeds import MAX_SEED, clip_seed
+from ..vidrd_core.state import sync_and_replace
 from . import states
 from .clips import Overrides, first_clip, next_clip
 from .files import output_path
-from .identity import conditioning_hash, hashed, model_identity
+from .identity import conditioning_hash, described, hashed, model_identity, old_model_identity
 from .latents import KEY, known_context, prior_of, tail_hash, video_samples, with_prior
 from .native.model import vidrd_model
 
@@ -88,12 +90,16 @@ class SavedClip:
     Args:
         seed, prompt: that it was made with.
         signatures: of the plan that it was made by, and of later ones that kept it.
+        follows: the file of the clip before it, in the run's folder; None: the first, or of an earlier version.
+        file: its own, likewise; None: not saved.
     """
 
     latent: dict[str, Any]
     seed: int
     prompt: str
     signatures: tuple[str, ...]
+    follows: str | None = None
+    file: str | None = None
 
     @property
     def samples(self) -> Tensor:
@@ -104,65 +110,158 @@ class SavedClip:
 
 
 class ClipStore:
-    """Finished clips of a run that go on from one video: ``clip_0000.safetensors``, ... ; without a name none is kept.
+    """Finished clips of a run that go on from one video or begin new ones; without a name none is kept.
 
-    Each video that a run has been used for has a folder of its own, so that two nodes of one run name, or a node whose
-    prior changed, leave each other's clips alone.
+    Each clip has a file of its own, ``clip_0000_<hash>.safetensors``, which says which one it follows, and nothing is
+    ever overwritten: two nodes of one run name, a node whose prior, prompts or seeds changed, and a clip that is made
+    once more leave what is there alone. ``lines.json`` says which clips each node used last.
+
+    Args:
+        start: a name for what the clips go on from; has a folder of its own.
+        old_start: what earlier versions called it, whose clips (``clip_0000.safetensors``, ...) are found too.
+        node: the id of the node in its workflow; "" where it is not known.
     """
 
-    def __init__(self, name: str, start: str):
+    def __init__(self, name: str, start: str, old_start: str | None = None, node: str = ""):
         self.name = name
-        self.folder: Path | None = output_path(name) / "clips" / hashed(start)[:12] if name else None
+        self.node = node
+        self.root: Path | None = output_path(name) / "clips" if name else None
+        self.folders = [hashed(one)[:12] for one in dict.fromkeys((start, old_start or start))]
+        self.line: list[str] = []  # files of the clips so far
+        self.kept_line: list[str] = []
 
-    def path(self, number: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"clip_{number:04d}.safetensors"
-
-    def find(self, number: int, signature: str | None) -> SavedClip | None:
-        """The saved clip, if one of its signatures is this one (None: any)."""
-        if self.folder is None or not self.path(number).is_file():
-            return None
-        extra = states.read_extra(self.path(number))
-        signatures = tuple(extra.get("signatures", ()))
-        if not signatures or signature not in (None, *signatures):
-            return None
-        return SavedClip(states.load(self.path(number)), extra["seed"], extra["prompt"], signatures)
+    def find(self, number: int, signatures: Collection[str]) -> SavedClip | None:
+        """The saved clip that has one of these signatures; of several the one that was used last."""
+        known = [file for file in self.files(number) if {*signatures} & {*self.extra(file).get("signatures", ())}]
+        lines = self.lines()
+        used = {file: (file in lines.get(self.node, ()), self.time(file)) for file in known}
+        return self.load(max(used, key=lambda file: used[file])) if used else None
 
     def save(self, number: int, clip: SavedClip) -> None:
-        if self.folder is not None:
-            extra = {"signatures": clip.signatures, "prompt": clip.prompt, "seed": clip.seed}
-            states.save(clip.latent, self.path(number), extra)
+        if self.root is not None:
+            follows = self.line[-1] if self.line else None
+            digest = hashed([clip.content(), clip.signatures, follows])[:12]
+            self.write(replace(clip, follows=follows, file=f"{self.folders[0]}/clip_{number:04d}_{digest}.safetensors"))
 
-    def kept(self, number: int, plan: Plan, begins: bool) -> SavedClip:
-        """The saved clip, whatever it was made with.
+    def adopt(self, clip: SavedClip, signature: str) -> None:
+        """Make a kept clip part of the plan that this is the signature of, so that a later run finds it."""
+        self.write(clip, *(() if signature in clip.signatures else (signature,)))
+
+    def write(self, clip: SavedClip, *added: str) -> None:
+        """Keep a clip, or the signatures that are added to a kept one, and remember that this node uses it."""
+        assert self.root is not None and clip.file is not None
+        path = self.root / clip.file
+        if added or not path.is_file():
+            extra = {"signatures": (*clip.signatures, *added), "prompt": clip.prompt, "seed": clip.seed}
+            states.save(clip.latent, path, extra | {"follows": clip.follows})
+        self.line.append(clip.file)
+        lines = {node: line for node, line in self.lines().items() if node != self.node}
+        partial = self.lines_path().with_name("lines.json.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({**lines, self.node: self.line}, indent=1), encoding="utf-8")
+        sync_and_replace(partial, self.lines_path())
+
+    def kept(self, number: int, plan: Plan, begins: bool, signatures: Collection[str]) -> SavedClip:
+        """The saved clip, whatever it was made with; all that are kept are one video's.
+
+        Args:
+            signatures: of the plan's clip, which tell the video of another node apart.
 
         Raises:
             ValueError: there is none, or those after it cannot be made as the plan wants.
         """
-        if self.folder is None:
+        if self.root is None:
             raise ValueError(
                 f"regenerate_from is {plan.regenerate_from} but run_name is empty, so that no clips are kept: set "
                 "run_name to that of an earlier run, or regenerate_from to 0"
             )
-        clip = self.find(number, None)
-        if clip is None:
+        if not number:
+            self.kept_line = self.choose_line(min(plan.regenerate_from - 1, len(plan.seeds)), signatures)
+        if number >= len(self.kept_line):
             raise ValueError(
                 f"regenerate_from is {plan.regenerate_from}, but clip {number + 1} of the run {self.name!r} was never "
                 f"saved for this prior at this size: choose at most {number + 1}, or 0"
             )
+        clip = self.load(self.kept_line[number])
         wanted = replace(plan.overrides, clip_frames=0) if begins else plan.overrides
         made = f"clip {number + 1} of the run {self.name!r}"
         wanted.check(clip.latent[KEY].trajectory, made, "set regenerate_from to 0 to make every clip anew")
         return clip
 
-    def adopt(self, number: int, clip: SavedClip, signature: str) -> None:
-        """Make a kept clip part of the plan that this is the signature of, so that a later run finds it."""
-        if signature not in clip.signatures:
-            self.save(number, replace(clip, signatures=(*clip.signatures, signature)))
+    def choose_line(self, length: int, signatures: Collection[str]) -> list[str]:
+        """Files of so many clips that follow each other, or of the most that do: what this node used last, else what
+        begins with a clip of these signatures, else what was used last by any."""
+        found = [[file] for file in self.files(0)]
+        for number in range(1, length):
+            files = self.files(number)
+            longer = [[*line, file] for line in found for file in files if self.before(file) == line[-1]]
+            if not longer:
+                break
+            found = longer
+        lines = self.lines()
+        last = list(lines.values())[-1] if lines else []
+
+        def rank(line: list[str]) -> tuple[Any, ...]:
+            own = lines.get(self.node, [])[: len(line)] == line
+            exact = bool({*signatures} & {*self.extra(line[0])["signatures"]})
+            return own and self.node != "", exact, own, last[: len(line)] == line, self.time(line[-1])
+
+        return max(found, key=rank, default=[])
+
+    def files(self, number: int) -> list[str]:
+        """All clips that were ever saved at a place in the video."""
+        if self.root is None:
+            return []
+        pattern = f"clip_{number:04d}*.safetensors"
+        paths = sorted(path for folder in self.folders for path in (self.root / folder).glob(pattern))
+        files = [path.relative_to(self.root).as_posix() for path in paths]
+        return [file for file in files if self.extra(file).get("signatures")]
+
+    def before(self, file: str) -> str | None:
+        """The file of the clip that one follows."""
+        folder, _, name = file.partition("/")
+        if "_" in name.removeprefix("clip_"):
+            return self.extra(file).get("follows")
+        return f"{folder}/clip_{int(name[5:9]) - 1:04d}.safetensors"  # an earlier version's, one video to a folder
+
+    def extra(self, file: str) -> dict[str, Any]:
+        assert self.root is not None
+        return states.read_extra(self.root / file)
+
+    def time(self, file: str) -> int:
+        assert self.root is not None
+        return (self.root / file).stat().st_mtime_ns
+
+    def load(self, file: str) -> SavedClip:
+        assert self.root is not None
+        extra = self.extra(file)
+        signatures = tuple(extra["signatures"])
+        latent = states.load(self.root / file)
+        return SavedClip(latent, extra["seed"], extra["prompt"], signatures, extra.get("follows"), file)
+
+    def lines_path(self) -> Path:
+        assert self.root is not None
+        return self.root / self.folders[0] / "lines.json"
+
+    def lines(self) -> dict[str, list[str]]:
+        """Node -> files of the clips that it used last; the latest comes last."""
+        if self.root is None:
+            return {}
+        try:
+            lines = json.loads(self.lines_path().read_text(encoding="utf-8"))
+            return {str(node): [str(file) for file in line] for node, line in lines.items()}
+        except (OSError, ValueError, AttributeError, TypeError):  # a hint only: the clips say themselves what they are
+            return {}
 
 
 def make_clips(
-    model: Any, encoded: Sequence[tuple[str, Any]], negative: Any, latent: dict[str, Any], plan: Plan, run_name: str
+    model: Any,
+    encoded: Sequence[tuple[str, Any]],
+    negative: Any,
+    latent: dict[str, Any],
+    plan: Plan,
+    run_name: str,
+    node: str = "",
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """The video with its new clips, the last clip, and a report.
 
@@ -170,41 +269,43 @@ def make_clips(
         encoded: (prompt, positive conditioning) of each clip.
         latent: what the clips continue; zeros begin a new video, whose first clip is then sampled from noise.
         run_name: where finished clips are kept; empty keeps nothing.
+        node: the id of the node in its workflow, which tells nodes that share a run name apart.
     """
     video = video_samples(latent, "prior")
     fresh = not torch.count_nonzero(video)
     pieces = [] if fresh else [video]
     before = latent
-    chain = start_of(latent, video)
-    store = ClipStore(run_name, chain)
-    identity = model_identity(model)
+    chains = start_of(latent, video), old_start_of(latent, video)
+    store = ClipStore(run_name, *chains, node)
+    identities = model_identity(model), old_model_identity(model)
     lines = []
     made = 0
     bar = comfy.utils.ProgressBar(len(plan.seeds))
     for number, (prompt, positive) in enumerate(encoded):
         comfy.model_management.throw_exception_if_processing_interrupted()
         begins = fresh and number == 0
-        signature = plan.signature(number, begins, chain, identity, conditioning_hash(positive, negative))
+        texts = conditioning_hash(positive, negative)
+        signatures = [plan.signature(number, begins, *names, texts) for names in zip(chains, identities, strict=True)]
         clip = None
         if number + 1 < plan.regenerate_from:
-            clip = store.kept(number, plan, begins)
+            clip = store.kept(number, plan, begins, signatures)
         elif not made and not plan.regenerate_from:
-            clip = store.find(number, signature)
+            clip = store.find(number, signatures)
         if clip is None:
             made += 1
             new = _make(model, positive, negative, before, plan, number, begins)
-            clip = SavedClip(new, plan.seeds[number], prompt, (signature,))
+            clip = SavedClip(new, plan.seeds[number], prompt, (signatures[0],))
             store.save(number, clip)
         else:
             clip.latent[KEY].check_model(vidrd_model(model))
-            store.adopt(number, clip, signature)
+            store.adopt(clip, signatures[0])
         did = "made" if made else "reused"
         lines.append(f"clip {number + 1}: {did}, seed {clip.seed}, {clip.prompt or 'positive conditioning'}")
         if not begins:
             plan.reuse.check(clip.samples.shape[2])
         pieces.append(clip.samples if begins else clip.samples[:, :, plan.reuse.trim_frames :])
         before = clip.latent
-        chain = clip.content() + signature
+        chains = clip.content() + signatures[0], clip.content() + signatures[1]
         bar.update_absolute(number + 1)
     joined, tail, trajectory = torch.cat(pieces, dim=2), pieces[-1].shape[2], before[KEY].trajectory
     lines.append(f"{made} made, {len(lines) - made} reused; {joined.shape[2]} frames in all")
@@ -212,7 +313,17 @@ def make_clips(
 
 
 def start_of(latent: dict[str, Any], video: Tensor) -> str:
-    """A name for what a run goes on from; of zeros, their shape."""
+    """A name for what a run goes on from: the samples and all that the next clip takes over; of zeros, their shape."""
+    if not torch.count_nonzero(video):
+        return old_start_of(latent, video)
+    prior = prior_of(latent)
+    context = {key: value for key, value in known_context(latent).items() if key != "model"}  # which counts by itself
+    past = None if prior is None else [prior.trajectory.noise, *prior.trajectory.states]
+    return hashed([old_start_of(latent, video), described(context), described(past)])
+
+
+def old_start_of(latent: dict[str, Any], video: Tensor) -> str:
+    """What earlier versions called it, which kept finished clips under that name."""
     prior = prior_of(latent)
     return tail_hash(video, video.shape[2]) if prior is None else " ".join(prior.tail_hashes)
 

@@ -232,6 +232,7 @@ class ManyClips(io.ComfyNode):
                     tooltip=("Used for every clip in place of prompts, when prompts is empty."),
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Latent.Output("video", display_name="video", tooltip="The prior with all new clips at its end."),
                 io.Latent.Output("last_clip", display_name="last clip", tooltip="The last clip alone."),
@@ -260,4 +261,5 @@ class ManyClips(io.ComfyNode):
         overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
         plan = many.Plan(seeds, cfg, settings, overrides, regenerate_from)
         encoded = many.encode(clip, texts, positive if not prompts.strip() else None)
-        return io.NodeOutput(*many.make_clips(model, encoded, negative, prior, plan, run_name.strip()))
+        node = str(getattr(cls.hidden, "unique_id", None) or "")
+        return io.NodeOutput(*many.make_clips(model, encoded, negative, prior, plan, run_name.strip(), node))

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.abc import MetaPathFinder
+from typing import Any
+
 import pytest
 import torch
 
 from vidrd_core.interpolation import interpolate
 
 pytest.importorskip("cv2")
+
+
+@pytest.mark.parametrize("cause", ["No module named 'cv2'", "libGL.so.1: cannot open shared object file"])
+def test_without_opencv_the_message_says_what_to_install(cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoOpenCV(MetaPathFinder):
+        def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+            if name == "cv2":
+                raise ImportError(cause)
+
+    monkeypatch.delitem(sys.modules, "cv2")
+    monkeypatch.setattr(sys, "meta_path", [NoOpenCV(), *sys.meta_path])
+    frames = torch.rand(2, 16, 16, 3)
+    with pytest.raises(ValueError, match="pip install opencv-python-headless.* opencv-python, install that") as caught:
+        interpolate(frames, 2)
+    assert cause in str(caught.value)
+    assert torch.equal(interpolate(frames, 1), frames)
 
 
 def disc(x: float, y: float, size: int = 64, radius: float = 9.0) -> torch.Tensor:

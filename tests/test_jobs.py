@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,8 +17,9 @@ import torch
 from components import make_pipeline
 
 from vidrd_core import ReuseSettings, VidRDPipeline
+from vidrd_core.fingerprints import old_fingerprint
 from vidrd_core.job_folders import JobError, JobFolder, default_folder
-from vidrd_core.jobs import JobResult, Plan, check_job, check_space, open_job, run_job
+from vidrd_core.jobs import JobResult, Plan, check_job, check_space, made_with, open_job, run_job
 from vidrd_core.state import Clip, SamplingSettings, VideoState, read_tensors
 from vidrd_core.video import read_metadata, read_video
 
@@ -219,6 +221,97 @@ def test_a_job_can_go_on_from_any_clips_state_in_a_folder_of_its_own(
     assert (read_video(tmp_path / "out").frames == frames).all()
     with pytest.raises(JobError, match="begins at clip 2 and not at 0"):
         open_job(tmp_path / "state", pipe, Plan(PROMPTS, SAMPLING, seed=3))
+
+
+def going_on(pipe: VidRDPipeline, prompt: str, **options: Any) -> Plan:
+    """A plan that goes on from a clip of seed 5, whatever its prompt or negative states are."""
+    given = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 3.0, "reuse": SAMPLING.reuse, **options}
+    state = pipe(prompt, num_clips=1, seed=5, height=16, width=16, output_type="latent", **given).state
+    return Plan(["a box", "a line"], SAMPLING, start=state)
+
+
+def test_a_folder_is_not_taken_by_a_job_that_goes_on_from_another_video_of_the_same_seed(
+    pipe: VidRDPipeline, tmp_path: Path
+) -> None:
+    red = going_on(pipe, "a red dot")
+    assert run(pipe, tmp_path / "state", tmp_path / "out.gif", red).is_complete
+    words = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(1))
+    assert red.start is not None
+    longer = replace(red.start, num_joined=red.start.num_joined + 1)
+    others = (going_on(pipe, "a blue dot"), going_on(pipe, "a red dot", num_inference_steps=3),
+              going_on(pipe, "a red dot", negative_prompt_embeds=words), replace(red, start=longer))  # fmt: skip
+    for other in others:
+        with pytest.raises(JobError, match="the start is another one"):
+            open_job(tmp_path / "state", pipe, other)
+    red.start.save(tmp_path / "red.safetensors")
+    again = replace(red, start=VideoState.load(tmp_path / "red.safetensors"))
+    assert open_job(tmp_path / "state", pipe, again).num_finished() == 2
+
+
+def test_a_start_s_digest_knows_the_types_of_its_tensors_and_no_order_of_its_settings(pipe: VidRDPipeline) -> None:
+    plan = going_on(pipe, "a red dot")
+    start = plan.start
+    assert start is not None
+    context = dict(reversed(list(start.trajectory.context.items())))
+    turned = replace(start, trajectory=replace(start.trajectory, context=context))
+    typed = replace(start, text=start.text.view(torch.int32))
+    found = [made_with(pipe, replace(plan, start=one))["start"] for one in (start, turned, typed)]
+    assert found[0] == found[1] != found[2]
+
+
+def as_earlier_versions_wrote(folder: Path, start: VideoState | None = None) -> None:
+    """Give a folder the settings of earlier versions: a digest of the start's noise, three digits of 64 weights."""
+    settings = JobFolder(folder).read()
+    made = settings["made"]
+    made.update({name: old_fingerprint(made[name]) for name in ("unet", "vae", "text_encoder")})
+    del made["text_encoder_dtype"]
+    if start is not None:
+        made["start"] = hashlib.sha256(start.trajectory.noise.numpy().tobytes()).hexdigest()[:12]
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def test_an_earlier_version_s_folder_goes_on_where_the_start_in_it_is_the_plan_s(
+    pipe: VidRDPipeline, tmp_path: Path
+) -> None:
+    red, folder = going_on(pipe, "a red dot"), JobFolder(tmp_path / "state")
+    assert run(pipe, folder.path, tmp_path / "out.gif", red, should_stop=stop_after(5)).clips == 1
+    as_earlier_versions_wrote(folder.path, red.start)
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    with pytest.raises(JobError, match="the start is another one"):
+        open_job(folder.path, pipe, going_on(pipe, "a blue dot"))
+    kept = folder.start_path.rename(tmp_path / "kept.safetensors")
+    with pytest.raises(JobError, match=r"earlier version, .* without start\.safetensors .* Put that file back"):
+        open_job(folder.path, pipe, red)
+    kept.rename(folder.start_path)
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    assert run(pipe, folder.path, tmp_path / "out.gif", red).is_complete
+    assert run(pipe, tmp_path / "whole", tmp_path / "whole.gif", red).is_complete
+    assert (tmp_path / "out.gif").read_bytes() == (tmp_path / "whole.gif").read_bytes()
+    assert folder.read()["made"] == JobFolder(tmp_path / "whole").read()["made"]
+
+
+def test_an_earlier_version_s_folder_of_a_new_video_goes_on(pipe: VidRDPipeline, tmp_path: Path) -> None:
+    plan = Plan(PROMPTS[:2], SAMPLING, seed=3)
+    assert run(pipe, tmp_path / "state", tmp_path / "out.gif", plan, should_stop=stop_after(5)).clips == 1
+    as_earlier_versions_wrote(tmp_path / "state")
+    with pytest.raises(JobError, match="the unet is another one"):
+        open_job(tmp_path / "state", make_pipeline(tmp_path / "words", seed=8), plan)
+    assert run(pipe, tmp_path / "state", tmp_path / "out.gif", plan).is_complete
+
+
+def test_a_folder_takes_its_model_in_no_other_precision_and_no_neighbouring_checkpoint(
+    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+) -> None:
+    changed = make_pipeline(tmp_path)
+    changed.text_encoder.to(torch.bfloat16)
+    with pytest.raises(JobError, match="other settings: text_encoder_dtype was 'float32' and is 'bfloat16'"):
+        open_job(unbroken / "state", changed, Plan(PROMPTS, SAMPLING, seed=3))
+    further = make_pipeline(tmp_path)
+    with torch.no_grad():
+        for parameter in further.vae.parameters():
+            parameter.mul_(1.0001)
+    with pytest.raises(JobError, match="other settings: the vae is another one"):
+        open_job(unbroken / "state", further, Plan(PROMPTS, SAMPLING, seed=3))
 
 
 def test_each_clip_gets_its_row_in_the_contact_sheet(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:

@@ -38,6 +38,15 @@ def test_the_root_package_imports_harmlessly_without_comfyui(tmp_path: Path) -> 
     assert ran.stdout.split("\n")[:2] == ["[]", "False"]
 
 
+def test_the_pack_installs_no_opencv_which_would_break_another_pack_s() -> None:
+    """Both of OpenCV's packages write into one folder; nodes that need it say so themselves."""
+    wanted = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    dependencies = project.partition("\ndependencies = [")[2].partition("]")[0]
+    assert "diffusers" in wanted and "diffusers" in dependencies
+    assert "opencv" not in wanted and "opencv" not in dependencies
+
+
 def test_only_nodes_import_comfy() -> None:
     for path in (ROOT / "vidrd_core").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,17 @@ def test_a_fingerprint_notices_a_little_further_training() -> None:
         for parameter in unet.parameters():
             parameter.mul_(1.05)
     assert not same_model(fingerprint(unet), name)
+
+
+def test_a_state_is_not_taken_by_a_neighbouring_checkpoint_of_its_model(state: VideoState) -> None:
+    unet = tiny_unet()
+    state = replace(state, model=fingerprint(unet))
+    state.check_model(fingerprint(unet))
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.mul_(1.001)
+    with pytest.raises(ValueError, match="made by another U-Net"):
+        state.check_model(fingerprint(unet))
 
 
 def test_a_state_file_can_be_replaced_while_what_was_loaded_from_it_is_in_use(

@@ -25,7 +25,7 @@ import tyro
 from vidrd_core.allocator import keep_freed_memory
 from vidrd_core.metrics.comparison import SETS, Comparison, canonical
 from vidrd_core.metrics.document import write_document
-from vidrd_core.metrics.identity import NEGATIVE_PROMPT, model_identity
+from vidrd_core.metrics.identity import NEGATIVE_PROMPT, changes, model_identity
 from vidrd_core.metrics.ucf101 import Ucf101Settings, evaluate_ucf101
 from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
 from vidrd_core.pipeline import VidRDPipeline
@@ -110,7 +110,7 @@ def world(options: World) -> None:
         path = options.output.with_suffix(".json")
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         chained = stored.get("settings", {}).pop("reuse", {})
-        if stored.get("settings") == settings:  # methods may be measured one by one
+        if "settings" in stored and not changes(stored["settings"], settings):  # methods may be measured one by one
             known = {name: row for name, row in stored["methods"].items() if chained.get(name) == reuse.get(name)}
             rows = {name: row for name in METHODS if (row := {**known, **rows}.get(name)) is not None}
         settings["reuse"] = reuse

@@ -27,7 +27,7 @@ def interpolate(frames: Tensor, factor: int, on_pair: Callable[[], Any] | None =
         on_pair: called after each pair of neighbours; may raise to stop.
 
     Raises:
-        ValueError: another shape, or a factor below 1.
+        ValueError: another shape, a factor below 1, or no OpenCV.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
         raise ValueError(f"frames are {list(frames.shape)}; expected [T, H, W, 3] with at least one frame")
@@ -46,10 +46,31 @@ def interpolate(frames: Tensor, factor: int, on_pair: Callable[[], Any] | None =
     return out
 
 
-def optical_flow(first: Tensor, second: Tensor) -> Tensor:
-    """Where each pixel of ``first`` ``[3, H, W]`` is in ``second``: ``[2, H, W]`` in pixels, x then y."""
-    import cv2
+def load_opencv() -> Any:
+    """The module ``cv2``, of whichever of OpenCV's packages is there.
 
+    Raises:
+        ValueError: none is, or it cannot be loaded; the message says what to install.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError(
+            f"optical flow needs OpenCV, which cannot be imported ({error}): install it with `python -m pip install "
+            "opencv-python-headless` into the Python that runs this (ComfyUI's own, inside ComfyUI). Where another "
+            "program or node pack wants opencv-python, install that one in its place: one of the two is enough, and "
+            "both together can break each other"
+        ) from error
+    return cv2
+
+
+def optical_flow(first: Tensor, second: Tensor) -> Tensor:
+    """Where each pixel of ``first`` ``[3, H, W]`` is in ``second``: ``[2, H, W]`` in pixels, x then y.
+
+    Raises:
+        ValueError: there is no OpenCV.
+    """
+    cv2 = load_opencv()
     height, width = first.shape[1:]
     scale = max(1.0, FLOW_SIZE / min(height, width))
     size = (round(height * scale), round(width * scale))
@@ -57,7 +78,7 @@ def optical_flow(first: Tensor, second: Tensor) -> Tensor:
     for frame in (first, second):
         gray = F.interpolate((frame.mean(0)[None, None].clamp(0, 1) * 255), size, mode="bilinear", align_corners=False)
         grays.append(gray[0, 0].round().byte().numpy())
-    search: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # its stubs know no "no first guess"
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow = torch.from_numpy(search.calc(*grays, None))
     flow = F.interpolate(flow.permute(2, 0, 1)[None], (height, width), mode="bilinear", align_corners=False)[0]
     return flow * torch.tensor([width / size[1], height / size[0]])[:, None, None]

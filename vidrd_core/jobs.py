@@ -17,7 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .denoising import ALWAYS, Interval, check_interval, interval_context, interval_of
+from .fingerprints import same_model
 from .job_folders import SETTINGS, JobError, JobFolder
 from .pipeline import VidRDPipeline
 from .schedulers import check_context, prepare_scheduler, scheduler_context
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
+
+MODELS = ("unet", "vae", "text_encoder")  # of a pipeline, known by their fingerprints
+TEXT_DTYPE = "text_encoder_dtype"
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,7 @@ class Plan:
 
 def made_with(pipe: VidRDPipeline, plan: Plan) -> dict[str, Any]:
     """What all clips of a job share; a clip made with anything else would not fit the others."""
-    names = ("unet", "vae", "text_encoder")
-    models = {name: pipe.fingerprint_of(name) for name in names if getattr(pipe, name) is not None}
+    models = {name: pipe.fingerprint_of(name) for name in MODELS if getattr(pipe, name) is not None}
     stored = next(parameter.dtype for parameter in pipe.unet.parameters() if parameter.ndim > 1)
     storage = {} if stored == pipe.unet.dtype else {"storage": str(stored).removeprefix("torch.")}
     return {
@@ -117,6 +122,7 @@ def made_with(pipe: VidRDPipeline, plan: Plan) -> dict[str, Any]:
         "scheduler": _sampler(pipe, plan),
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         **storage,
+        **({} if pipe.text_encoder is None else {TEXT_DTYPE: str(pipe.text_encoder.dtype).removeprefix("torch.")}),
         "start": None if plan.start is None else _digest(plan.start),
         **models,
     }
@@ -126,8 +132,28 @@ def _sampler(pipe: VidRDPipeline, plan: Plan) -> dict[str, str]:
     return scheduler_context(pipe.scheduler) | interval_context(plan.interval)
 
 
+START = "v2"  # marks a digest of all of a start state; earlier versions' were of its noise alone
+
+
 def _digest(state: VideoState) -> str:
-    return hashlib.sha256(state.trajectory.noise.contiguous().numpy().tobytes()).hexdigest()[:12]
+    """A hash of all that decides what follows a state but its model, which is compared by itself."""
+    past = state.trajectory
+    settings = {
+        "sampling": state.sampling.to_json(),
+        "num_joined": state.num_joined,
+        "seeds": state.seeds,
+        "clip_index": state.clip_index,
+        "prompt": state.prompt,
+        "trajectory": past.metadata(),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    tensors = {"noise": past.noise, "tail": state.tail, "text": state.text, "negative": state.negative}
+    tensors |= {f"state.{step}": kept for step, kept in enumerate(past.states)}
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"{START}:{digest.hexdigest()[:32]}"
 
 
 def check_job(pipe: VidRDPipeline, plan: Plan, folder: str | Path, output: str | os.PathLike[str], fps: float) -> None:
@@ -172,7 +198,8 @@ def open_job(
         folder.clear()
         settings = {}
     if settings:
-        differences = compare(settings["made"], json.loads(json.dumps(made)))
+        before = {**settings["made"], "start": _known_start(folder, settings["made"].get("start"))}
+        differences = compare(before, json.loads(json.dumps(made)))
         if settings.get("first", 0) != plan.first:
             differences.insert(0, f"it begins at clip {settings.get('first', 0)} and not at {plan.first}")
         if differences:
@@ -189,17 +216,40 @@ def open_job(
     return folder
 
 
+def _known_start(folder: JobFolder, digest: str | None) -> str | None:
+    """The digest of the state that a folder's clips go on from, also where it is an earlier version's.
+
+    That was of the noise alone, which other videos of the same seed share; the folder holds the state itself.
+
+    Raises:
+        JobError: it no longer does.
+    """
+    if digest is None or digest.startswith(f"{START}:"):
+        return digest
+    try:
+        return _digest(VideoState.load(folder.start_path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JobError(
+            f"{folder.path} was begun by an earlier version, and what its clips go on from cannot be told without "
+            f"{folder.start_path.name} ({error}). Put that file back or choose another state folder; the clips stay"
+        ) from error
+
+
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The differences of two nested settings, in words."""
     differences = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
+        if key == TEXT_DTYPE and key not in before:  # earlier versions did not keep it
+            continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             if key == "scheduler" and old.get(key) != new.get(key):  # all else follows from that
                 old, new = ({key: settings.get(key)} for settings in (old, new))
             differences += compare(old, new, f"{key} " if key == "scheduler" else "")
+        elif key in MODELS and isinstance(old, str) and isinstance(new, str) and same_model(old, new):
+            continue
         elif old != new:
-            is_model = key in ("unet", "vae", "text_encoder", "start")
+            is_model = key in (*MODELS, "start")
             differences.append(f"the {key} is another one" if is_model else f"{prefix}{key} was {old!r} and is {new!r}")
     return differences
 

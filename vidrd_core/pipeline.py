@@ -20,13 +20,14 @@ from torch import Tensor
 
 from .decoding import WindowDecoder, decode_ahead, joined
 from .denoising import ALWAYS, Interval, check_interval, denoise_clip, interval_context, interval_of
+from .fingerprints import fingerprint
 from .models.autoencoder import VidRDAutoencoderKL
 from .models.unet import VidRDUNet
 from .presets import PRESETS, find_preset, make_scheduler
 from .reuse import ReuseSettings, Trajectory, initial_noise
 from .schedulers import check_context, prepare_scheduler, scheduler_context
 from .seeds import clip_noise, clip_seed
-from .state import Clip, SamplingSettings, VideoState, fingerprint
+from .state import Clip, SamplingSettings, VideoState
 
 NoiseSource = Callable[[int, Sequence[int]], Tensor]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
@@ -262,6 +263,7 @@ class VidRDPipeline(DiffusionPipeline):
         shape = self._latent_shape(batch, sampling)
         if past is not None:
             check_context(past.context, context)
+        model = self.fingerprint_of("unet")
         clips = self.progress_bar(range(num_clips))
         clips.set_description("clips")
         for number in clips:
@@ -278,7 +280,7 @@ class VidRDPipeline(DiffusionPipeline):
                 return
             clip = Clip(latents.cpu(), index, prompts[number], drawn)
             clip.state = VideoState.after(
-                clip, past, sampling, seeds, texts[number].cpu(), self.fingerprint_of("unet"), state, given_negative
+                clip, past, sampling, seeds, texts[number].cpu(), model, state, given_negative
             )
             state = clip.state
             yield clip

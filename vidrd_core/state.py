@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -17,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .decoding import last_window_start
+from .fingerprints import fingerprint as fingerprint
+from .fingerprints import same_model
 from .reuse import ReuseSettings, Trajectory
 
 FORMAT = "vidrd-state-1"
-PROBES = 64  # weights in a fingerprint
-ROUNDING = 0.015  # of a weight held in 16 bits and written with three digits
 
 
 @dataclass(frozen=True)
@@ -236,26 +235,3 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error}); it is broken or not a state") from error
     return tensors, metadata
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A short name for a model: a hash of its configuration and, to three digits, weights from all over it."""
-    config: Any = getattr(model, "config", None)
-    if isinstance(config, Mapping):
-        described = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
-    else:  # transformers' configurations change with its versions, and when a model is saved
-        described = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:12]
-    parameters = list(model.parameters())
-    spread = [parameters[round(n * (len(parameters) - 1) / (PROBES - 1))].detach().flatten() for n in range(PROBES)]
-    weights = [float(parameter[parameter.numel() // 2]) for parameter in spread]
-    return ":".join((digest, *(f"{weight:.2e}" for weight in weights)))
-
-
-def same_model(first: str, second: str) -> bool:
-    """Whether two fingerprints are of one model, perhaps held in different precisions."""
-    (config, *weights), (other_config, *other_weights) = first.split(":"), second.split(":")
-    if config != other_config or len(weights) != len(other_weights):
-        return False
-    pairs = zip(weights, other_weights, strict=True)
-    return all(math.isclose(float(a), float(b), rel_tol=ROUNDING, abs_tol=1e-6) for a, b in pairs)

@@ -18,8 +18,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...vidrd_core.fingerprints import fingerprint, same_model
 from ...vidrd_core.models.unet import VidRDUNet
-from ...vidrd_core.state import fingerprint, same_model
 from .lora import accept_diffusers_lora
 from .operations import attend, ready
 

@@ -86,7 +86,7 @@ def test_kept_clips_belong_to_the_new_plan_and_tell_their_own_seeds(many: Any) -
     assert longer[2].splitlines()[:2] == before
     torch.testing.assert_close(longer[0]["samples"][:, :, :24], kept["samples"], rtol=0, atol=0)
     back = many(run_name="kept", seed=4)
-    assert made(back) == "1 made, 2 reused"  # the kept ones were this plan's
+    assert made(back) == "0 made, 3 reused"  # nothing of this plan was overwritten
     torch.testing.assert_close(back[0]["samples"], begun["samples"], rtol=0, atol=0)
 
 
@@ -98,6 +98,90 @@ def test_nodes_that_share_a_run_name_leave_each_others_clips(many: Any) -> None:
     again = many(run_name="shared", num_clips=2, prior=one[0], steps=0, sampler_name="from prior")
     assert made(again) == "0 made, 2 reused"
     torch.testing.assert_close(again[0]["samples"], two[0]["samples"], rtol=0, atol=0)
+
+
+def test_new_videos_of_one_size_and_run_name_keep_their_clips_apart(many: Any, base: Path) -> None:
+    plans: tuple[dict[str, Any], ...] = (
+        {"seed": 1}, {"seed": 2}, {"seed": 1, "prompts": "the red ball rolls\nthe blue square"},
+        {"seed": 1, "cfg": 2.0},
+    )  # fmt: skip
+    videos = []
+    for plan in plans:
+        videos.append(many(run_name="apart", num_clips=2, **plan)[0]["samples"])
+        files = {path: path.read_bytes() for path in (base / "output/vidrd/apart").rglob("*.safetensors")}
+    for plan, video in zip(plans, videos, strict=True):
+        again = many(run_name="apart", num_clips=2, **plan)
+        assert made(again) == "0 made, 2 reused", plan
+        torch.testing.assert_close(again[0]["samples"], video, rtol=0, atol=0)
+    assert len(files) == 7  # the third video begins as the first does
+    assert {path: path.read_bytes() for path in (base / "output/vidrd/apart").rglob("*.safetensors")} == files
+
+
+def test_clips_made_anew_of_one_video_leave_those_of_another_and_the_older_ones(many: Any, base: Path) -> None:
+    one, two = (many(run_name="reroll", seed=seed, num_clips=2)[0]["samples"] for seed in (1, 2))
+    other = many(run_name="reroll", seed=1, num_clips=2, clip_seeds="-, 77", regenerate_from=2)
+    assert made(other) == "1 made, 1 reused"
+    torch.testing.assert_close(other[0]["samples"][:, :, :8], one[:, :, :8], rtol=0, atol=0)
+    for seed, video in ((1, one), (2, two)):
+        again = many(run_name="reroll", seed=seed, num_clips=2)
+        assert made(again) == "0 made, 2 reused"
+        torch.testing.assert_close(again[0]["samples"], video, rtol=0, atol=0)
+
+
+def test_regenerate_from_keeps_the_clips_of_the_node_s_own_video(
+    part: Any, model: Any, conds: Any, nodes: dict[str, Any]
+) -> None:
+    plans, overrides = part("nodes.many"), part("nodes.clips").Overrides(3, "euler", "normal")
+    reuse = part("vidrd_core.reuse").ReuseSettings()
+
+    def run(node: str, *seeds: int, regenerate_from: int = 0) -> tuple[Any, Any, str]:
+        plan = plans.Plan(list(seeds), 3.0, reuse, overrides, regenerate_from)
+        with torch.inference_mode():
+            return plans.make_clips(model, [("", conds[0])] * len(seeds), conds[1], empty(nodes), plan, "nodes", node)
+
+    one, two = run("1", 10, 11), run("2", 20, 21)
+    for node, video in (("1", one), ("2", two)):
+        kept = run(node, 31, 32, 33, regenerate_from=3)
+        assert made(kept) == "1 made, 2 reused"
+        torch.testing.assert_close(kept[0]["samples"][:, :, :16], video[0]["samples"], rtol=0, atol=0)
+
+
+def test_clips_that_an_earlier_version_kept_are_found(
+    many: Any, part: Any, base: Path, monkeypatch: pytest.MonkeyPatch, first: Any
+) -> None:
+    prior = first(steps=3, sampler_name="euler", scheduler="normal")
+    for name, changes in (("old", {}), ("older", {"prior": prior, "steps": 0, "sampler_name": "from prior"})):
+        with monkeypatch.context() as old:  # its names of models and priors, and of files
+            plans = part("nodes.many")
+            old.setattr(plans, "model_identity", plans.old_model_identity)
+            old.setattr(plans, "start_of", plans.old_start_of)
+            video = many(run_name=name, num_clips=2, **changes)[0]["samples"]
+        folder = base / "output/vidrd" / name / "clips"
+        for path in folder.rglob("clip_*.safetensors"):
+            path.rename(path.with_name(f"{path.name[:9]}.safetensors"))
+        (path,) = folder.rglob("lines.json")
+        path.unlink()
+        assert made(many(run_name=name, num_clips=3, seed=99, regenerate_from=3, **changes)) == "1 made, 2 reused"
+        again = many(run_name=name, num_clips=2, **changes)
+        assert made(again) == "0 made, 2 reused"
+        torch.testing.assert_close(again[0]["samples"], video, rtol=0, atol=0)
+
+
+def test_the_precision_of_the_model_counts(model: Any, part: Any) -> None:
+    identity = part("nodes.identity").model_identity
+    before, held = identity(model), model.model.manual_cast_dtype
+    model.model.manual_cast_dtype = torch.bfloat16
+    try:
+        assert identity(model) != before
+    finally:
+        model.model.manual_cast_dtype = held
+    assert identity(model) == before
+
+
+def test_it_counts_which_conditioning_an_entry_belongs_to(conds: Any, part: Any) -> None:
+    one, two = conds
+    identity = part("nodes.identity").conditioning_hash
+    assert identity([*one, *two], two) != identity(one, [*two, *two])
 
 
 def test_trimming_only_joins_anew(many: Any) -> None:

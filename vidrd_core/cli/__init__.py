@@ -208,6 +208,7 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
     import torch
 
     from ..denoising import interval_context
+    from ..fingerprints import short_name
     from ..schedulers import scheduler_context
 
     sampler = scheduler_context(pipe.scheduler)
@@ -216,7 +217,7 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
         "versions": {"vidrd": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
         "model": {
             "name": Path(str(options.model)).name if options.model else None,
-            "unet": pipe.fingerprint_of("unet"),
+            "unet": short_name(pipe.fingerprint_of("unet")),
         },
         "scheduler": sampler.pop("scheduler"),
         "scheduler_settings": sampler,

@@ -210,9 +210,9 @@ def load_results(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
         raise ValueError(f"{folder} has no results of these methods; make them with `training/evaluate.py compare`")
     first, *others = results.values()
     for other in others:
-        if other["settings"] != first["settings"]:
+        if changed := changes(first["settings"], other["settings"]):
             raise ValueError(
                 f"{first['method']!r} and {other['method']!r} were made with other settings and cannot stand in one "
-                f"table: {changes(first['settings'], other['settings'])}; make one of them again"
+                f"table: {changed}; make one of them again"
             )
     return results

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..fingerprints import same_model, short_name
 from ..pipeline import VidRDPipeline
 from ..schedulers import scheduler_context
 from ..state import SamplingSettings
 
+MODELS = ("model", "vae", "text_encoder")  # whose entries are fingerprints
 NEGATIVE_PROMPT = str(SamplingSettings.negative_prompt)  # of every evaluation, where a model brings none of its own
 
 
@@ -27,5 +29,13 @@ def model_identity(pipe: VidRDPipeline) -> dict[str, Any]:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs, for people: "steps was 25 and is 50"; empty where nothing does."""
-    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    return ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in differing)
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if key in MODELS and old is not None and new is not None:
+            if same_model(str(old), str(new)):
+                continue
+            old, new = short_name(str(old)), short_name(str(new))
+        if old != new:
+            found.append(f"{key} was {old} and is {new}")
+    return ", ".join(found)
