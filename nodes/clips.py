@@ -35,6 +35,12 @@ class Schedule:
     def sigmas(self, model: Any) -> Tensor:
         return noise_levels(model, self.steps, self.sampler, self.scheduler)
 
+    def tell(self, sigmas: Tensor) -> None:
+        """Say so where the scheduler made another number of steps than was asked for, as ddim_uniform does."""
+        if len(sigmas) - 1 != self.steps:
+            made = len(sigmas) - 1
+            logger.info("%s makes %d steps of %d, as in the stock KSampler.", self.scheduler, made, self.steps)
+
     def context(self, model: Any, sigmas: Tensor, clip_index: int, seeds: list[int]) -> dict[str, Any]:
         """What a trajectory remembers of how its clip was made, and which seeds its video has used so far."""
         return {
@@ -146,7 +152,12 @@ def first_clip(
     denoise: float = 1.0,
     progressive_alpha: float = 0.0,
 ) -> dict[str, Any]:
-    """The LATENT of a first clip. ``denoise`` below 1 starts from ``latent`` instead of pure noise.
+    """The LATENT of a first clip.
+
+    Args:
+        denoise: 1 starts from pure noise, of the size of ``latent`` whatever is in it; less starts from ``latent`` with
+            noise. (The stock KSampler adds what is in the latent at 1 too, so that a clip's states would be those of
+            another noise than the one that the next clip reuses.)
 
     Raises:
         ValueError: the latents, the model or the sampler do not fit.
@@ -156,7 +167,11 @@ def first_clip(
     start = video_samples(latent, "LATENT")
     if denoise < 1 and not torch.count_nonzero(start):
         raise ValueError(f"denoise is {denoise} but LATENT is empty: set denoise to 1, or encode a video to start from")
+    if denoise >= 1 and torch.count_nonzero(start):
+        logger.info("denoise is 1, so only the size of LATENT counts: set it below 1 to start from the video in it.")
+        start = torch.zeros_like(start)
     sigmas = noise_levels(model, schedule.steps, schedule.sampler, schedule.scheduler, denoise)
+    schedule.tell(sigmas)
     noise = progressive_noise(unit_noise(seed, tuple(start.shape)), progressive_alpha)
     samples, states = denoise_clip(model, positive, negative, noise, start, sigmas, schedule.sampler, cfg, seed)
     if denoise < 1:  # what follows is denoised from pure noise, in as many steps

@@ -25,7 +25,10 @@ SAMPLER_TIP = (
     "(ancestral, sde, ddpm) keep less of the clip before. lcm, sa_solver, uni_pc, "
     "dpm_fast and dpm_adaptive cannot be steered and are left out."
 )
-SCHEDULER_TIP = "How noise falls over the steps; the release used ddim_uniform."
+SCHEDULER_TIP = (
+    "How noise falls over the steps; the release used ddim_uniform. Where steps do not divide 1000, "
+    "ddim_uniform makes a few more of them, as in KSampler: 16 of 15."
+)
 
 
 def seed_input() -> Any:

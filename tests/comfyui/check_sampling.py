@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 from typing import Any
 
@@ -96,6 +97,37 @@ def test_chain_agrees_with_the_pipeline_outside_comfyui(
             assert relative(ours[:, :, free], theirs[:, :, free]) < 1e-4, (index, step)
 
 
+def test_steps_that_do_not_divide_1000_are_the_pipelines_with_noisier_ones_before_them(
+    model: Any, pipe: Any, part: Any, first: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    sampling = model.get_model_object("model_sampling")
+    made = {}
+    for steps in (10, 15, 20, 25, 30, 50):
+        sigmas = part("nodes.steering").noise_levels(model, steps, "ddim", "ddim_uniform")
+        pipe.scheduler.set_timesteps(steps)
+        expected = sampling.sigma(pipe.scheduler.timesteps)
+        torch.testing.assert_close(sigmas[-steps - 1 : -1], expected.float(), rtol=1e-4, atol=1e-5)
+        assert bool((sigmas[:-1].diff() < 0).all())
+        made[steps] = len(sigmas) - 1
+    assert made == {10: 10, 15: 16, 20: 20, 25: 25, 30: 31, 50: 50}
+    with caplog.at_level("INFO"):
+        assert first(steps=15)[KEY].trajectory.num_steps == 16
+        assert "ddim_uniform makes 16 steps of 15" in caplog.text
+        caplog.clear()
+        first(steps=10)
+        assert "steps of" not in caplog.text
+
+
+@pytest.mark.parametrize("scheduler", ["ddim_uniform", "normal"])
+def test_denoise_1_makes_the_clip_of_an_empty_latent_whatever_the_latent_holds(scheduler: str, first: Any) -> None:
+    held = {"samples": 2 + torch.randn((1, 4, 8, 8, 8), generator=torch.Generator().manual_seed(0))}
+    ours, empty = first(latent=held, scheduler=scheduler), first(scheduler=scheduler)
+    torch.testing.assert_close(ours["samples"], empty["samples"], rtol=0, atol=0)
+    trajectory = ours[KEY].trajectory
+    start = trajectory.noise * (1 + trajectory.context["sigmas"][0] ** 2) ** 0.5
+    torch.testing.assert_close(trajectory.states[0], start, rtol=1e-4, atol=1e-4)
+
+
 def installed(*tables: str) -> list[str]:
     """Samplers of these tables of nodes/steering.py, as far as this ComfyUI has them."""
     constants = Reader().constants
@@ -180,6 +212,19 @@ def test_this_sampler_goes_on_from_the_x_that_was_changed_in_place(
 ) -> None:
     length, cosine = carried(sampler, model, conds, part)
     assert cosine > 0.99 and length > 0.01, (length, cosine)
+
+
+@pytest.mark.parametrize("sampler", installed("STEERABLE", "STOCHASTIC", "REFUSED"))
+def test_the_callers_sigmas_stay_as_they_are(
+    sampler: str, model: Any, conds: Any, part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steering = part("nodes.steering")
+    monkeypatch.setattr(steering, "REFUSED", {})  # what is refused today may be a foreign sampler's habit tomorrow
+    sigmas = steering.noise_levels(model, 4, "euler", "karras")
+    given, noise = sigmas.clone(), torch.randn(1, 4, 8, 8, 8)
+    with torch.inference_mode(), contextlib.suppress(ValueError):  # of levels that were left out
+        steering.denoise_clip(model, *conds, noise, torch.zeros_like(noise), sigmas, sampler, 3.0, 0)
+    torch.testing.assert_close(sigmas, given, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("sampler", ["lcm", "sa_solver", "sa_solver_pece"])
