@@ -192,3 +192,15 @@ def override_inputs() -> list[Any]:
             ),
         ),
     ]
+
+
+def prior_positive_input() -> Any:
+    return io.Conditioning.Input(
+        "prior_positive",
+        optional=True,
+        tooltip=(
+            "What the prior shows (CLIP Text Encode), for inverting a prior without a usable trajectory. Unconnected, "
+            "the prompt that its last clip was sampled with counts, where that is known; else negative, so that an "
+            "empty negative prompt inverts unconditionally."
+        ),
+    )

@@ -459,6 +459,76 @@ def test_inversion_is_undone_by_sampling(first: Any, model: Any, conds: Any, par
     assert len(states) == 20 and relative(again, clip) < 0.1
 
 
+def texts(loaded: Any, *words: str) -> list[Any]:
+    with torch.inference_mode():
+        return [loaded[1].encode_from_tokens_scheduled(loaded[1].tokenize(text)) for text in words]
+
+
+def same(a: Any, b: Any) -> bool:
+    return torch.equal(a[1]["samples"], b[1]["samples"])
+
+
+def test_a_clip_is_inverted_by_the_prompt_that_made_it_and_not_by_the_next_one(
+    first: Any, following: Any, loaded: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, other = texts(loaded, "the green cross falls", "the blue square stays")
+    one = first(positive=own, steps=4)
+    inverted = {"positive": other, "prior_trajectory": "invert", "steps": 3}
+    with caplog.at_level("INFO"):
+        plain = following(one, **inverted)
+    assert "rebuilt (invert by its own prompt)" in caplog.text
+    assert same(plain, following(one, **inverted, prior_positive=own))
+    assert not same(plain, following(one, **inverted, prior_positive=other))
+    assert same(following(one), following(one, prior_positive=other))  # its trajectory needs no inversion
+    for longer in following(one, positive=other):
+        given = {"prior": longer, "prior_trajectory": "invert"}
+        assert same(following(**given), following(**given, prior_positive=other))
+    changed = {**one, "samples": one["samples"] * 1.01}
+    assert same(following(changed, positive=other), following(changed, positive=other, prior_positive=own))
+
+
+def test_latents_of_unknown_origin_are_inverted_unconditionally_unless_told_what_they_show(
+    first: Any, following: Any, loaded: Any, conds: Any, nodes: Any, make_model: Any, base: Any
+) -> None:
+    (own,) = texts(loaded, "the green cross falls")
+    plain = {"samples": first(positive=own, steps=2)["samples"]}
+    by_default = following(plain, steps=3)
+    assert same(by_default, following(plain, steps=3, prior_positive=conds[1]))
+    assert not same(by_default, following(plain, steps=3, prior_positive=own))
+    assert not same(by_default, following(plain, steps=3, prior_positive=conds[0]))
+    make_model(base / "models" / "vidrd" / "other", seed=5)
+    other = nodes["VidRDLoadModel"](model_name="other", weight_dtype="fp32")[0]
+    by_other = first(positive=own, steps=2, model=other)
+    given = {"prior_trajectory": "invert", "steps": 3}
+    assert same(following(by_other, **given), following(by_other, **given, prior_positive=conds[1]))
+
+
+def test_a_saved_state_keeps_the_prompt_of_its_clip(first: Any, following: Any, loaded: Any, nodes: Any) -> None:
+    own, other = texts(loaded, "the green cross falls", "the blue square stays")
+    one = first(positive=own, steps=2)
+    nodes["VidRDSaveState"](latent=one, name="prompted")
+    (loaded_again,) = nodes["VidRDLoadState"](name="prompted.safetensors")
+    given = {"positive": other, "prior_trajectory": "invert", "steps": 3}
+    assert same(following(one, **given), following(loaded_again, **given))
+    hooked = first(positive=[[own[0][0], {**own[0][1], "strength": 0.5}]], steps=2)
+    nodes["VidRDSaveState"](latent=hooked, name="hooked")
+    (without,) = nodes["VidRDLoadState"](name="hooked.safetensors")
+    assert without[KEY].positive is None
+
+
+def test_each_video_of_a_batch_is_inverted_by_its_own_prompt(first: Any, following: Any, loaded: Any) -> None:
+    import nodes as stock
+
+    own, other, third = texts(loaded, "the green cross falls", "the blue square stays", "the red ball")
+    both = [[torch.cat((own[0][0], other[0][0])), {}]]
+    batch = first(positive=both, batch_size=2, steps=2)
+    second = stock.LatentFromBatch().frombatch(batch, 1, 1)[0]
+    given = {"positive": third, "prior_trajectory": "invert", "steps": 3}
+    assert same(following(second, **given), following(second, **given, prior_positive=other))
+    changed = {**second, "samples": second["samples"] * 1.01}  # which of the two it was cannot be told any more
+    assert same(following(changed, **given), following({"samples": changed["samples"]}, **given))
+
+
 def test_cancel_stops_between_steps_and_leaves_no_clip(first: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import comfy.model_management as management
     import comfy.utils
