@@ -3,6 +3,7 @@
     python benchmarks/peak_memory.py --device cuda                  # the table, some minutes
     python benchmarks/peak_memory.py                                # tiny, to see that it runs: no figures of a card
     python benchmarks/peak_memory.py --estimate                     # the released size's tensors, without a card
+    python benchmarks/peak_memory.py --factor                       # ComfyUI's memory_usage_factor, from U-Net calls
 
 Weights are random: memory does not depend on them. Each row makes two chained clips of two steps and decodes them, all
 in one process of its own. "allocated" is what torch's tensors took at most, "reserved" what its allocator held; the
@@ -17,6 +18,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,14 @@ STORAGES = ("same", "fp8")
 OFFLOADS = ("none", "model", "sequential")
 AIMS = {(256, 8): 4.0, (512, 16): 8.0}  # GiB
 CONTEXT = 0.5  # GiB, of the driver
+# U-Net calls whose memory tells ComfyUI's factor: size, type, videos (both halves of a guidance step are 2), pixels,
+# frames.
+CALLS = (
+    ("bundled", "fp32", 2, 64, 8),
+    ("bundled", "fp32", 2, 128, 16),
+    ("released", "fp32", 2, 256, 8),
+    ("released", "bf16", 2, 256, 8),
+)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -74,10 +84,7 @@ def estimate() -> str:
 
     from vidrd_core import VidRDAutoencoderKL, VidRDUNet
 
-    leaves = {name: getattr(torch.nn, name) for name in ("Linear", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm")}
-    # A card's attention kernels keep no matrix of weights, unlike the meta device's.
-    operations = SimpleNamespace(**leaves, attention_function=lambda q, k, v, heads: torch.empty_like(q))
-    made: dict[str, Any] = {"operations": operations, "dtype": torch.bfloat16, "device": "meta"}
+    made: dict[str, Any] = {"operations": without_matrices(), "dtype": torch.bfloat16, "device": "meta"}
     unet, vae = VidRDUNet(**made).eval(), VidRDAutoencoderKL(**made).eval()
     lines = [
         "Tensors in GiB, counted without a device; weights, work space and the driver's context come on top",
@@ -92,6 +99,80 @@ def estimate() -> str:
         works = (lambda: unet(x, 500, text), lambda: unet(x[:1], 500, text[:1]), lambda: vae.decode(x[:1]))  # noqa: B023
         peaks = " | ".join(f"{tensor_peak(work) / 2**30:.2f}" for work in works)
         lines.append(f"| {pixels}x{pixels}x{frames} | {peaks} |")
+    return "\n".join(lines)
+
+
+def factor_of(nbytes: int, dtype: str, videos: int, pixels: int, frames: int) -> float:
+    """ComfyUI's ``memory_usage_factor`` by which ``BaseModel.memory_required`` (0.3.64) asks for ``nbytes``.
+
+    Where attention keeps no matrix of weights it takes ``area * itemsize * 0.01 * factor`` MiB, the area being the
+    number of latent pixels of all frames of all videos.
+    """
+    area = videos * frames * (pixels // 8) ** 2
+    return nbytes / (area * DTYPES[dtype].itemsize * 0.01 * 2**20)
+
+
+def counted_call(config: dict[str, Any], dtype: torch.dtype, latents: Sequence[int]) -> int:
+    """Bytes of tensors of a U-Net call beyond its weights, counted on the meta device, for latents of this shape."""
+    from allocations import tensor_peak
+
+    from vidrd_core import VidRDUNet
+
+    unet = VidRDUNet(**{**config, "operations": without_matrices(), "dtype": dtype, "device": "meta"}).eval()
+    with torch.device("meta"):
+        x = torch.empty(*latents, dtype=dtype)
+        text = torch.empty(latents[0], 77, unet.config.cross_attention_dim, dtype=dtype)
+    return tensor_peak(lambda: unet(x, 500, text))
+
+
+def without_matrices() -> SimpleNamespace:
+    """torch's layers, with attention that keeps no matrix of weights, as a card's kernels, unlike the meta device's."""
+    leaves = {name: getattr(torch.nn, name) for name in ("Linear", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm")}
+    return SimpleNamespace(**leaves, attention_function=lambda q, k, v, heads: torch.empty_like(q))
+
+
+def measure_call(size: str, dtype: str, videos: int, pixels: int, frames: int) -> dict[str, Any]:
+    """What one U-Net call takes beyond its weights, in this process on the CPU: tensors counted, memory resident."""
+    import psutil
+    from contenders import fill
+    from models import BUNDLED, SIZES
+
+    from vidrd_core import VidRDUNet
+
+    if size == "bundled":
+        unet = VidRDUNet.from_pretrained(BUNDLED / "unet", torch_dtype=DTYPES[dtype]).eval()
+    else:
+        with torch.device("meta"):
+            unet = VidRDUNet(**SIZES[size].unet, dtype=DTYPES[dtype])
+        unet = fill(unet.to_empty(device="cpu"))
+    x = torch.randn(videos, 4, frames, pixels // 8, pixels // 8).to(DTYPES[dtype])
+    text = torch.randn(videos, 77, unet.config.cross_attention_dim).to(DTYPES[dtype])
+    before = psutil.Process().memory_info().rss
+    start = time.process_time()
+    with peak_memory() as peak:
+        unet(x, 500, text)
+    seconds = time.process_time() - start
+    tensors = counted_call(dict(unet.config), DTYPES[dtype], x.shape)
+    return {"tensors": tensors, "resident": peak.process - before, "seconds": seconds}
+
+
+def factors(calls: Sequence[tuple[str, str, int, int, int]]) -> str:
+    """Markdown: the calls' memory and the factor that each asks for, every call in a process of its own."""
+    lines = [
+        machine("cpu"),
+        "",
+        "| U-Net | videos, pixels, frames | tensors MiB | factor | resident MiB | factor | CPU s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for call in calls:
+        command = [sys.executable, str(Path(__file__).resolve()), "--call", json.dumps(call)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment())
+        found = json.loads(done.stdout.splitlines()[-1])
+        size, dtype, videos, pixels, frames = call
+        sizes = (found["tensors"], found["resident"])
+        cells = " | ".join(f"{n / 2**20:.1f} | {factor_of(n, *call[1:]):.2f}" for n in sizes)
+        shape = f"{videos} x {pixels}x{pixels}x{frames}"
+        lines.append(f"| {size}, {dtype} | {shape} | {cells} | {found['seconds']:.1f} |")
     return "\n".join(lines)
 
 
@@ -155,10 +236,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
     parser.add_argument("--estimate", action="store_true", help="only count tensors, without a device")
+    parser.add_argument("--factor", action="store_true", help="only measure what ComfyUI's memory_usage_factor must be")
+    parser.add_argument("--call", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.estimate:
         print(estimate())
+        return 0
+    if options.call:
+        print(json.dumps(measure_call(*options.call)))
+        return 0
+    if options.factor:
+        print(factors(CALLS))
         return 0
     on_card = options.device.startswith("cuda")
     options.size = "released" if on_card else "tiny"

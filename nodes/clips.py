@@ -13,7 +13,7 @@ from torch import Tensor
 from ..vidrd_core.presets import find_preset
 from ..vidrd_core.reuse import ReuseSettings, Trajectory, initial_noise, progressive_noise
 from ..vidrd_core.seeds import clip_noise, clip_seed
-from .latents import KEY, known_context, prior_of, video_samples, with_prior
+from .latents import KEY, known_context, known_positive, prior_of, video_samples, with_prior
 from .native.model import vidrd_model
 from .rebuild import DEFAULT_METHOD, full_trajectory, rebuild, states_at
 from .steering import check_sampler, denoise_clip, noise_levels, state_scales
@@ -34,6 +34,12 @@ class Schedule:
 
     def sigmas(self, model: Any) -> Tensor:
         return noise_levels(model, self.steps, self.sampler, self.scheduler)
+
+    def tell(self, sigmas: Tensor) -> None:
+        """Say so where the scheduler made another number of steps than was asked for, as ddim_uniform does."""
+        if len(sigmas) - 1 != self.steps:
+            made = len(sigmas) - 1
+            logger.info("%s makes %d steps of %d, as in the stock KSampler.", self.scheduler, made, self.steps)
 
     def context(self, model: Any, sigmas: Tensor, clip_index: int, seeds: list[int]) -> dict[str, Any]:
         """What a trajectory remembers of how its clip was made, and which seeds its video has used so far."""
@@ -146,7 +152,12 @@ def first_clip(
     denoise: float = 1.0,
     progressive_alpha: float = 0.0,
 ) -> dict[str, Any]:
-    """The LATENT of a first clip. ``denoise`` below 1 starts from ``latent`` instead of pure noise.
+    """The LATENT of a first clip.
+
+    Args:
+        denoise: 1 starts from pure noise, of the size of ``latent`` whatever is in it; less starts from ``latent`` with
+            noise. (The stock KSampler adds what is in the latent at 1 too, so that a clip's states would be those of
+            another noise than the one that the next clip reuses.)
 
     Raises:
         ValueError: the latents, the model or the sampler do not fit.
@@ -156,7 +167,11 @@ def first_clip(
     start = video_samples(latent, "LATENT")
     if denoise < 1 and not torch.count_nonzero(start):
         raise ValueError(f"denoise is {denoise} but LATENT is empty: set denoise to 1, or encode a video to start from")
+    if denoise >= 1 and torch.count_nonzero(start):
+        logger.info("denoise is 1, so only the size of LATENT counts: set it below 1 to start from the video in it.")
+        start = torch.zeros_like(start)
     sigmas = noise_levels(model, schedule.steps, schedule.sampler, schedule.scheduler, denoise)
+    schedule.tell(sigmas)
     noise = progressive_noise(unit_noise(seed, tuple(start.shape)), progressive_alpha)
     samples, states = denoise_clip(model, positive, negative, noise, start, sigmas, schedule.sampler, cfg, seed)
     if denoise < 1:  # what follows is denoised from pure noise, in as many steps
@@ -165,7 +180,7 @@ def first_clip(
         states = states_at(levels, sigmas, [*states, end], clean, noise)
         sigmas = levels
     context = schedule.context(model, sigmas, 0, [seed])
-    return with_prior(samples, full_trajectory(noise, states, context), samples.shape[2])
+    return with_prior(samples, full_trajectory(noise, states, context), samples.shape[2], positive)
 
 
 def next_clip(
@@ -177,8 +192,13 @@ def next_clip(
     cfg: float,
     settings: ReuseSettings,
     overrides: Overrides = Overrides(),
+    prior_positive: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The clip that follows ``latent``: LATENTs of the video so far and of the new clip.
+
+    Args:
+        prior_positive: conditioning that says what ``latent`` shows, for its inversion where it has no trajectory that
+            can be used. None takes what its last clip was sampled with, where that is known, else ``negative``.
 
     Raises:
         ValueError: the prior, the model, the settings or the sampler do not fit.
@@ -187,7 +207,7 @@ def next_clip(
     video = video_samples(latent, "prior")
     if not torch.count_nonzero(video):
         raise ValueError("prior is empty: sample a first clip before it can be continued")
-    past = past_trajectory(model, positive, negative, latent, video, seed, settings, overrides)
+    past = past_trajectory(model, prior_positive, negative, latent, video, seed, settings, overrides)
     schedule = Schedule(past.context["steps"], past.context["sampler"], past.context["scheduler"])
     sigmas = torch.tensor(past.context["sigmas"])
     scales = state_scales(model, sigmas)
@@ -210,12 +230,13 @@ def next_clip(
     trajectory = full_trajectory(noise, states, schedule.context(model, sigmas, index, [*used, seed]))
     joined = clip[:, :, settings.trim_frames :]
     tail = joined.shape[2]
-    return with_prior(torch.cat((video, joined), dim=2), trajectory, tail), with_prior(clip, trajectory, tail)
+    past_of = (trajectory, tail, positive)
+    return with_prior(torch.cat((video, joined), dim=2), *past_of), with_prior(clip, *past_of)
 
 
 def past_trajectory(
     model: Any,
-    positive: Any,
+    prior_positive: Any,
     negative: Any,
     latent: dict[str, Any],
     video: Tensor,
@@ -238,11 +259,13 @@ def past_trajectory(
         settings.check(clip.shape[2])
         sigmas = schedule.sigmas(model)
         method = DEFAULT_METHOD if method == AUTO else method
+        source, its_name = inversion_source(model, prior_positive, negative, latent)
         logger.info(
             "The prior's trajectory is rebuilt (%s) for its last %d frames, with %d steps of %s, %s.",
-            method, clip.shape[2], schedule.steps, schedule.sampler, schedule.scheduler,
+            f"{method} by {its_name}" if method == "invert" else method,
+            clip.shape[2], len(sigmas) - 1, schedule.sampler, schedule.scheduler,
         )  # fmt: skip
-        noise, states = rebuild(model, positive, negative, clip, sigmas, seed, method)
+        noise, states = rebuild(model, source, negative, clip, sigmas, seed, method)
         return full_trajectory(noise, states, schedule.context(model, sigmas, 0, known.get("seeds", [])))
 
     prior.check_model(vidrd_model(model))
@@ -258,3 +281,14 @@ def past_trajectory(
             "model's sampling, or set prior_trajectory to invert or noise"
         )
     return trajectory
+
+
+def inversion_source(model: Any, given: Any, negative: Any, latent: dict[str, Any]) -> tuple[Any, str]:
+    """The conditioning by which a LATENT is inverted, and how the log calls it.
+
+    Not the new clip's: that would lead the old frames towards what they do not show.
+    """
+    if given is not None:
+        return given, "prior_positive"
+    known = known_positive(latent, vidrd_model(model))
+    return (known, "its own prompt") if known is not None else (negative, "negative, as its own prompt is not known")

@@ -35,11 +35,14 @@ class Prior:
             overlap, beta and order can follow.
         tail_frames: how many of the last frames of the samples belong to that clip.
         tail_hashes: of those frames, one per video of the batch; others mean that the samples were changed since.
+        positive: the conditioning that the clip was sampled with, by which it is inverted where its trajectory cannot
+            be used; None where it is not known.
     """
 
     trajectory: Trajectory
     tail_frames: int
     tail_hashes: tuple[str, ...]
+    positive: Any = None
 
     @property
     def context(self) -> dict[str, Any]:
@@ -57,7 +60,8 @@ class Prior:
         videos = [self.tail_hashes.index(one) for one in hashes]
         places = ", ".join(str(video + 1) for video in videos)
         logger.info("Of the %d videos sampled together, number %s goes on.", len(self.tail_hashes), places)
-        return Prior(picked(self.trajectory, videos), self.tail_frames, hashes)
+        positive = picked_conditioning(self.positive, videos)
+        return Prior(picked(self.trajectory, videos), self.tail_frames, hashes, positive)
 
     def check_model(self, model: VidRDModel) -> None:
         """Raise ``ValueError`` where the trajectory is another model's."""
@@ -85,6 +89,13 @@ def picked(trajectory: Trajectory, videos: list[int]) -> Trajectory:
     )
 
 
+def picked_conditioning(conditioning: Any, videos: list[int]) -> Any:
+    """The conditioning of some videos of a batch; text states ``[B, M, D]`` of fewer videos repeat, as in ComfyUI."""
+    if conditioning is None:
+        return None
+    return [[text if len(text) == 1 else text[[v % len(text) for v in videos]], more] for text, more in conditioning]
+
+
 def video_hashes(samples: Tensor, frames: int) -> tuple[str, ...]:
     """For each video of the batch a hash of the shape and of the last ``frames`` frames."""
     return tuple(tail_hash(video[None], frames) for video in samples)
@@ -98,9 +109,9 @@ def tail_hash(samples: Tensor, frames: int) -> str:
     return digest.hexdigest()
 
 
-def with_prior(samples: Tensor, trajectory: Trajectory, tail_frames: int) -> dict[str, Any]:
+def with_prior(samples: Tensor, trajectory: Trajectory, tail_frames: int, positive: Any = None) -> dict[str, Any]:
     """A LATENT that can be continued."""
-    return {"samples": samples, KEY: Prior(trajectory, tail_frames, video_hashes(samples, tail_frames))}
+    return {"samples": samples, KEY: Prior(trajectory, tail_frames, video_hashes(samples, tail_frames), positive)}
 
 
 def prior_of(latent: dict[str, Any]) -> Prior | None:
@@ -117,6 +128,19 @@ def prior_of(latent: dict[str, Any]) -> Prior | None:
 def known_context(latent: dict[str, Any]) -> dict[str, Any]:
     """What a LATENT tells of how it was made, also where its trajectory no longer fits; empty where nothing is."""
     return latent[KEY].context if KEY in latent else {}
+
+
+def known_positive(latent: dict[str, Any], model: VidRDModel) -> Any:
+    """The conditioning that the last clip of a LATENT was sampled with, also where its trajectory no longer fits.
+
+    None where none is stored, where another model made the clip, and where nobody knows which video of a batch is left.
+    """
+    stored: Prior | None = latent.get(KEY)
+    if stored is None or not same_model(model.fingerprint, str(stored.context.get("model", ""))):
+        return None
+    prior = stored.of(latent["samples"]) or stored
+    is_one_of_many = any(len(text) > 1 for text, _ in prior.positive or ())
+    return None if is_one_of_many and len(latent["samples"]) != len(prior.tail_hashes) else prior.positive
 
 
 def video_samples(latent: dict[str, Any], name: str) -> Tensor:

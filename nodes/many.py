@@ -262,6 +262,7 @@ def make_clips(
     plan: Plan,
     run_name: str,
     node: str = "",
+    prior_positive: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """The video with its new clips, the last clip, and a report.
 
@@ -270,6 +271,7 @@ def make_clips(
         latent: what the clips continue; zeros begin a new video, whose first clip is then sampled from noise.
         run_name: where finished clips are kept; empty keeps nothing.
         node: the id of the node in its workflow, which tells nodes that share a run name apart.
+        prior_positive: as of :func:`nodes.clips.next_clip`, for the first of the clips.
     """
     video = video_samples(latent, "prior")
     fresh = not torch.count_nonzero(video)
@@ -284,7 +286,8 @@ def make_clips(
     for number, (prompt, positive) in enumerate(encoded):
         comfy.model_management.throw_exception_if_processing_interrupted()
         begins = fresh and number == 0
-        texts = conditioning_hash(positive, negative)
+        of_prior = None if number or begins else prior_positive
+        texts = conditioning_hash(positive, negative, *([] if of_prior is None else [of_prior]))
         signatures = [plan.signature(number, begins, *names, texts) for names in zip(chains, identities, strict=True)]
         clip = None
         if number + 1 < plan.regenerate_from:
@@ -293,7 +296,7 @@ def make_clips(
             clip = store.find(number, signatures)
         if clip is None:
             made += 1
-            new = _make(model, positive, negative, before, plan, number, begins)
+            new = _make(model, positive, negative, before, plan, number, begins, of_prior)
             clip = SavedClip(new, plan.seeds[number], prompt, (signatures[0],))
             store.save(number, clip)
         else:
@@ -307,9 +310,10 @@ def make_clips(
         before = clip.latent
         chains = clip.content() + signatures[0], clip.content() + signatures[1]
         bar.update_absolute(number + 1)
-    joined, tail, trajectory = torch.cat(pieces, dim=2), pieces[-1].shape[2], before[KEY].trajectory
+    joined, tail = torch.cat(pieces, dim=2), pieces[-1].shape[2]
+    past = (before[KEY].trajectory, tail, before[KEY].positive)
     lines.append(f"{made} made, {len(lines) - made} reused; {joined.shape[2]} frames in all")
-    return with_prior(joined, trajectory, tail), with_prior(before["samples"], trajectory, tail), "\n".join(lines)
+    return with_prior(joined, *past), with_prior(before["samples"], *past), "\n".join(lines)
 
 
 def start_of(latent: dict[str, Any], video: Tensor) -> str:
@@ -329,13 +333,20 @@ def old_start_of(latent: dict[str, Any], video: Tensor) -> str:
 
 
 def _make(
-    model: Any, positive: Any, negative: Any, before: dict[str, Any], plan: Plan, number: int, begins: bool
+    model: Any,
+    positive: Any,
+    negative: Any,
+    before: dict[str, Any],
+    plan: Plan,
+    number: int,
+    begins: bool,
+    prior_positive: Any,
 ) -> dict[str, Any]:
     seed = plan.seeds[number]
     if begins:
         return first_clip(model, positive, negative, before, seed, plan.overrides.schedule({}), plan.cfg)
     overrides = Overrides() if number else plan.overrides
-    return next_clip(model, positive, negative, before, seed, plan.cfg, plan.reuse, overrides)[1]
+    return next_clip(model, positive, negative, before, seed, plan.cfg, plan.reuse, overrides, prior_positive)[1]
 
 
 def first_index(latent: dict[str, Any]) -> int:

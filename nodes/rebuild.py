@@ -25,6 +25,7 @@ def rebuild(
     """The noise and the states that ``clip`` might have been denoised from.
 
     Args:
+        positive: conditioning that says what ``clip`` shows; it alone guides the inversion.
         clip: unscaled latents ``[B, C, N, h, w]``.
         method: "invert": DDIM inversion, one U-Net pass per step without classifier-free guidance. "noise": the clip
             plus known noise at every level; free.

@@ -25,7 +25,10 @@ SAMPLER_TIP = (
     "(ancestral, sde, ddpm) keep less of the clip before. lcm, sa_solver, uni_pc, "
     "dpm_fast and dpm_adaptive cannot be steered and are left out."
 )
-SCHEDULER_TIP = "How noise falls over the steps; the release used ddim_uniform."
+SCHEDULER_TIP = (
+    "How noise falls over the steps; the release used ddim_uniform. Where steps do not divide 1000, "
+    "ddim_uniform makes a few more of them, as in KSampler: 16 of 15."
+)
 
 
 def seed_input() -> Any:
@@ -189,3 +192,15 @@ def override_inputs() -> list[Any]:
             ),
         ),
     ]
+
+
+def prior_positive_input() -> Any:
+    return io.Conditioning.Input(
+        "prior_positive",
+        optional=True,
+        tooltip=(
+            "What the prior shows (CLIP Text Encode), for inverting a prior without a usable trajectory. Unconnected, "
+            "the prompt that its last clip was sampled with counts, where that is known; else negative, so that an "
+            "empty negative prompt inverts unconditionally."
+        ),
+    )

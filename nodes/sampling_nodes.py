@@ -15,6 +15,7 @@ from .sampling_inputs import (
     SCHEDULER_TIP,
     cfg_input,
     override_inputs,
+    prior_positive_input,
     reuse_inputs,
     seed_input,
 )
@@ -61,8 +62,9 @@ class SampleFirstClip(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "Share of the noise, 0.01 to 1. 1 starts from pure noise; less keeps more of the "
-                        "video in LATENT. Clips that follow start from pure noise and take as many steps."
+                        "Share of the noise, 0.01 to 1. 1 starts from pure noise and takes only the size of LATENT; "
+                        "less keeps more of the video in it. Clips that follow start from pure noise and take as many "
+                        "steps."
                     ),
                 ),
                 io.Float.Input(
@@ -124,6 +126,7 @@ class ReuseAndDiffuse(io.ComfyNode):
                 cfg_input(),
                 *reuse_inputs(),
                 *override_inputs(),
+                prior_positive_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -144,13 +147,15 @@ class ReuseAndDiffuse(io.ComfyNode):
         cls, model: Any, positive: Any, negative: Any, prior: Any, seed: int, cfg: float, preset: str,
         overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str, trim_frames: int, stages: str,
         guidance_lead: float, steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int,
+        prior_positive: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         from .clips import Overrides, next_clip, reuse_settings
 
         chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, guidance_lead)
         settings = reuse_settings(preset, chosen, prior, clip_frames)
         overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
-        return io.NodeOutput(*next_clip(model, positive, negative, prior, seed, cfg, settings, overrides))
+        made = next_clip(model, positive, negative, prior, seed, cfg, settings, overrides, prior_positive)
+        return io.NodeOutput(*made)
 
 
 class ManyClips(io.ComfyNode):
@@ -231,6 +236,7 @@ class ManyClips(io.ComfyNode):
                     optional=True,
                     tooltip=("Used for every clip in place of prompts, when prompts is empty."),
                 ),
+                prior_positive_input(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -250,6 +256,7 @@ class ManyClips(io.ComfyNode):
         cfg: float, preset: str, overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str,
         trim_frames: int, stages: str, guidance_lead: float, steps: int, sampler_name: str, scheduler: str,
         prior_trajectory: str, clip_frames: int, run_name: str, regenerate_from: int, positive: Any = None,
+        prior_positive: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         from . import many
         from .clips import Overrides, reuse_settings
@@ -262,4 +269,5 @@ class ManyClips(io.ComfyNode):
         plan = many.Plan(seeds, cfg, settings, overrides, regenerate_from)
         encoded = many.encode(clip, texts, positive if not prompts.strip() else None)
         node = str(getattr(cls.hidden, "unique_id", None) or "")
-        return io.NodeOutput(*many.make_clips(model, encoded, negative, prior, plan, run_name.strip(), node))
+        kept = (run_name.strip(), node)
+        return io.NodeOutput(*many.make_clips(model, encoded, negative, prior, plan, *kept, prior_positive))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..vidrd_core.reuse import ReuseSettings, Trajectory
 from ..vidrd_core.state import read_tensors, write_tensors
@@ -32,6 +33,7 @@ def save(latent: dict[str, Any], path: Path, extra: dict[str, Any] | None = None
     past = prior.trajectory
     tensors = {"samples": samples, "noise": past.noise}
     tensors |= {f"state.{step}": state for step, state in enumerate(past.states)}
+    tensors |= {f"positive.{number}": text for number, text in enumerate(plain_texts(prior.positive))}
     values = {"trajectory": past.metadata(), "tail_frames": prior.tail_frames}
     write_tensors(path, tensors, {"format": FORMAT, "latent": json.dumps(values), "extra": json.dumps(extra or {})})
 
@@ -47,18 +49,30 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no state of this node pack; expected a file written by Save VidRD State")
     values = json.loads(metadata["latent"])
     recorded = values["trajectory"]
-    states: list[torch.Tensor] = []
-    while f"state.{len(states)}" in tensors:
-        states.append(tensors[f"state.{len(states)}"])
     trajectory = Trajectory(
         tensors["noise"],
-        states,
+        numbered(tensors, "state"),
         ReuseSettings(**recorded["settings"]),
         recorded["num_steps"],
         recorded["context"],
     )
     samples, tail_frames = tensors["samples"], values["tail_frames"]
-    return {"samples": samples, KEY: Prior(trajectory, tail_frames, video_hashes(samples, tail_frames))}
+    positive = [[text, {}] for text in numbered(tensors, "positive")] or None
+    return {"samples": samples, KEY: Prior(trajectory, tail_frames, video_hashes(samples, tail_frames), positive)}
+
+
+def numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """``name.0``, ``name.1``, ... as far as they go."""
+    found: list[Tensor] = []
+    while f"{name}.{len(found)}" in tensors:
+        found.append(tensors[f"{name}.{len(found)}"])
+    return found
+
+
+def plain_texts(conditioning: Any) -> list[Tensor]:
+    """The text states of a conditioning; none where it has areas, masks, time ranges or hooks, which are not saved."""
+    entries = conditioning or []
+    return [text for text, _ in entries] if all(set(more) <= {"pooled_output"} for _, more in entries) else []
 
 
 def read_extra(path: Path) -> dict[str, Any]:

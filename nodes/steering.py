@@ -147,7 +147,8 @@ def denoise_clip(
     stock = comfy.samplers.sampler_object(sampler)
 
     def sample(inner: Any, x: Tensor, sigmas: Tensor, **kwargs: Any) -> Tensor:
-        return stock.sampler_function(SteeredModel(inner, sigmas, guidance, states), x, sigmas, **kwargs)
+        # A clone, since some samplers write into the levels that they are given (uni_pc its last one).
+        return stock.sampler_function(SteeredModel(inner, sigmas, guidance, states), x, sigmas.clone(), **kwargs)
 
     steered = comfy.samplers.KSAMPLER(sample, stock.extra_options, stock.inpaint_options)
     num_steps = len(sigmas) - 1

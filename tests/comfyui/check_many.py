@@ -184,6 +184,23 @@ def test_it_counts_which_conditioning_an_entry_belongs_to(conds: Any, part: Any)
     assert identity([*one, *two], two) != identity(one, [*two, *two])
 
 
+def test_what_the_prior_shows_counts_for_the_clips_that_go_on_from_it(
+    many: Any, first: Any, following: Any, conds: Any
+) -> None:
+    plain = {"samples": first(steps=2)["samples"]}
+    told = many(run_name="told", num_clips=2, prior=plain, prior_positive=conds[0])
+    assert made(many(run_name="told", num_clips=2, prior=plain, prior_positive=conds[0])) == "0 made, 2 reused"
+    assert made(many(run_name="told", num_clips=2, prior=plain)) == "2 made, 0 reused"
+    video, _, _ = many(num_clips=1, prior=plain, prior_positive=conds[0])
+    torch.testing.assert_close(told[0]["samples"][:, :, :16], video["samples"], rtol=0, atol=0)
+    begun = many(run_name="begun", num_clips=2)
+    assert made(many(run_name="begun", num_clips=2, prior_positive=conds[0])) == "0 made, 2 reused"  # nothing to invert
+    given = {"positive": conds[1], "prior_trajectory": "invert", "steps": 2}
+    for told_or_not in ({}, {"prior_positive": conds[0]}):  # the prompt of the last clip
+        again = following(begun[0], **given, **told_or_not)[1]["samples"]
+        torch.testing.assert_close(again, following(begun[1], **given)[1]["samples"], rtol=0, atol=0)
+
+
 def test_trimming_only_joins_anew(many: Any) -> None:
     whole = many(run_name="trimmed", prompts="the red ball rolls")
     cut = many(run_name="trimmed", prompts="the red ball rolls", trim_frames=2)

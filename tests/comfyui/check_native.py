@@ -105,6 +105,29 @@ def test_patches_of_the_models_blocks_are_told_once(model: Any, first: Any, capl
     assert len(told) == 1 and "attn1, output_block_patch" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("width", "pixels", "frames"), [(320, 256, 8), (320, 512, 16), (64, 64, 8)], ids=["released", "larger", "narrow"]
+)
+def test_comfyui_frees_what_a_call_takes_and_not_half_as_much_again(
+    width: int, pixels: int, frames: int, part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management
+    from peak_memory import counted_call
+
+    native = part("nodes.native.model")
+    channels = (width, 2 * width, 4 * width, 4 * width) if width == 320 else (width, 2 * width)
+    shape = {"block_out_channels": channels, "cross_attention_dim": 3 * width, "attention_head_dim": width // 64}
+    config = native.VidRDConfig(dict(shape))
+    config.sampling_settings = native.sampling_settings({})
+    config.latent_format = native.VideoLatents()
+    config.set_inference_dtype(torch.bfloat16, None)
+    model = config.get_model({}, device="meta")
+    monkeypatch.setattr(comfy.model_management, "pytorch_attention_flash_attention", lambda: True)  # as on a GPU
+    latents = [2, 4, frames, pixels // 8, pixels // 8]
+    taken = counted_call(shape, torch.bfloat16, latents)
+    assert taken < model.memory_required(latents) < 1.5 * taken
+
+
 def test_previews_work_on_video_latents(model: Any) -> None:
     import latent_preview
     from comfy.cli_args import LatentPreviewMethod, args

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 from typing import Any
 
@@ -96,6 +97,37 @@ def test_chain_agrees_with_the_pipeline_outside_comfyui(
             assert relative(ours[:, :, free], theirs[:, :, free]) < 1e-4, (index, step)
 
 
+def test_steps_that_do_not_divide_1000_are_the_pipelines_with_noisier_ones_before_them(
+    model: Any, pipe: Any, part: Any, first: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    sampling = model.get_model_object("model_sampling")
+    made = {}
+    for steps in (10, 15, 20, 25, 30, 50):
+        sigmas = part("nodes.steering").noise_levels(model, steps, "ddim", "ddim_uniform")
+        pipe.scheduler.set_timesteps(steps)
+        expected = sampling.sigma(pipe.scheduler.timesteps)
+        torch.testing.assert_close(sigmas[-steps - 1 : -1], expected.float(), rtol=1e-4, atol=1e-5)
+        assert bool((sigmas[:-1].diff() < 0).all())
+        made[steps] = len(sigmas) - 1
+    assert made == {10: 10, 15: 16, 20: 20, 25: 25, 30: 31, 50: 50}
+    with caplog.at_level("INFO"):
+        assert first(steps=15)[KEY].trajectory.num_steps == 16
+        assert "ddim_uniform makes 16 steps of 15" in caplog.text
+        caplog.clear()
+        first(steps=10)
+        assert "steps of" not in caplog.text
+
+
+@pytest.mark.parametrize("scheduler", ["ddim_uniform", "normal"])
+def test_denoise_1_makes_the_clip_of_an_empty_latent_whatever_the_latent_holds(scheduler: str, first: Any) -> None:
+    held = {"samples": 2 + torch.randn((1, 4, 8, 8, 8), generator=torch.Generator().manual_seed(0))}
+    ours, empty = first(latent=held, scheduler=scheduler), first(scheduler=scheduler)
+    torch.testing.assert_close(ours["samples"], empty["samples"], rtol=0, atol=0)
+    trajectory = ours[KEY].trajectory
+    start = trajectory.noise * (1 + trajectory.context["sigmas"][0] ** 2) ** 0.5
+    torch.testing.assert_close(trajectory.states[0], start, rtol=1e-4, atol=1e-4)
+
+
 def installed(*tables: str) -> list[str]:
     """Samplers of these tables of nodes/steering.py, as far as this ComfyUI has them."""
     constants = Reader().constants
@@ -180,6 +212,19 @@ def test_this_sampler_goes_on_from_the_x_that_was_changed_in_place(
 ) -> None:
     length, cosine = carried(sampler, model, conds, part)
     assert cosine > 0.99 and length > 0.01, (length, cosine)
+
+
+@pytest.mark.parametrize("sampler", installed("STEERABLE", "STOCHASTIC", "REFUSED"))
+def test_the_callers_sigmas_stay_as_they_are(
+    sampler: str, model: Any, conds: Any, part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steering = part("nodes.steering")
+    monkeypatch.setattr(steering, "REFUSED", {})  # what is refused today may be a foreign sampler's habit tomorrow
+    sigmas = steering.noise_levels(model, 4, "euler", "karras")
+    given, noise = sigmas.clone(), torch.randn(1, 4, 8, 8, 8)
+    with torch.inference_mode(), contextlib.suppress(ValueError):  # of levels that were left out
+        steering.denoise_clip(model, *conds, noise, torch.zeros_like(noise), sigmas, sampler, 3.0, 0)
+    torch.testing.assert_close(sigmas, given, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("sampler", ["lcm", "sa_solver", "sa_solver_pece"])
@@ -412,6 +457,76 @@ def test_inversion_is_undone_by_sampling(first: Any, model: Any, conds: Any, par
         noise, states = rebuild.invert(model, *conds, clip, sigmas)
         again, _ = steering.denoise_clip(model, *conds, noise, torch.zeros_like(noise), sigmas, "euler", 1.0, 0)
     assert len(states) == 20 and relative(again, clip) < 0.1
+
+
+def texts(loaded: Any, *words: str) -> list[Any]:
+    with torch.inference_mode():
+        return [loaded[1].encode_from_tokens_scheduled(loaded[1].tokenize(text)) for text in words]
+
+
+def same(a: Any, b: Any) -> bool:
+    return torch.equal(a[1]["samples"], b[1]["samples"])
+
+
+def test_a_clip_is_inverted_by_the_prompt_that_made_it_and_not_by_the_next_one(
+    first: Any, following: Any, loaded: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, other = texts(loaded, "the green cross falls", "the blue square stays")
+    one = first(positive=own, steps=4)
+    inverted = {"positive": other, "prior_trajectory": "invert", "steps": 3}
+    with caplog.at_level("INFO"):
+        plain = following(one, **inverted)
+    assert "rebuilt (invert by its own prompt)" in caplog.text
+    assert same(plain, following(one, **inverted, prior_positive=own))
+    assert not same(plain, following(one, **inverted, prior_positive=other))
+    assert same(following(one), following(one, prior_positive=other))  # its trajectory needs no inversion
+    for longer in following(one, positive=other):
+        given = {"prior": longer, "prior_trajectory": "invert"}
+        assert same(following(**given), following(**given, prior_positive=other))
+    changed = {**one, "samples": one["samples"] * 1.01}
+    assert same(following(changed, positive=other), following(changed, positive=other, prior_positive=own))
+
+
+def test_latents_of_unknown_origin_are_inverted_unconditionally_unless_told_what_they_show(
+    first: Any, following: Any, loaded: Any, conds: Any, nodes: Any, make_model: Any, base: Any
+) -> None:
+    (own,) = texts(loaded, "the green cross falls")
+    plain = {"samples": first(positive=own, steps=2)["samples"]}
+    by_default = following(plain, steps=3)
+    assert same(by_default, following(plain, steps=3, prior_positive=conds[1]))
+    assert not same(by_default, following(plain, steps=3, prior_positive=own))
+    assert not same(by_default, following(plain, steps=3, prior_positive=conds[0]))
+    make_model(base / "models" / "vidrd" / "other", seed=5)
+    other = nodes["VidRDLoadModel"](model_name="other", weight_dtype="fp32")[0]
+    by_other = first(positive=own, steps=2, model=other)
+    given = {"prior_trajectory": "invert", "steps": 3}
+    assert same(following(by_other, **given), following(by_other, **given, prior_positive=conds[1]))
+
+
+def test_a_saved_state_keeps_the_prompt_of_its_clip(first: Any, following: Any, loaded: Any, nodes: Any) -> None:
+    own, other = texts(loaded, "the green cross falls", "the blue square stays")
+    one = first(positive=own, steps=2)
+    nodes["VidRDSaveState"](latent=one, name="prompted")
+    (loaded_again,) = nodes["VidRDLoadState"](name="prompted.safetensors")
+    given = {"positive": other, "prior_trajectory": "invert", "steps": 3}
+    assert same(following(one, **given), following(loaded_again, **given))
+    hooked = first(positive=[[own[0][0], {**own[0][1], "strength": 0.5}]], steps=2)
+    nodes["VidRDSaveState"](latent=hooked, name="hooked")
+    (without,) = nodes["VidRDLoadState"](name="hooked.safetensors")
+    assert without[KEY].positive is None
+
+
+def test_each_video_of_a_batch_is_inverted_by_its_own_prompt(first: Any, following: Any, loaded: Any) -> None:
+    import nodes as stock
+
+    own, other, third = texts(loaded, "the green cross falls", "the blue square stays", "the red ball")
+    both = [[torch.cat((own[0][0], other[0][0])), {}]]
+    batch = first(positive=both, batch_size=2, steps=2)
+    second = stock.LatentFromBatch().frombatch(batch, 1, 1)[0]
+    given = {"positive": third, "prior_trajectory": "invert", "steps": 3}
+    assert same(following(second, **given), following(second, **given, prior_positive=other))
+    changed = {**second, "samples": second["samples"] * 1.01}  # which of the two it was cannot be told any more
+    assert same(following(changed, **given), following({"samples": changed["samples"]}, **given))
 
 
 def test_cancel_stops_between_steps_and_leaves_no_clip(first: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ if os.environ.get("VIDRD_INSIDE_COMFYUI"):
     import nodes as _stock  # noqa: F401  (ComfyUI's own, before the pack's folder of that name can be seen)
 
     torch.set_num_threads(1)
-    sys.path += [str(PACK), str(PACK / "tests")]  # the core as a library of its own, to compare with
+    sys.path += [str(PACK), str(PACK / "tests"), str(PACK / "benchmarks")]  # the core as a library, to compare with
 
 
 @pytest.fixture(scope="session")
