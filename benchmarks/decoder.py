@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from contenders import Contender, compete, convolution_rate, fill, machine, matrix_rate, serve
+from einops import rearrange
 from models import DTYPES, SIZES, make_vae
 
 BASE = "released-fp32"
@@ -66,7 +67,7 @@ def contender(options: argparse.Namespace, name: str) -> None:
     work: Callable[[], Any]
     if kind == "released":
         model = make_released(options.size, dtype, device, options.released)
-        frames = latents.transpose(1, 2).flatten(0, 1)
+        frames = rearrange(latents, "b c t h w -> (b t) c h w")
         work = lambda: model.decode(frames, num_frames=shape[2])  # noqa: E731
     else:
         model = make_vae(options.size, dtype, device)

@@ -84,10 +84,11 @@ class Comparison:
     def rendered(self) -> Any:
         """Latents of true videos."""
         import torch
+        from einops import rearrange
 
         from vidrd_core.data.shapes import render
 
-        pictures = (render(self.scenes, FRAMES).permute(0, 2, 3, 4, 1) + 1) / 2
+        pictures = (rearrange(render(self.scenes, FRAMES), "b c t h w -> b t h w c") + 1) / 2
         return {"samples": torch.cat([self.vae.encode(video) for video in pictures])}
 
     def made(self) -> Any:
@@ -107,10 +108,13 @@ class Comparison:
         return clip, time.perf_counter() - started
 
     def tracks(self, latents: Any) -> list[Any]:
+        from einops import rearrange
+
         from vidrd_core.metrics.tracker import track
 
-        pictures = self.vae.decode(latents).reshape(len(self.scenes), -1, 64, 64, 3)
-        return [track(video.permute(3, 0, 1, 2) * 2 - 1) for video in pictures]
+        pictures = rearrange(self.vae.decode(latents), "... h w c -> (...) h w c")
+        videos = rearrange(pictures, "(b t) h w c -> b c t h w", b=len(self.scenes))
+        return [track(video * 2 - 1) for video in videos]
 
     def figures(self, prior: Any, clip: Any, seconds: float, true: Any = None) -> dict[str, float]:
         from vidrd_core.metrics.tracker import seam_jump

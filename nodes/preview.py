@@ -11,6 +11,8 @@ import folder_paths
 from comfy_api.latest import InputImpl, Types, io, ui
 from torch import Tensor
 
+from einops import rearrange
+
 from .frames import in_colour
 
 
@@ -24,8 +26,7 @@ def images_of(images: Tensor | None, latent: dict[str, Any] | None, vae: Any) ->
         return images
     if latent is None or vae is None:
         raise ValueError("there is nothing to show: connect images, or samples together with vae")
-    frames = vae.decode(latent["samples"][:1])
-    return frames.reshape(-1, *frames.shape[-3:])
+    return rearrange(vae.decode(latent["samples"][:1]), "... h w c -> (...) h w c")
 
 
 def write_preview(images: Tensor, fps: float) -> ui.PreviewVideo:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from einops import rearrange
 
 from vidrd_core.data.media import decode_image
 from vidrd_core.data.panzoom import PanZoomSettings, pan_and_zoom
@@ -45,7 +46,7 @@ def preview(arguments: Arguments) -> None:
             break
         try:
             pixels = torch.from_numpy(decode_image(path.read_bytes()))
-            batch = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+            batch = rearrange(pixels, "h w c -> 1 c h w").float() / 127.5 - 1
             generator = torch.Generator().manual_seed(arguments.seed + len(clips))
             video = pan_and_zoom(batch, arguments.num_frames, arguments.size, generator, arguments.settings)
         except (OSError, ValueError) as error:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from einops import rearrange
+
 FLOW_SIZE = 256  # smaller frames are enlarged to this many pixels before their flow is taken: DIS works on 8x8 patches
 SHARPNESS = 20.0  # how strongly a mismatch of colour (0 to 1) lowers a pixel's weight
 HOLE = 1e-3  # total weight below which a pixel counts as reached by neither frame
@@ -37,10 +39,11 @@ def interpolate(frames: Tensor, factor: int, on_pair: Callable[[], Any] | None =
     out = torch.empty(((count - 1) * factor + 1, height, width, 3), dtype=torch.float32)
     out[::factor] = frames.float()
     for index in range(count - 1 if factor > 1 else 0):
-        first, second = (frames[n].float().permute(2, 0, 1) for n in (index, index + 1))
+        first, second = (rearrange(frames[n].float(), "h w c -> c h w") for n in (index, index + 1))
         flows = optical_flow(first, second), optical_flow(second, first)
         for step in range(1, factor):
-            out[index * factor + step] = between(first, second, *flows, step / factor).permute(1, 2, 0)
+            frame = between(first, second, *flows, step / factor)
+            out[index * factor + step] = rearrange(frame, "c h w -> h w c")
         if on_pair is not None:
             on_pair()
     return out
@@ -80,7 +83,8 @@ def optical_flow(first: Tensor, second: Tensor) -> Tensor:
         grays.append(gray[0, 0].round().byte().numpy())
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow = torch.from_numpy(search.calc(*grays, None))
-    flow = F.interpolate(flow.permute(2, 0, 1)[None], (height, width), mode="bilinear", align_corners=False)[0]
+    flow = rearrange(flow, "h w xy -> 1 xy h w")
+    flow = F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)[0]
     return flow * torch.tensor([width / size[1], height / size[0]])[:, None, None]
 
 
@@ -110,7 +114,7 @@ def splat(frame: Tensor, flow: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     x = torch.arange(width, dtype=torch.float32) + flow[0]
     y = torch.arange(height, dtype=torch.float32)[:, None] + flow[1]
     left, top = x.floor(), y.floor()
-    carried = torch.cat((frame * weight, weight[None])).flatten(1)
+    carried = rearrange(torch.cat((frame * weight, weight[None])), "c h w -> c (h w)")
     sums = torch.zeros(channels + 1, height * width)
     for dy in (0, 1):
         for dx in (0, 1):
@@ -119,5 +123,5 @@ def splat(frame: Tensor, flow: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             target = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().flatten()
             sums.index_add_(1, target, carried * (share * inside).flatten())
-    sums = sums.unflatten(1, (height, width))
+    sums = rearrange(sums, "c (h w) -> c h w", h=height)
     return sums[:channels], sums[channels]

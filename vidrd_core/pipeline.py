@@ -18,6 +18,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from einops import rearrange
+
 from .decoding import WindowDecoder, decode_ahead, joined
 from .denoising import ALWAYS, Interval, check_interval, denoise_clip, interval_context, interval_of
 from .fingerprints import fingerprint
@@ -482,7 +484,9 @@ class VidRDPipeline(DiffusionPipeline):
 
 
 def _to_output(piece: Tensor, output_type: str) -> np.ndarray | Tensor:
-    return piece if output_type == "pt" else ((piece + 1) / 2).permute(0, 2, 3, 4, 1).contiguous().numpy()
+    if output_type == "pt":
+        return piece
+    return rearrange((piece + 1) / 2, "b c t h w -> b t h w c").contiguous().numpy()
 
 
 def _batch_seeds(seed: int | Sequence[int], batch: int) -> list[int]:

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from einops import rearrange
+
 from ..models.autoencoder import VidRDAutoencoderKL
 from .shapes import draw_scene, render
 
@@ -52,5 +54,5 @@ class LatentClips:
         chosen = torch.randint(total, (count,), generator=generator)
         starts = torch.randint(length - num_frames + 1, (count,), generator=generator)
         frames = starts[:, None] + torch.arange(num_frames)
-        latents = self.latents[chosen[:, None], :, frames]  # [count, num_frames, C, h, w]
-        return latents.transpose(1, 2).float().contiguous(), [self.captions[i] for i in chosen.tolist()]
+        latents = rearrange(self.latents[chosen[:, None], :, frames], "b t c h w -> b c t h w")
+        return latents.float().contiguous(), [self.captions[i] for i in chosen.tolist()]

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from einops import rearrange
+
 from .media import decode_image, decode_mp4, fit
 
 if TYPE_CHECKING:  # the processes that prepare media need no torch, and would each take seconds to load it
@@ -318,7 +320,7 @@ class ShardDataset:
             made["latents"] = self._array(sample, "latents.npy")[:, start : start + count].contiguous()
         else:
             frames = self.frames(i, start, count)
-            pixels = torch.from_numpy(fit(frames, *size)).permute(3, 0, 1, 2)
+            pixels = rearrange(torch.from_numpy(fit(frames, *size)), "t h w c -> c t h w")
             made["pixels"] = pixels.float().div(127.5).sub(1.0).contiguous()
         if "text.npy" in sample.members:
             made["text"] = self._array(sample, "text.npy")

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from einops import rearrange
+
 from ..interpolation import optical_flow
 
 if TYPE_CHECKING:
@@ -214,7 +216,8 @@ def _small_frames(frames: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -
 def _small(frame: Tensor | np.ndarray) -> Tensor:
     """``[H, W, 3]`` to ``[3, h, w]``, float in 0 to 1, the shorter side at most :data:`MAX_SIDE`."""
     pixels = frame if isinstance(frame, Tensor) else torch.from_numpy(np.array(frame, order="C"))
-    pixels = (pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()).permute(2, 0, 1).cpu()
+    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+    pixels = rearrange(pixels, "h w c -> c h w").cpu()
     scale = MAX_SIDE / min(pixels.shape[1:])
     if scale >= 1:
         return pixels

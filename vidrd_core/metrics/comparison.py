@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from einops import rearrange
+
 from ..decoding import decode_windows
 from ..pipeline import VidRDPipeline
 from ..video import to_uint8
@@ -188,8 +190,7 @@ def load_samples(path: Path, size: int) -> list[np.ndarray]:
     """The videos of :func:`_save_samples`, each uint8 ``[T, H, W, 3]`` with H = W = ``size``."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
-    rows = pixels.reshape(pixels.shape[0] // size, size, pixels.shape[1] // size, size, 3)
-    return list(rows.transpose(0, 2, 1, 3, 4))
+    return list(rearrange(pixels, "(b h) (t w) c -> b t h w c", h=size, w=size))
 
 
 def load_results(folder: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from einops import rearrange
+
 I3D_HINT = (
     "FVD needs the I3D network (Kinetics-400) as TorchScript, the file that StyleGAN-V and later projects share as "
     "i3d_torchscript.pt; get it and name it with --i3d"
@@ -63,14 +65,14 @@ def file_digest(path: Path) -> str:
 
 def resized(frames: Tensor, size: int, antialias: bool) -> Tensor:
     """Scale the shorter side to ``size`` pixels, smoothing what gets smaller or not, and cut out the middle square."""
-    batch, channels, count, height, width = frames.shape
+    count, height, width = frames.shape[2:]
     scale = size / min(height, width)
     target = (max(size, round(height * scale)), max(size, round(width * scale)))
-    flat = frames.transpose(1, 2).flatten(0, 1)
+    flat = rearrange(frames, "b c t h w -> (b t) c h w")
     flat = F.interpolate(flat, target, mode="bilinear", align_corners=False, antialias=antialias and scale < 1)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
     flat = flat[:, :, top : top + size, left : left + size]
-    return flat.reshape(batch, count, channels, size, size).transpose(1, 2)
+    return rearrange(flat, "(b t) c h w -> b c t h w", t=count)
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,13 @@ class Clip:
     @torch.no_grad()
     def images(self, frames: Tensor) -> Tensor:
         """Unit embeddings ``[B, T, D]`` of frames ``[B, 3, T, H, W]``."""
-        batch, _, count = frames.shape[:3]
         size = self.model.config.vision_config.image_size
-        pixels = resized(frames.to(self.device, torch.float32), size, antialias=True).transpose(1, 2).flatten(0, 1)
+        pixels = resized(frames.to(self.device, torch.float32), size, antialias=True)
+        pixels = rearrange(pixels, "b c t h w -> (b t) c h w")
         pixels = ((pixels + 1) / 2 - self.mean.to(pixels)) / self.std.to(pixels)
         pooled = torch.cat([self.model.vision_model(part).pooler_output for part in pixels.split(64)])
-        return F.normalize(self.model.visual_projection(pooled), dim=-1).reshape(batch, count, -1)
+        embeddings = rearrange(self.model.visual_projection(pooled), "(b t) d -> b t d", b=len(frames))
+        return F.normalize(embeddings, dim=-1)
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:

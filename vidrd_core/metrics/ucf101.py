@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from einops import rearrange
+
 from ..pipeline import VidRDPipeline
 from ..reuse import ReuseSettings
 from ..video import ContactSheet, read_video, to_uint8
@@ -291,7 +293,7 @@ class RealVideos:
         videos, prompts = [], []
         for number in numbers:
             frames = self._read(self.folder / self.files[number])
-            videos.append(torch.from_numpy(frames).permute(3, 0, 1, 2) / 127.5 - 1)
+            videos.append(rearrange(torch.from_numpy(frames), "t h w c -> c t h w") / 127.5 - 1)
             prompts.append(self.texts[self.files[number].partition("/")[0]])
         return torch.stack(videos), prompts
 

@@ -28,6 +28,8 @@ from .layers import (
     group_norm,
     in_parts,
     silu,
+    to_images,
+    to_tokens,
     unfold_frames,
 )
 
@@ -58,10 +60,8 @@ class FrameAttention(Attention):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x``: frames ``[B, C, 1, H, W]``."""
-        height, width = x.shape[3:]
-        tokens = fold_frames(group_norm(self.group_norm, x)).permute(0, 2, 3, 1).flatten(1, 2)
-        h = super().forward(tokens)
-        return x + unfold_frames(h.unflatten(1, (height, width)).permute(0, 3, 1, 2), 1)
+        h = super().forward(to_tokens(fold_frames(group_norm(self.group_norm, x))))
+        return x + unfold_frames(to_images(h, x.shape[3]), 1)
 
 
 class Stage(nn.Module):

@@ -22,17 +22,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from einops import rearrange, reduce, repeat
+
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
+# The layers fold axes hundreds of times a step, and by torch's own views: einops takes twice as long for each, which a
+# device that waits for the host would feel. Its patterns stand beside them; tests/test_folding.py holds them to these.
+
+
 def fold_frames(x: Tensor) -> Tensor:
-    """``[B, C, T, H, W] -> [B*T, C, H, W]``; a view in channels-last memory."""
+    """``b c t h w -> (b t) c h w``; a view in channels-last memory."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
 def unfold_frames(x: Tensor, num_frames: int) -> Tensor:
-    """``[B*T, C, H, W] -> [B, C, T, H, W]``, the inverse of :func:`fold_frames`."""
+    """``(b t) c h w -> b c t h w``, the inverse of :func:`fold_frames`; always a view."""
     return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """``n c h w -> n (h w) c``; a view in channels-last memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_images(x: Tensor, height: int) -> Tensor:
+    """``n (h w) c -> n c h w``, the inverse of :func:`to_tokens`; always a view."""
+    return x.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``b n (heads d) -> b heads n d``; always a view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """``b heads n d -> b n (heads d)``."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def swap_first(x: Tensor, second: int) -> Tensor:
+    """``(a b) n c -> (a n) b c`` where b is ``second``: frames and positions of tokens change places."""
+    return x.unflatten(0, (-1, second)).transpose(1, 2).flatten(0, 1)
 
 
 def frame_layout(x: Tensor) -> torch.memory_format:
@@ -122,13 +153,9 @@ def group_norm(layer: Any, x: Tensor, owned: bool = False) -> Tensor:
     if _is_tiny(x):
         return layer(x.contiguous())
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
-        some = x.movedim(1, -1).flatten(1, -2)[:, ::8]
-        shift = (
-            some.mean(1)
-            .unflatten(1, (layer.num_groups, -1))
-            .mean(2)
-            .repeat_interleave(x.shape[1] // layer.num_groups, 1)
-        )
+        some = rearrange(x, "b c ... -> b (...) c")[:, ::8].mean(1)
+        shift = reduce(some, "b (g c) -> b g", "mean", g=layer.num_groups)
+        shift = repeat(shift, "b g -> b (g c)", c=x.shape[1] // layer.num_groups)
         shift = shift.unflatten(1, (-1,) + (1,) * (x.ndim - 2))
         x = x.sub_(shift) if owned else x - shift
     return layer(x)
@@ -156,9 +183,11 @@ def convolve_frames(layer: Any, x: Tensor) -> Tensor:
     if x[0].numel() < 2**16 or not is_plain(layer, nn.Conv3d):
         return layer(x)
     if _is_tiny(x):
-        y = F.conv2d(x.flatten(3), layer.weight.squeeze(-1), layer.bias, padding=(1, 0))
-        return y.unflatten(3, x.shape[3:])
-    # Views of contiguous tokens: flatten and unflatten leave a single clip strides that torch takes for another layout.
+        planes = rearrange(x, "b c t h w -> b c t (h w)")
+        y = F.conv2d(planes, layer.weight.squeeze(-1), layer.bias, padding=(1, 0))
+        return rearrange(y, "b c t (h w) -> b c t h w", h=x.shape[3])
+    # Views of contiguous tokens, not einops, since the strides are the point: flatten and unflatten, which it uses too,
+    # leave a single clip some that torch takes for another layout.
     batch, channels, frames, height, width = x.shape
     planes = x.permute(0, 2, 3, 4, 1).contiguous().view(batch, frames, -1, channels).permute(0, 3, 1, 2)
     y = F.conv2d(planes, layer.weight.squeeze(-1), layer.bias, padding=(1, 0))
@@ -172,7 +201,7 @@ def frame_sinusoid(num_frames: int, dim: int, device: torch.device | str | None 
     position = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None]
     frequency = torch.exp(torch.arange(0, dim, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / dim))
     angle = position * frequency
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
+    return rearrange(torch.stack((angle.sin(), angle.cos()), dim=-1), "t c parts -> t (c parts)")
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -181,12 +210,12 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) ->
     With torch's own kernels, but in half precision over few keys on the CPU with plain matrix products: there torch's
     kernel is up to 4 times slower forward (8 keys) and 10 times backward (77 keys).
     """
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    q, k, v = (split_heads(t, heads) for t in (q, k, v))
     if q.device.type == "cpu" and q.dtype != torch.float32 and k.shape[2] <= 128:
         out = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1, dtype=q.dtype) @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2).flatten(2)
+    return merge_heads(out)
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -227,7 +256,7 @@ class Attention(nn.Module):
         its keys and values are computed once.
         """
         context = x if context is None else context
-        q = linear(self.to_q, x).unflatten(0, (context.shape[0], -1)).flatten(1, 2)
+        q = linear(self.to_q, x).unflatten(0, (context.shape[0], -1)).flatten(1, 2)  # (b rows) n c -> b (rows n) c
         out = self.attention(q, linear(self.to_k, context), linear(self.to_v, context), self.heads)
         return linear(self.to_out[0], out.reshape(x.shape))
 
@@ -236,12 +265,9 @@ class Attention(nn.Module):
 
         Projected in the order of frames: linear layers are several times slower on transposed tokens.
         """
-        q, k, v = (
-            linear(layer, x).unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(0, 1)
-            for layer in (self.to_q, self.to_k, self.to_v)
-        )
+        q, k, v = (swap_first(linear(layer, x), num_frames) for layer in (self.to_q, self.to_k, self.to_v))
         out = self.attention(q, k, v, self.heads)
-        return linear(self.to_out[0], out.unflatten(0, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1))
+        return linear(self.to_out[0], swap_first(out, x.shape[1]))
 
 
 class GEGLU(nn.Module):
@@ -309,7 +335,7 @@ class TransformerBlock(nn.Module):
         x = x + self.attn2(self.norm2(x), context)
         if self.add_temp_embed:
             code = frame_sinusoid(num_frames, x.shape[-1], x.device).to(x.dtype)
-            x = (x.unflatten(0, (-1, num_frames)) + code[:, None]).flatten(0, 1)
+            x = (x.unflatten(0, (-1, num_frames)) + code[:, None]).flatten(0, 1)  # in b t n c
         if num_frames > 1:
             x = x + self.temp_attn.over_frames(self.temp_norm(x), num_frames)
         return x + self.ff(self.norm3(x))
@@ -344,19 +370,19 @@ class SpatioTemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """``x``: ``[B, C, T, H, W]``; ``context``: each clip's text ``[B, M, context_dim]``."""
-        num_frames, height, width = x.shape[2:]
+        num_frames, height = x.shape[2:4]
         # The entry norm takes its statistics per frame, unlike the norms of the residual blocks.
         h = group_norm(self.norm, fold_frames(x))
         if self.use_linear_projection:
-            h = linear(self.proj_in, h.permute(0, 2, 3, 1).flatten(1, 2))
+            h = linear(self.proj_in, to_tokens(h))
         else:
-            h = self.proj_in(h).permute(0, 2, 3, 1).flatten(1, 2)
+            h = to_tokens(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, context, num_frames)
         if self.use_linear_projection:
-            h = linear(self.proj_out, h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+            h = to_images(linear(self.proj_out, h), height)
         else:
-            h = self.proj_out(h.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+            h = self.proj_out(to_images(h, height))
         return x + unfold_frames(h, num_frames)
 
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from einops import rearrange
+
 from ..models.autoencoder import VidRDAutoencoderKL
 from .adversarial import Adversary, AdversarySettings
 from .distributed import gathered
@@ -178,9 +180,8 @@ class TemporalDecoderStage(Stage):
 
 def decode_frame_by_frame(vae: VidRDAutoencoderKL, latents: Tensor) -> Tensor:
     """What the image decoder makes of ``[B, C, T, h, w]``: every frame alone, without temporal layers."""
-    frames = latents.transpose(1, 2).flatten(0, 1)[:, :, None]
-    pixels = vae.decode(frames).sample[:, :, 0]
-    return pixels.unflatten(0, (latents.shape[0], latents.shape[2])).transpose(1, 2)
+    frames = rearrange(latents, "b c t h w -> (b t) c 1 h w")
+    return rearrange(vae.decode(frames).sample, "(b t) c 1 h w -> b c t h w", b=len(latents))
 
 
 def last_temporal_weight(vae: VidRDAutoencoderKL) -> nn.Parameter:
@@ -191,7 +192,7 @@ def last_temporal_weight(vae: VidRDAutoencoderKL) -> nn.Parameter:
 
 def frames_of(clips: Tensor) -> Tensor:
     """``[B, 3, T, H, W]`` as frames ``[B * T, 3, H, W]``."""
-    return clips.transpose(1, 2).flatten(0, 1)
+    return rearrange(clips, "b c t h w -> (b t) c h w")
 
 
 def pixels_of(pixels: Tensor | None) -> Tensor:

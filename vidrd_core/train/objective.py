@@ -9,6 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from einops import rearrange, repeat
+
 from ..reuse import ReuseSettings, initial_noise, progressive_noise
 from .draws import Draw
 
@@ -92,14 +94,14 @@ def draw_noise(objective: UNetObjective, draw: Draw, shape: torch.Size) -> Tenso
     each = (shape[0] // draw.micro_batch, *shape[1:])  # several images may stand in a sample's place
 
     def normal(purpose: str, *size: int) -> Tensor:
-        return draw.normal(*(size or each), purpose=purpose).flatten(0, 1)
+        return rearrange(draw.normal(*(size or each), purpose=purpose), "micro n ... -> (micro n) ...")
 
     noise = progressive_noise(normal("noise"), objective.progressive_alpha)
     if objective.continuation_share and shape[2] > 1:
         settings = objective.continuation
         settings.check(shape[2])
         chosen = torch.stack([torch.rand((), generator=g) for g in draw.generators("continuation")])
-        follows = (chosen < objective.continuation_share).repeat_interleave(each[0])
+        follows = repeat(chosen < objective.continuation_share, "micro -> (micro n)", n=each[0])
         continued = initial_noise(noise, normal("fresh noise"), settings)
         noise = torch.where(follows[:, None, None, None, None], continued, noise)
     if objective.offset_noise:

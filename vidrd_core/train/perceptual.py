@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from einops import repeat
+
 logger = logging.getLogger(__name__)
 
 # VGG-16 (arXiv 1409.1556) up to its last convolution: widths, "M" halves the resolution.
@@ -99,7 +101,7 @@ class MultiScaleFeatureLoss(nn.Module):
         slanted = torch.tensor([[2.0, 1.0, 0.0], [1.0, 0.0, -1.0], [0.0, -1.0, -2.0]]) / 8
         kernels = torch.stack([across, across.T, slanted, slanted.flip(1)])
         self.kernels: Tensor
-        self.register_buffer("kernels", kernels[:, None].repeat(3, 1, 1, 1))
+        self.register_buffer("kernels", repeat(kernels, "n h w -> (c n) 1 h w", c=3))
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean distance of frames ``[N, 3, H, W]`` in [-1, 1]."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from einops import rearrange
+
 from ..models.autoencoder import VidRDAutoencoderKL
 from ..models.layers import TempConv
 from ..models.unet import VidRDUNet
@@ -166,9 +168,9 @@ class UNetStage(Stage):
             raise ValueError("the data set holds pixels and the starting model no VAE: set 'vae', or store latents")
         with torch.no_grad():
             clips = batch.pixels.to(self.device)
-            frames = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # the encoder treats every frame alone
+            frames = rearrange(clips, "b c t h w -> (b t) c 1 h w")  # the encoder treats every frame alone
             parts = [self.vae.encode(part).latent_dist.mode() for part in frames.split(ENCODED_FRAMES)]
-            latents = torch.cat(parts)[:, :, 0].unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+            latents = rearrange(torch.cat(parts), "(b t) c 1 h w -> b c t h w", b=len(clips))
             return latents.float() * self.vae.config["scaling_factor"]
 
     def _text(self, batch: ClipBatch, draw: Draw) -> Tensor:
