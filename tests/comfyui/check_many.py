@@ -184,6 +184,14 @@ def test_it_counts_which_conditioning_an_entry_belongs_to(conds: Any, part: Any)
     assert identity([*one, *two], two) != identity(one, [*two, *two])
 
 
+def test_every_pixel_of_a_large_mask_counts(conds: Any, part: Any) -> None:
+    import node_helpers
+
+    identity, masks = part("nodes.identity").conditioning_hash, torch.zeros(2, 1, 1024, 1024)
+    masks[1, 0, 501, 333] = 1
+    assert len({identity(node_helpers.conditioning_set_values(conds[0], {"mask": mask})) for mask in masks}) == 2
+
+
 def test_trimming_only_joins_anew(many: Any) -> None:
     whole = many(run_name="trimmed", prompts="the red ball rolls")
     cut = many(run_name="trimmed", prompts="the red ball rolls", trim_frames=2)
