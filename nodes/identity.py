@@ -17,7 +17,7 @@ from ..vidrd_core.fingerprints import old_fingerprint
 from .native.model import vidrd_model
 
 DEPTH = 12  # of things inside things; what refers to itself ends there
-MOST = 2**18  # values of a tensor that count; of larger ones, evenly spread
+MOST = 2**18  # values of a weight tensor that count; of larger ones, evenly spread
 # What comfy.hooks keeps unchanged while it samples.
 HOOK = ("weights", "weights_clip", "_strength_model", "_strength_clip", "object_patches", "transformers_dict")
 KEYFRAME = ("strength", "start_percent", "guarantee_steps")
@@ -52,7 +52,7 @@ def conditioning_hash(*conditionings: Any) -> str:
     for conditioning in conditionings:
         for states, options in conditioning:
             digest.update(states.detach().float().cpu().contiguous().numpy().tobytes())
-            digest.update(hashed(described(options)).encode())
+            digest.update(hashed(described(options, most=None)).encode())
     return digest.hexdigest()
 
 
@@ -60,21 +60,21 @@ def hashed(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def described(value: Any, depth: int = DEPTH) -> Any:
+def described(value: Any, depth: int = DEPTH, most: int | None = MOST) -> Any:
     """Settings, tensors, functions and modules as plain JSON that is equal for what samples alike.
 
     Other objects count by their class, since what they hold may change while it is sampled; callable ones also by
-    their plain settings.
+    their plain settings. Of each tensor ``most`` values count; None: all.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
-        return tensor_hash(value)
+        return tensor_hash(value, most)
     if not depth:
         return kind(value)
 
     def inner(held: Any) -> Any:
-        return described(held, depth - 1)
+        return described(held, depth - 1, most)
 
     if isinstance(value, Mapping):
         return {str(k): inner(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
@@ -129,9 +129,9 @@ def closed_over(function: Any) -> list[Any]:
     return found
 
 
-def tensor_hash(tensor: Tensor) -> str:
+def tensor_hash(tensor: Tensor, most: int | None = MOST) -> str:
     values = tensor.detach().flatten()
-    values = values[:: -(-values.numel() // MOST) or 1].float().cpu()
+    values = values[:: -(-values.numel() // (most or values.numel() or 1)) or 1].float().cpu()
     digest = hashlib.sha256(f"{list(tensor.shape)} {tensor.dtype}".encode())
     digest.update(values.numpy().tobytes())
     return digest.hexdigest()

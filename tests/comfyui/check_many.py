@@ -201,6 +201,14 @@ def test_what_the_prior_shows_counts_for_the_clips_that_go_on_from_it(
         torch.testing.assert_close(again, following(begun[1], **given)[1]["samples"], rtol=0, atol=0)
 
 
+def test_every_pixel_of_a_large_mask_counts(conds: Any, part: Any) -> None:
+    import node_helpers
+
+    identity, masks = part("nodes.identity").conditioning_hash, torch.zeros(2, 1, 1024, 1024)
+    masks[1, 0, 501, 333] = 1
+    assert len({identity(node_helpers.conditioning_set_values(conds[0], {"mask": mask})) for mask in masks}) == 2
+
+
 def test_trimming_only_joins_anew(many: Any) -> None:
     whole = many(run_name="trimmed", prompts="the red ball rolls")
     cut = many(run_name="trimmed", prompts="the red ball rolls", trim_frames=2)
