@@ -3,38 +3,121 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from components import make_pipeline
+from components import make_pipeline, relative_error
 from diffusers import DPMSolverMultistepScheduler
+from einops import rearrange
 
+from vidrd_core import VidRDPipeline
 from vidrd_core.cli import main
 from vidrd_core.cli.inputs import RELEASED
 from vidrd_core.cli.models import read_defaults
 from vidrd_core.jobs import JobFolder
-from vidrd_core.metrics.methods import Chain, find_method
+from vidrd_core.metrics.methods import Job, find_method
+from vidrd_core.metrics.world import held_out_scenes
 from vidrd_core.presets import PRESETS, REUSE_FIELDS, Preset, find_preset, make_scheduler
 from vidrd_core.reuse import ReuseSettings
-from vidrd_core.state import SamplingSettings
+from vidrd_core.video import read_video
 
 
-def test_the_preset_of_the_paper_holds_the_released_values() -> None:
-    settings, reuse, sampling = PRESETS["paper"].settings, ReuseSettings(), SamplingSettings()
-    assert settings.pop("num_inference_steps") == sampling.num_inference_steps == 50
-    assert settings.pop("guidance_rescale") == sampling.guidance_rescale == 0
-    assert settings == vars(reuse)
-    assert settings.items() <= RELEASED.items()
+class Seen:
+    """What the U-Net of a pipeline is shown: the conditional latents ``[C, N, h, w]`` of every step, clip by clip."""
+
+    def __init__(self, pipe: VidRDPipeline, clips: int = 2, **call: Any):
+        shown: list[torch.Tensor] = []
+        hook = pipe.unet.register_forward_pre_hook(lambda _, given: shown.append(given[0][-1].clone()))
+        try:
+            settings = {"num_clips": clips, "num_frames": 8, "guidance_scale": 3.0, "output_type": "latent", **call}
+            self.made = pipe("a red dot", **settings)
+        finally:
+            hook.remove()
+        self.steps = len(shown) // clips
+        assert len(shown) == clips * self.steps
+        self.clips = [torch.stack(shown[n * self.steps : (n + 1) * self.steps]) for n in range(clips)]
+
+    def steered_steps(self, frame: int, source: int) -> int:
+        """Through how many steps from the first a frame of clip 1 is a frame of clip 0 at the same step."""
+        equal = (self.clips[1][:, :, frame] == self.clips[0][:, :, source]).flatten(1).all(1)
+        return int(equal.cumprod(0).sum())
+
+    def reused_noise(self, frame: int) -> torch.Tensor:
+        """Correlation of the noise of a frame of clip 1 with that of each frame of clip 0, ``[N]``."""
+        noise = torch.cat((self.clips[1][0, :, frame : frame + 1], self.clips[0][0]), dim=1)
+        return torch.corrcoef(rearrange(noise, "c n h w -> n (c h w)"))[0, 1:]
 
 
-def test_every_preset_names_a_scheduler_and_a_reuse_that_exist() -> None:
-    for preset in PRESETS.values():
-        settings = dict(preset.settings)
-        assert settings.pop("num_inference_steps", 1) >= 1 and 0 <= settings.pop("guidance_rescale") <= 1
-        ReuseSettings(**settings).check(8)
-        make_scheduler(preset.scheduler, {}, preset.scheduler_options)
+@pytest.fixture(scope="module")
+def larger_pipe(tmp_path_factory: pytest.TempPathFactory) -> VidRDPipeline:
+    """A pipeline that makes 8x8 latents: enough numbers per frame to tell noises apart."""
+    pipe = make_pipeline(tmp_path_factory.mktemp("tokenizer"), sample_size=8)
+    assert pipe.default_size == 32
+    return pipe
+
+
+def test_the_preset_of_the_paper_steers_and_mixes_as_published(larger_pipe: VidRDPipeline) -> None:
+    """Of 50 steps the overlap's four frames are steered through 20, 15, 10 and 5; a = 4 keeps 0.97 of the noise."""
+    larger_pipe.use_preset("paper")
+    seen = Seen(larger_pipe)
+    assert seen.steps == 50 and type(larger_pipe.scheduler).__name__ == "DDIMScheduler"
+    assert [seen.steered_steps(frame, 7 - frame) for frame in range(4)] == [20, 15, 10, 5]
+    for frame in range(8):
+        kept = seen.reused_noise(frame)
+        assert int(kept.argmax()) == 7 - frame  # in reverse order
+        assert abs(float(kept[7 - frame]) - (1 if frame < 4 else 0.970)) < 0.02
+    assert seen.made.frames.shape[2] == 16  # all frames are joined
+    assert torch.equal(seen.made.frames[:, :, 8:], seen.made.clips[1])
+
+
+def test_the_preset_smooth_repeats_the_end_nearly_clean_and_joins_only_what_is_new(larger_pipe: VidRDPipeline) -> None:
+    larger_pipe.use_preset("smooth")
+    seen = Seen(larger_pipe, num_inference_steps=10)
+    first, second = seen.made.clips
+    new = seen.made.frames.shape[2] - 8
+    assert new == 3  # README.md: "of 8 frames of each further clip 3 are new"
+    assert torch.equal(seen.made.frames, torch.cat((first, second[:, :, 8 - new :]), dim=2))
+    overlap, tail = slice(0, 8 - new), slice(new, 8)
+    for step, shown in enumerate(seen.clips[1]):  # in every step a state of the prior's end, from further on
+        ahead = [j for j in range(10) if torch.equal(shown[:, overlap], seen.clips[0][j][:, tail])]
+        assert ahead and ahead[0] >= min(9, step + 1), step
+    noise_left = relative_error(seen.clips[1][0, :, overlap], first[0][:, tail])
+    assert noise_left < 0.5 * relative_error(seen.clips[0][0][:, tail], first[0][:, tail])
+    for frame in range(8 - new, 8):  # their noise is fresh
+        assert seen.reused_noise(frame).abs().max() < 0.25
+
+
+def documented_values() -> dict[str, str]:
+    """The last column of the table in README.md, by option."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "`--preset paper` is the last column" in readme
+    rows = re.findall(r"^\| `(--[a-z-]+)`[^|]* \|.*\| ([^|]+) \|$", readme, flags=re.MULTILINE)
+    return {option: value.split()[0] for option, value in rows}
+
+
+def test_the_preset_of_the_paper_makes_what_the_values_in_the_readme_make(model_folder: Path, tmp_path: Path) -> None:
+    values = documented_values()
+    assert {option.removeprefix("--").replace("-", "_") for option in values} == set(REUSE_FIELDS)
+    call = ["generate", "--model", str(model_folder), "--prompt", "a dot", "--clips", "2", "--frames", "8"]
+    call += ["--steps", "5", "--device", "cpu", "--quiet"]
+    spelled = [word for option in values.items() for word in option]
+    assert main([*call, "--preset", "paper", "--output", str(tmp_path / "named.gif")]) == 0
+    assert main([*call, "--preset", "smooth", *spelled, "--output", str(tmp_path / "spelled.gif")]) == 0
+    named, told = (read_video(tmp_path / name).frames for name in ("named.gif", "spelled.gif"))
+    assert named.shape[0] == 16 and np.array_equal(named, told)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_video_with_clips_of_any_length(larger_pipe: VidRDPipeline, name: str) -> None:
+    larger_pipe.use_preset(name)
+    for frames in (1, 3, 8):
+        made = larger_pipe("a dot", num_clips=2, num_frames=frames, num_inference_steps=2, output_type="latent")
+        assert frames < made.frames.shape[2] <= 2 * frames and torch.isfinite(made.frames).all()
 
 
 def test_presets_know_all_fields_of_the_reuse() -> None:
@@ -117,6 +200,13 @@ def test_guidance_rescale_changes_guided_steps_only(tmp_path: Path) -> None:
         pipe(**call, guidance_rescale=2)
 
 
-def test_smooth_is_the_measured_method_of_its_description() -> None:
-    method = find_method("forward led")
-    assert isinstance(method, Chain) and method.settings == PRESETS["smooth"].reuse(8)
+def test_smooth_makes_what_the_method_makes_that_its_figures_were_measured_with(larger_pipe: VidRDPipeline) -> None:
+    """docs/evaluation.md measures it in the row "forward led"."""
+    job = Job(larger_pipe, held_out_scenes(1), [0], clips=2, num_frames=8, steps=4, guidance_scale=3.0)
+    larger_pipe.use_preset("smooth")
+    text, _ = job.texts()
+    call = {"num_clips": 2, "num_frames": 8, "num_inference_steps": 4, "guidance_scale": 3.0, "seed": 0}
+    made = larger_pipe(prompt_embeds=text, output_type="latent", **call).frames
+    with torch.no_grad():
+        measured = find_method("forward led").make(job).latents
+    assert measured is not None and relative_error(made, measured) < 1e-5
