@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,11 @@ def test_a_scheduler_takes_over_the_models_noise_schedule_but_for_the_options() 
     assert (made.config.beta_end, made.config.timestep_spacing) == (0.02, "trailing")
 
 
-def test_a_preset_goes_before_the_models_defaults_and_after_what_is_given(model_folder: Path, tmp_path: Path) -> None:
-    fast = PRESETS["fast"]
+def test_a_preset_goes_before_the_models_defaults_and_after_what_is_given(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = replace(PRESETS["fast"], num_inference_steps=7, scheduler="dpmpp-2m")  # neither is the model's
+    monkeypatch.setitem(PRESETS, "fast", fast)
     call = ["generate", "--model", str(model_folder), "--preset", "fast", "--prompt", "a red dot", "--clips", "1"]
     call += [
         "--frames",
@@ -182,8 +185,9 @@ def test_a_pipeline_goes_by_its_preset_where_a_call_says_nothing(tmp_path: Path)
     assert made.frames.shape[2] == 4 + 2
     first, second = made.clips
     assert torch.allclose(second[:, :, :2], first[:, :, 2:], atol=0.2)  # steered to the last step but one
+    pipe.scheduler = make_scheduler("euler", pipe.scheduler.config)
     pipe.use_preset("fast")
-    assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert type(pipe.scheduler).__name__ == "DDIMScheduler"
     assert pipe(**call).state.sampling.num_inference_steps == PRESETS["fast"].num_inference_steps
     chosen = pipe(**call, num_inference_steps=2, reuse=ReuseSettings(1), guidance_rescale=0.5).state.sampling
     assert chosen.reuse == ReuseSettings(1) and chosen.guidance_rescale == 0.5
@@ -210,3 +214,11 @@ def test_smooth_makes_what_the_method_makes_that_its_figures_were_measured_with(
     with torch.no_grad():
         measured = find_method("forward led").make(job).latents
     assert measured is not None and relative_error(made, measured) < 1e-5
+
+
+def test_of_a_presets_trim_no_more_is_dropped_than_a_chosen_overlap_repeats(model_folder: Path, tmp_path: Path) -> None:
+    call = ["generate", "--model", str(model_folder), "--prompt", "a dot", "--clips", "2", "--frames", "8"]
+    call += ["--steps", "1", "--device", "cpu", "--quiet", "--preset", "smooth", "--overlap-frames", "2"]
+    for trim, frames in ([], 8 + 6), (["--trim-frames", "3"], 8 + 5):
+        assert main([*call, *trim, "--output", str(tmp_path / f"{frames}.gif")]) == 0
+        assert len(read_video(tmp_path / f"{frames}.gif").frames) == frames

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,19 +105,20 @@ def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pip
         return known[name] if given is None else given
 
     num_frames = chosen("num_frames")
-    reuse = ReuseSettings(**{name: chosen(name) for name in REUSE_FIELDS})
-    if options.overlap_frames is None:  # a default, unlike a choice, gives way to short clips
-        overlap, trim = shortened(reuse.overlap_frames, reuse.trim_frames, num_frames)
-        reuse = replace(
-            reuse, overlap_frames=overlap, trim_frames=trim if options.trim_frames is None else reuse.trim_frames
-        )
+    values = {name: chosen(name) for name in REUSE_FIELDS}
+    # Defaults, unlike choices, give way to short clips, and the trim to a shorter overlap.
+    overlap, trim = shortened(values["overlap_frames"], values["trim_frames"], num_frames)
+    if options.overlap_frames is None:
+        values["overlap_frames"] = overlap
+    if options.trim_frames is None:
+        values["trim_frames"] = trim
     return SamplingSettings(
         num_frames=num_frames,
         height=pipe.default_size if options.height is None else options.height,
         width=pipe.default_size if options.width is None else options.width,
         num_inference_steps=chosen("num_inference_steps"),
         guidance_scale=chosen("guidance_scale"),
-        reuse=reuse,
+        reuse=ReuseSettings(**values),
         negative_prompt=chosen("negative_prompt"),
         guidance_rescale=chosen("guidance_rescale"),
     )
