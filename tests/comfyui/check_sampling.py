@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import itertools
 from typing import Any
 
 import comfy.samplers
@@ -136,13 +137,33 @@ def installed(*tables: str) -> list[str]:
 
 
 @pytest.mark.parametrize("sampler", installed("STEERABLE", "STOCHASTIC"))
-def test_guided_frames_take_the_priors_states(sampler: str, first: Any, following: Any) -> None:
-    one = first(sampler_name=sampler, steps=6, scheduler="karras")
-    _, two = following(one, overlap_frames=8, guidance_beta=1.0)
-    before, after = one[KEY].trajectory, two[KEY].trajectory
-    for step in range(6):
-        torch.testing.assert_close(after.states[step][:, :, 0], before.states[step][:, :, -1], rtol=0, atol=0)
-    assert torch.isfinite(two["samples"]).all()
+def test_a_steered_clip_ends_on_the_priors_frames_and_its_new_frames_differ_from_an_unsteered_clips(
+    sampler: str, first: Any, following: Any, conds: Any
+) -> None:
+    """The prior follows another prompt, so that an unsteered clip departs from it although it has the same noise."""
+    prior = first(sampler_name=sampler, scheduler="karras", steps=4, positive=conds[1], negative=conds[0])
+    chosen = {"overlap_frames": 4, "order": "forward", "stages": "uniform"}
+    steered, free = (following(prior, guidance_beta=beta, **chosen)[1]["samples"] for beta in (1.0, 0.0))
+    tail = prior["samples"][:, :, 4:]
+    near, far = (relative(clip[:, :, :4], tail) for clip in (steered, free))
+    led = relative(steered[:, :, 4:], free[:, :, 4:])
+    assert near < 0.005 and far > 0.1 and led > 1e-3, (near, far, led)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral"])
+def test_new_frames_depend_on_what_the_prior_shows_only_where_they_are_steered(
+    sampler: str, first: Any, following: Any, conds: Any
+) -> None:
+    """Two priors of equal noise and other prompts."""
+    chosen = {"sampler_name": sampler, "scheduler": "karras", "steps": 4}
+    reuse = {"overlap_frames": 4, "order": "forward", "stages": "uniform"}
+    priors = [first(**chosen), first(**chosen, positive=conds[1], negative=conds[0])]
+
+    def new_frames(beta: float) -> list[torch.Tensor]:
+        return [following(p, guidance_beta=beta, **reuse)[1]["samples"][:, :, 4:] for p in priors]
+
+    assert torch.equal(*new_frames(0.0))
+    assert relative(*new_frames(1.0)) > 1e-4
 
 
 def carried(sampler: str, model: Any, conds: Any, part: Any) -> tuple[float, float]:
@@ -286,11 +307,41 @@ def test_any_overlap_beta_and_order_can_follow_without_sampling_again(first: Any
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_forward_order_with_full_guidance_repeats_the_tail(first: Any, following: Any) -> None:
-    one = first(steps=8)
-    clip = following(one, overlap_frames=4, guidance_beta=1.0, order="forward")[1]
-    states, past = clip[KEY].trajectory.states, one[KEY].trajectory.states
-    torch.testing.assert_close(states[0][:, :, :4], past[0][:, :, 4:], rtol=0, atol=0)
+def test_a_chain_in_forward_order_equals_plain_euler_with_the_last_frames_written_over_the_first(
+    first: Any, following: Any, model: Any, conds: Any
+) -> None:
+    """Against a reference that shares no code with the nodes but ComfyUI's own model call."""
+    import comfy.sample
+
+    chosen = {"sampler_name": "euler", "scheduler": "normal", "steps": 6}
+    one = first(**chosen)
+    clip = following(one, overlap_frames=3, guidance_beta=1.0, order="forward", stages="uniform")[1]
+    sigmas = comfy.samplers.KSampler(model, steps=6, device="cpu", sampler="euler", scheduler="normal").sigmas
+
+    def euler(noise: torch.Tensor, shown: list[torch.Tensor] | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        visited = []
+
+        def run(inner: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any = None, **_: Any) -> torch.Tensor:
+            for step, (sigma, following_sigma) in enumerate(itertools.pairwise(sigmas)):
+                if shown is not None:
+                    x = torch.cat((shown[step][:, :, 5:], x[:, :, 3:]), dim=2)
+                visited.append(x)
+                clean = inner(x, sigma * x.new_ones(1), **extra_args)
+                x = clean + (x - clean) * following_sigma / sigma
+            return x
+
+        zeros = torch.zeros_like(noise)
+        with torch.inference_mode():
+            return comfy.sample.sample_custom(
+                model, noise, 3.0, comfy.samplers.KSAMPLER(run), sigmas, *conds, zeros, disable_pbar=True, seed=0
+            ), visited
+
+    first_clip, visited = euler(one[KEY].trajectory.noise, None)
+    assert relative(first_clip, one["samples"]) < 1e-4
+    second_clip, _ = euler(clip[KEY].trajectory.noise, visited)
+    assert relative(clip["samples"], second_clip) < 1e-4
+    unsteered, _ = euler(clip[KEY].trajectory.noise, None)
+    assert relative(unsteered[:, :, :3], second_clip[:, :, :3]) > 1e-3  # which the bound above would tell apart
 
 
 def test_a_preset_stands_for_its_settings(first: Any, following: Any, part: Any) -> None:
