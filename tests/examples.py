@@ -254,7 +254,7 @@ def write_released(models: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    from vidrd_core import VidRDAutoencoderKL, VidRDUNet
+    from vidrd_core import VidRDUNet
 
     torch.manual_seed(0)
     folders = {name: models / name for name in ("diffusion_models", "vae/vae_finetuned", "text_encoders")}
@@ -264,18 +264,24 @@ def write_released(models: Path) -> None:
     state = {f"unet.{k}": filled(v) for k, v in unet.state_dict().items()}
     torch.save({"state_dict": state}, folders["diffusion_models"] / "ModelT2V.pth")
 
+    write_released_vae(folders["vae/vae_finetuned"])
+    save_file(stable_diffusion_2_text_encoder(), folders["text_encoders"] / "sd2.1_text_encoder.safetensors")
+
+
+def write_released_vae(folder: Path) -> None:
+    """``vae_finetuned`` with small random weights in the names of its time, into a folder that is there."""
+    from vidrd_core import VidRDAutoencoderKL
+
     settings: dict[str, Any] = {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "norm_num_groups": 32}
     vae = VidRDAutoencoderKL(**settings)
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     state = {k: filled(v) for k, v in vae.state_dict().items()}
     for new_name, old_name in old.items():
         state = {k.replace(new_name, old_name): v for k, v in state.items()}
-    torch.save(state, folders["vae/vae_finetuned"] / "diffusion_pytorch_model.bin")
+    torch.save(state, folder / "diffusion_pytorch_model.bin")
     config = {"_class_name": "AutoencoderKL", "_diffusers_version": "0.14.0", **settings, "sample_size": 512}
     config |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
-    (folders["vae/vae_finetuned"] / "config.json").write_text(json.dumps(config), encoding="utf-8")
-
-    save_file(stable_diffusion_2_text_encoder(), folders["text_encoders"] / "sd2.1_text_encoder.safetensors")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def filled(weights: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,8 @@ examples:
   vidrd generate --model demo --videos prompts.txt --output videos --clips 4
   accelerate launch --num_processes 8 -m vidrd_core.cli generate --model demo --videos prompts.txt --output videos
   vidrd extend out.mp4.state --prompt "a red circle moves up over a dark blue background" --clips 2 --output longer.mp4
-  vidrd convert ModelT2V.pth models/vidrd --base stable-diffusion-2-1-base --vae vae_finetuned
-  vidrd info models/vidrd
+  vidrd convert ModelT2V.pth ComfyUI/models/vidrd/released --base stable-diffusion-2-1-base --vae vae_finetuned
+  vidrd info ComfyUI/models/vidrd/released
   vidrd evaluate out.mp4 --clip-length 8 --json out.json
 """
 GENERATE = """\
