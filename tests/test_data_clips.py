@@ -21,7 +21,8 @@ from vidrd_core.data.filters import FilterSettings, brightness, judge_frames, mo
 from vidrd_core.data.media import decode_image, decode_mp4, encode_image, encode_mp4, fit
 from vidrd_core.data.preparation import prepare_item
 from vidrd_core.data.sources import Item
-from vidrd_core.video import VideoError, write_video
+from vidrd_core.video import VideoError, ffmpeg, write_video
+from vidrd_core.video.ffmpeg import FileSource
 
 
 def found(path, **changes):
@@ -78,6 +79,94 @@ def test_damaged_times_do_not_repeat_a_frame_for_ever(tmp_path):
         container.mux(stream.encode(None))
     with pytest.raises(VideoError, match="shows one frame for 1e"):
         found(tmp_path / "late.mkv")
+
+
+def textured(path, frames=120, times=None, format=None, muxer=None, **encoder):
+    """A panned picture with key frames every dozen frames and B-frames between them; times in 1/80 s."""
+    picture = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w", format=format, options=muxer or {}) as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 64
+        stream.codec_context.time_base = Fraction(1, 80)
+        stream.options = {"g": "12", "bf": "3", **encoder}
+        for number in range(frames):
+            cut_out = np.ascontiguousarray(picture[number : number + 64, 2 * number % 200 : 2 * number % 200 + 64])
+            frame = av.VideoFrame.from_ndarray(cut_out, format="rgb24")
+            frame.pts, frame.time_base = (times[number] if times else 10 * number), Fraction(1, 80)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+UNEVEN = np.random.default_rng(2).integers(3, 40, 120).cumsum().tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("b-frames.mp4", {}),
+        ("open.mp4", {"x264-params": "open-gop=1:keyint=12:bframes=3:scenecut=0"}),
+        ("open.mkv", {"x264-params": "open-gop=1:keyint=12:bframes=3:scenecut=0"}),
+        ("variable.mp4", {"times": UNEVEN}),
+        ("variable.mkv", {"times": UNEVEN}),
+        ("no_index.mkv", {"format": "matroska", "muxer": {"live": "1"}}),
+        ("fragments.mp4", {"muxer": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("refresh.mp4", {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}),
+        ("stream.ts", {}),
+    ],
+)
+def test_frames_from_any_second_on_are_those_of_decoding_from_the_beginning(tmp_path, name, made):
+    source = FileSource(textured(tmp_path / name, **made))
+    whole = list(source.frames())
+    assert len(whole) == 120
+    shares = [share * whole[-1][0] for share in (0.01, 0.2, 0.45, 0.81, 1.0, 1.1)]
+    for start in [*shares, whole[11][0], whole[60][0]]:
+        part = list(source.frames(start))
+        expected = [(time, frame) for time, frame in whole if time >= start]
+        assert [time for time, _ in part] == [time for time, _ in expected]
+        assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(part, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("plain.mp4", {}),
+        ("variable.mkv", {"times": UNEVEN}),
+        ("no_index.mkv", {"format": "matroska", "muxer": {"live": "1"}}),
+    ],
+)
+def test_a_late_stretch_of_a_video_decodes_little_of_what_lies_before_it(tmp_path, monkeypatch, name, made):
+    path = textured(tmp_path / name, **made)
+    last = [time for time, _ in FileSource(path).frames()][-1]
+    decoded = []
+    whole = av.container.InputContainer.decode
+
+    class Counting:
+        """A container that notes what is decoded of it."""
+
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self._container.close()
+
+        def decode(self, stream):
+            for frame in whole(self._container, stream):
+                decoded.append(frame.time)
+                yield frame
+
+    opened = ffmpeg.open_media
+    monkeypatch.setattr(ffmpeg, "open_media", lambda path: Counting(opened(path)))
+    found_late = list(windows(path, replace(CLIP, cut_threshold=0.0), 0.8 * last, 0.8 * last + 1.0))
+    assert [len(window.frames) for window in found_late] == [8]
+    assert 8 <= len(decoded) < 48
+    assert sorted(decoded)[0] < 0.1 * last and sorted(decoded)[2] > 0.5 * last
 
 
 def test_windows_are_chosen_by_the_seed_from_the_whole_length_and_whole_ones_first(tmp_path):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -295,6 +296,89 @@ def test_a_disk_that_fills_up_is_reported_by_the_name_of_the_file(tmp_path: Path
     assert f"{tmp_path / name}: " in done.stderr
     assert "is the disk full?" in done.stderr
     assert not (tmp_path / name).exists()
+
+
+FULL_DISK = """
+import os, resource, sys, numpy
+from vidrd_core.video import VideoError, VideoWriter
+frames = numpy.random.default_rng(0).integers(0, 256, (80, 32, 32, 3), "uint8")
+for room in (0, 100, 4096, 33000):
+    for count in (1, 80):
+        child = os.fork()
+        if child == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+            try:
+                with VideoWriter(sys.argv[1], 8, metadata={"seed": 1}) as writer:
+                    writer.write(frames[:count])
+                    writer.describe({"prompt": "x" * 40000})
+            except VideoError as error:
+                os._exit(0 if "is the disk full?" in str(error) or "no frames" in str(error) else 2)
+            os._exit(1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a file size limit, and processes that fork")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_that_is_full_from_any_block_on_is_an_error_and_never_a_crash(tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / name)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["0"] * 8, done.stderr
+    assert set(os.listdir(tmp_path)) <= {"out"}  # of a folder of PNGs, the frames that did fit
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a small disk of its own, which Linux makes in memory")
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_a_file_system_without_room_is_an_error_and_never_a_crash(tmp_path: Path, name: str, blocks: int) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("only an administrator may make a disk")
+    script = (
+        "import os, sys, numpy; from vidrd_core.video import VideoWriter, VideoError\n"
+        "disk, blocks = os.path.dirname(sys.argv[1]), int(sys.argv[2])\n"
+        "writer = VideoWriter(sys.argv[1], 8)\n"
+        "room = os.statvfs(disk)\n"
+        "open(disk + '/other', 'wb').write(bytes((room.f_bavail - blocks) * room.f_bsize))\n"
+        "frames = numpy.random.default_rng(0).integers(0, 256, (80, 64, 64, 3), 'uint8')\n"
+        "try:\n"
+        "    with writer: writer.write(frames)\n"
+        "except VideoError as error: sys.exit(str(error))"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(disk / name), str(blocks)],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1, done.stderr
+        assert "is the disk full?" in done.stderr
+        assert os.listdir(disk) == ["other"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+def test_the_same_frames_give_the_same_file_in_several_threads_at_once(tmp_path: Path, name: str) -> None:
+    # Rows of macroblocks that are no multiple of eight, on which x264's AVX-512 code differs from run to run.
+    random = np.random.default_rng(0)
+    world = random.integers(0, 250, (60, 40, 3)).repeat(8, 0).repeat(8, 1)
+    pan = [world[2 * t : 2 * t + 256, t : t + 96] + random.integers(0, 6, (256, 96, 3)) for t in range(40)]
+    frames = np.stack(pan).astype(np.uint8)
+
+    def written(number: int) -> bytes:
+        path = tmp_path / str(number) / name
+        write_video(path, frames, 8)
+        return path.read_bytes()
+
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(written, range(12 if name == "out.mp4" else 3)))) == 1
 
 
 def test_a_folder_of_pngs_never_mixes_two_runs(tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ def windows(
     """
     source = FileSource(path)
     _check_duration(path, 1 / float(source.fps))
-    timed = _shots(_plausible(path, source.frames(), start or 0.0), settings.cut_threshold, start or 0.0, end)
+    first = start or 0.0
+    timed = _shots(_plausible(path, source.frames(first), first), settings.cut_threshold, first, end)
     held: list[np.ndarray] = []
     shot, began, size = 0, 0.0, (0, 0)
     # `at_rate` repeats and drops what it is given without looking at it: here frames with the number of their shot.
@@ -96,7 +97,7 @@ def windows(
                 yield Window(np.stack(held), began, size)
             held = []
         if not held:
-            shot, began, size = int(number), (start or 0.0) + count / settings.fps, frame.shape[:2]
+            shot, began, size = int(number), first + count / settings.fps, frame.shape[:2]
         held.append(fit(frame[None], *target_size(settings, *size), place)[0])
     if len(held) >= settings.min_frames:
         yield Window(np.stack(held), began, size)

@@ -8,13 +8,10 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-
-import av
-import av.codec
 
 FRAME_NAME = "frame_{:05d}.png"
 FRAME_PATTERN = re.compile(r"frame_(\d{5,})\.png")
@@ -34,19 +31,15 @@ class VideoFormat:
     suffix: str
     container: str | None = None  # libavformat muxer; None is a folder of PNGs
     codec: str | None = None  # libavcodec encoder
-    container_options: Mapping[str, str] = field(default_factory=dict)
     bytes_per_pixel: float = 3.0  # a generous bound, for the disk check only
     max_fps: float = 240.0
 
 
-# bitexact leaves out random ids and dates, so the same frames give the same file.
 FORMATS = {
-    ".mp4": VideoFormat(
-        ".mp4", "mp4", "libx264", {"fflags": "+bitexact", "movflags": "+faststart"}, bytes_per_pixel=0.25
-    ),
-    ".webm": VideoFormat(".webm", "webm", "libvpx-vp9", {"fflags": "+bitexact"}, bytes_per_pixel=0.25),
+    ".mp4": VideoFormat(".mp4", "mp4", "libx264", bytes_per_pixel=0.25),
+    ".webm": VideoFormat(".webm", "webm", "libvpx-vp9", bytes_per_pixel=0.25),
     # Browsers slow a GIF down whose frames last less than 2/100 s.
-    ".gif": VideoFormat(".gif", "gif", "gif", {"fflags": "+bitexact"}, bytes_per_pixel=1.0, max_fps=50.0),
+    ".gif": VideoFormat(".gif", "gif", "gif", bytes_per_pixel=1.0, max_fps=50.0),
     "": VideoFormat(""),
 }
 
@@ -163,15 +156,13 @@ def text_to_metadata(text: str | None) -> dict[str, Any]:
 
 
 def _check_encoder(path: Path, kind: VideoFormat) -> None:
-    if kind.codec is None:
-        return
-    try:
-        av.codec.Codec(kind.codec, "w")
-    except ValueError as error:  # av.codec.codec.UnknownCodecError is one
+    from .ffmpeg import has_encoder
+
+    if kind.codec is not None and not has_encoder(kind.codec):
         raise VideoError(
-            f"{path}: the installed PyAV {av.__version__} has no {kind.codec} encoder; install the wheel "
+            f"{path}: the installed PyAV has no {kind.codec} encoder; install the wheel "
             "(pip install --only-binary :all: av) or choose another of .mp4, .webm, .gif and a folder of PNGs"
-        ) from error
+        )
 
 
 def _check_target(path: Path, kind: VideoFormat) -> None:

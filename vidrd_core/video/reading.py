@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
+import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageOps
 
+from .ffmpeg import FileSource, read_comment
+from .ffmpeg import open_media as open_media  # they have always been found here
+from .ffmpeg import stream_duration as stream_duration
 from .formats import FRAME_PATTERN, VideoError, absolute, text_to_metadata
-
-# A file that ends this much before its header says is cut off; less is rounding and players' edit lists.
-_MISSING_SECONDS, _MISSING_SHARE = 0.25, 0.05
 
 
 @dataclass(frozen=True)
@@ -91,62 +91,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such video")
     if path.is_dir():
-        return text_to_metadata(_png_text(_png_names(path)[0]).get("Comment"))
-    with open_media(path) as container:
-        # Matroska writes its tags in capitals.
-        comments = [value for key, value in container.metadata.items() if key.lower() == "comment"]
-        is_gif = container.format.name == "gif"
-    if is_gif:
-        with Image.open(path) as image:
-            comments = [bytes(image.info.get("comment", b"")).decode("utf-8", "replace")]
-    return text_to_metadata(comments[0] if comments else None)
-
-
-class FileSource:
-    """A file that FFmpeg decodes."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with open_media(path) as container:
-            stream: Any = container.streams.video[0]
-            if container.format.name == "gif":
-                rate = _gif_rate(container, stream)
-            else:
-                rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-        if not rate:
-            raise VideoError(f"{path}: says no frame rate; convert it to MP4 first")
-        self.fps = Fraction(rate)
-
-    def frames(self) -> Iterator[tuple[float, np.ndarray]]:
-        """Yield (seconds since the first frame, uint8 [H, W, 3]), turned upright. VideoError if the file breaks off."""
-        first = last = None
-        with open_media(self._path) as container:
-            stream: Any = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            try:
-                for frame in container.decode(stream):
-                    last = (
-                        frame.time if frame.time is not None else (0.0 if last is None else last + 1 / float(self.fps))
-                    )
-                    first = last if first is None else first
-                    if frame.is_corrupt:
-                        raise VideoError(
-                            f"{self._path}: is damaged {last - first:.2f} s in; copy it again or repair it"
-                        )
-                    yield last - first, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-            except av.FFmpegError as error:
-                raise VideoError(
-                    f"{self._path}: breaks off after {(last or 0.0):.2f} s ({error}); copy it again"
-                ) from error
-            promised = stream_duration(container, stream)
-            is_gif = container.format.name == "gif"
-        if first is None or last is None:
-            return
-        missing = promised - (last - first + 1 / float(self.fps))
-        if missing > max(_MISSING_SECONDS, 2 / float(self.fps), _MISSING_SHARE * promised) or (
-            is_gif and not _gif_is_whole(self._path)
-        ):
-            raise VideoError(f"{self._path}: is cut off: the video ends after {last - first:.2f} s; copy it again")
+        return text_to_metadata(_pillow(iio.immeta, _png_names(path)[0]).get("Comment"))
+    return text_to_metadata(read_comment(path))
 
 
 class _PngSource:
@@ -154,7 +100,7 @@ class _PngSource:
 
     def __init__(self, folder: Path, fps: float | None) -> None:
         self._folder, self._names = folder, _png_names(folder)
-        text = _png_text(self._names[0]).get("fps")
+        text = _pillow(iio.immeta, self._names[0]).get("fps")
         try:
             rate = Fraction(text) if text else None
         except (ValueError, ZeroDivisionError):
@@ -177,67 +123,11 @@ class _PngSource:
     def images(self) -> Iterator[np.ndarray]:
         size = None
         for name in self._names:
-            try:
-                with Image.open(name) as image:
-                    frame = np.asarray(image.convert("RGB"))
-            except (OSError, SyntaxError) as error:
-                raise VideoError(f"{name}: is not a readable PNG ({error})") from error
+            frame = _pillow(iio.imread, name, mode="RGB")
             size = size or frame.shape
             if frame.shape != size:
                 raise VideoError(f"{name}: is {frame.shape[1]}x{frame.shape[0]}, the frames before {size[1]}x{size[0]}")
             yield frame
-
-
-def open_media(path: Path) -> Any:
-    """PyAV's container of a file with a video stream.
-
-    Raises:
-        VideoError: it cannot be read, or holds no video.
-    """
-    try:
-        container = av.open(
-            os.fspath(path),
-            metadata_errors="replace",
-            # A playlist must not reach out to other machines.
-            container_options={"protocol_whitelist": "file"},
-        )
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: is not a video that can be read ({error})") from error
-    # "tty" takes any text file for a terminal recording, "concat" is a list of other files.
-    if container.format.name in ("tty", "concat") or not container.streams.video:
-        container.close()
-        raise VideoError(f"{path}: holds no video")
-    return container
-
-
-def stream_duration(container: Any, stream: Any) -> float:
-    """Seconds of video the header promises; 0 where it says nothing about the video stream itself."""
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return 0.0
-
-
-def _gif_rate(container: Any, stream: Any) -> Fraction | None:
-    """Frames per second of a GIF, from all its delays.
-
-    They are whole 1/100 s, so 8 fps alternate between 12 and 13 and FFmpeg, which goes by the first, says 8.33. A whole
-    rate that explains the total up to that rounding is taken for the true one.
-    """
-    ticks = [packet.duration for packet in container.demux(stream) if packet.duration]
-    if not ticks:
-        return None
-    seconds = sum(ticks) * Fraction(stream.time_base)
-    rate = len(ticks) / seconds
-    whole = max(1, round(rate))
-    return Fraction(whole) if abs(len(ticks) / Fraction(whole) - seconds) <= Fraction(1, 100) else rate
-
-
-def _gif_is_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-min(path.stat().st_size, 64), os.SEEK_END)
-        return file.read().rstrip(b"\0").endswith(b";")
 
 
 def _png_names(folder: Path) -> list[Path]:
@@ -253,13 +143,12 @@ def _png_names(folder: Path) -> list[Path]:
     return names
 
 
-def _png_text(name: Path) -> dict[str, str]:
+def _pillow(read: Callable[..., Any], path: Path, **options: Any) -> Any:
+    """What a function of imageio reads with Pillow; VideoError for what Pillow cannot read."""
     try:
-        with Image.open(name) as image:
-            image.load()
-            return {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+        return read(path, plugin="pillow", **options)
     except (OSError, SyntaxError) as error:
-        raise VideoError(f"{name}: is not a readable PNG ({error})") from error
+        raise VideoError(f"{path}: is not a readable image ({error})") from error
 
 
 def at_rate(
