@@ -9,9 +9,8 @@ from typing import Any
 
 import folder_paths
 from comfy_api.latest import InputImpl, Types, io, ui
-from torch import Tensor
-
 from einops import rearrange
+from torch import Tensor
 
 from .frames import in_colour
 

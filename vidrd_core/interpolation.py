@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from einops import rearrange
+from torch import Tensor
 
 FLOW_SIZE = 256  # smaller frames are enlarged to this many pixels before their flow is taken: DIS works on 8x8 patches
 SHARPNESS = 20.0  # how strongly a mismatch of colour (0 to 1) lowers a pixel's weight

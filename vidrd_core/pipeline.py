@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from torch import Tensor
-
 from einops import rearrange
+from torch import Tensor
 
 from .decoding import WindowDecoder, decode_ahead, joined
 from .denoising import ALWAYS, Interval, check_interval, denoise_clip, interval_context, interval_of

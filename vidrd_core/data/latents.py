@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-
-from einops import rearrange
 
 from ..models.autoencoder import VidRDAutoencoderKL
 from .shapes import draw_scene, render

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-
 from einops import rearrange
 
 from .media import decode_image, decode_mp4, fit

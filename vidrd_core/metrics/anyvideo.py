@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from einops import rearrange
+from torch import Tensor
 
 from ..interpolation import optical_flow
 

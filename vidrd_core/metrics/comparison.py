@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
-
-from einops import rearrange
 
 from ..decoding import decode_windows
 from ..pipeline import VidRDPipeline

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from einops import rearrange
+from torch import Tensor
 
 I3D_HINT = (
     "FVD needs the I3D network (Kinetics-400) as TorchScript, the file that StyleGAN-V and later projects share as "

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
-
-from einops import rearrange
 
 from ..pipeline import VidRDPipeline
 from ..reuse import ReuseSettings

@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from einops import rearrange, reduce, repeat
+from torch import Tensor, nn
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from einops import rearrange
+from torch import Tensor, nn
 
 from ..models.autoencoder import VidRDAutoencoderKL
 from .adversarial import Adversary, AdversarySettings

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor
-
 from einops import rearrange, repeat
+from torch import Tensor
 
 from ..reuse import ReuseSettings, initial_noise, progressive_noise
 from .draws import Draw

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from einops import repeat
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 

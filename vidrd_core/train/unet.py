@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
-
-from einops import rearrange
 
 from ..models.autoencoder import VidRDAutoencoderKL
 from ..models.layers import TempConv
