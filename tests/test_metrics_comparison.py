@@ -175,6 +175,16 @@ def test_what_people_wrote_in_the_document_stays(results: Path, tmp_path: Path) 
     assert "Our own words." in once and document.read_text(encoding="utf-8") == once
 
 
+def test_the_model_before_its_last_stages_has_a_table_of_its_own(results: Path, tmp_path: Path) -> None:
+    document = tmp_path / "evaluation.md"
+    write_document(document, results)
+    without = document.read_text(encoding="utf-8")
+    assert write_document(document, before=results) == [document]
+    before = document.read_text(encoding="utf-8").partition("<!-- generated: before -->")[2].partition("<!-- end")[0]
+    assert "| paper | 3 | 16 |" in before and "3 videos of 2 clips" in before and "motion as prompted" in before
+    assert document.read_text(encoding="utf-8").replace(before, "\n") == without
+
+
 def test_a_document_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="generated: methods"):
         replace_part("# Evaluation\n", "methods", "| a |")

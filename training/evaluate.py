@@ -72,11 +72,12 @@ class Compare:
 
 @dataclass(frozen=True)
 class Document:
-    """Tables, charts and filmstrips of the evaluation document, made again from the results."""
+    """Tables, charts and filmstrips of the evaluation document, made again from the results that are named."""
 
-    results: Path  # folder of `compare`
+    results: Path | None = None  # folder of `compare`
     document: Path = Path("docs/evaluation.md")
     ucf101: Path | None = None  # results.json of `ucf101`
+    before: Path | None = None  # folder of `compare` on the model before it was shown frames nearly clean
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def compare(options: Compare) -> None:
 
 
 def document(options: Document) -> None:
-    for path in write_document(options.document, options.results, options.ucf101):
+    for path in write_document(options.document, options.results, options.ucf101, options.before):
         logging.info("wrote %s", path)
 
 

@@ -98,6 +98,11 @@ frame. Each method makes the same videos from the same prompts and seeds.
 <!-- generated: methods -->
 <!-- end: methods -->
 
+## The model before it was shown clean frames
+
+<!-- generated: before -->
+<!-- end: before -->
+
 ## Remedies against drift
 
 Each remedy is shown with the methods that someone would use to make a video. "last frame", "FNR" and "FNR PNS" are
@@ -124,12 +129,16 @@ They are made without remedies to save the hours; `training/evaluate.py compare 
 """
 
 
-def write_document(document: Path, results: Path, ucf101: Path | None = None) -> list[Path]:
+def write_document(
+    document: Path, results: Path | None = None, ucf101: Path | None = None, before: Path | None = None
+) -> list[Path]:
     """Renew the generated parts of ``document``; pictures and a summary go into a folder beside it, named like it.
 
     Args:
         results: the folder of a comparison.
-        ucf101: the JSON file of a UCF-101 evaluation; None leaves that part as it is.
+        ucf101: the JSON file of a UCF-101 evaluation.
+        before: the folder of a comparison on the model before it was shown frames nearly clean.
+            What is None leaves its parts as they are.
 
     Returns:
         All files written.
@@ -138,7 +147,26 @@ def write_document(document: Path, results: Path, ucf101: Path | None = None) ->
         ValueError: no results, results that do not belong together, or a document whose markers are broken.
     """
     text = document.read_text(encoding="utf-8") if document.is_file() else FRAME
-    pictures = document.with_suffix("")
+    parts, written = ({}, []) if results is None else _comparison(results, document.with_suffix(""))
+    if before is not None:
+        found = load_results(before)
+        methods = _chosen({name: result["summary"] for name, result in found.items()}, (*METHODS, *found))
+        parts["before"] = "\n\n".join((_settings(found), tables(methods), table(methods, PROMPTED)))
+    if ucf101 is not None:
+        from .ucf101 import markdown
+
+        parts["ucf101"] = markdown(json.loads(ucf101.read_text(encoding="utf-8")))
+    for name, content in parts.items():
+        text = replace_part(text, name, content)
+    document.parent.mkdir(parents=True, exist_ok=True)
+    partial = document.with_name(document.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, document)
+    return [document, *written]
+
+
+def _comparison(results: Path, pictures: Path) -> tuple[dict[str, str], list[Path]]:
+    """The parts of the document that a comparison makes, and the files that it wrote into ``pictures``."""
     found = load_results(results)
     summaries = {name: result["summary"] for name, result in found.items()}
     written: list[Path] = []
@@ -178,19 +206,9 @@ def write_document(document: Path, results: Path, ucf101: Path | None = None) ->
             f'"{_caption(found, number)}"\n\n![the same prompt by every method]({pictures.name}/{path.name})'
             for number, path in enumerate(strips)
         )
-    if ucf101 is not None:
-        from .ucf101 import markdown
-
-        parts["ucf101"] = markdown(json.loads(ucf101.read_text(encoding="utf-8")))
-    for name, content in parts.items():
-        text = replace_part(text, name, content)
     summary = pictures / "summary.json"
     write_json(summary, {name: {k: v for k, v in result.items()} for name, result in found.items()})
-    document.parent.mkdir(parents=True, exist_ok=True)
-    partial = document.with_name(document.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, document)
-    return [document, summary, *written]
+    return parts, [summary, *written]
 
 
 def replace_part(text: str, name: str, content: str) -> str:
