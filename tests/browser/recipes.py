@@ -203,7 +203,8 @@ def own_video() -> Rows:
         f"- The video is scaled and encoded; its last {CLIP} frames are what the first new clip continues. Encoded "
         "frames come without the noise they could have been made from, so it is found by running the sampler backwards "
         "(**prior_trajectory** auto or invert). **noise** is quicker and follows the video less closely.\n"
-        "- Describe what the video shows in the prompt.\n"
+        "- Describe what the video shows in the prompt. *prior_positive* gets it too: by it the sampler is run "
+        "backwards. What is to come may be another prompt for *positive*.\n"
         "- The bundled model knows only its own moving shapes, 64x64. For real footage load the released weights as "
         "in example 5, scale to 256x256, and set cfg to 10.",
         (380, 600),
@@ -216,8 +217,10 @@ def own_video() -> Rows:
     prompt = text("positive", "a green square moves down over a brown gradient", title="What the video shows")
     model = Group("1 - Model and prompts", [[bundled(), prompt, text("negative", "", title="Negative prompt")]])
     video = Group("2 - Your video", [[load], [parts, scale, encode]])
+    new = following("clip1", "encode.0", 1, steps=25)
+    new.wires["prior_positive"] = "positive.0"
     clips = [
-        Group("3 - First new clip", [[following("clip1", "encode.0", 1, steps=25)]]),
+        Group("3 - First new clip", [[new]]),
         Group("4 - Second new clip", [[following("clip2", "clip1.0", 2)]]),
     ]
     end = finish("clip2.0", "vidrd_continued")
