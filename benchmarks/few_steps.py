@@ -9,8 +9,7 @@ may share a folder by taking different samplers. `dpmpp-2m:trailing` is a sample
 
 Behind each figure stands the 95% interval of its difference from the first row (DDIM at the most steps) over paired
 videos. A row "loses" in a figure where that interval lies on the worse side of 0; a narrow one around 0 is what
-"nothing measurable" means. The preset `fast` (vidrd_core/presets.py) is to be the row of fewest steps that loses
-nothing.
+"nothing measurable" means. The preset `fast` (vidrd_core/presets.py) is chosen by this table, see benchmarks/README.md.
 
 Motion is judged against the truth, not by how little there is of it: "seam off" is how far the jump at seams is from
 the steps inside clips, |ratio - 1|, "speed off" how far those steps are from the true speed; 0 is right, and both count
