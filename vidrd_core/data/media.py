@@ -22,8 +22,10 @@ _MAX_PIXELS = 256 * 2**20  # of one image; more is an attack or a mistake
 def encode_mp4(frames: np.ndarray, fps: float, quality: float) -> bytes:
     """Encode ``[T, H, W, 3]`` with even H and W as h264 in MP4; quality 0 (smallest) to 10 (best).
 
-    The same frames give the same bytes on every machine with the same FFmpeg: the encoder runs in one thread, since
-    x264 decides differently, and says so inside the file, for another number of threads.
+    The same frames give the same bytes on every machine with the same FFmpeg, where the width is a multiple of 64; with
+    others x264's AVX-512 code may differ from run to run (see video/ffmpeg.py, which asks torch what the processor has;
+    preparation loads no torch). The encoder runs in one thread, since x264 decides differently, and says so inside the
+    file, for another number of threads.
     """
     count, height, width = frames.shape[:3]
     if count == 0 or height % 2 or width % 2:
