@@ -5,7 +5,7 @@
     COMFYUI_PATH=TREE PYTHON_OF_COMFYUI benchmarks/comfyui_step.py --size released --device cuda --dtype bf16
 
 The tree is COMFYUI_PATH, else the current folder if it is one, else ~/comfy/ComfyUI. ComfyUI's turn is what its
-samplers do in a step, conditioning included, with the node pack's MODEL; the pipeline's is what vidrd_core.denoising
+samplers do in a step, conditioning included, with the node pack's MODEL; the pipeline's is what sampling.denoising
 does. Both have the same random weights, and their predictions are compared. The aim is a ratio of medians within 5%.
 """
 

@@ -4,12 +4,12 @@
     python benchmarks/few_steps.py --results runs/few_steps --table-only
 
 The model must draw the bundled model's world, whose truth the tracker knows. All rows have the same prompts and seeds,
-and reuse as --method says (a name of vidrd_core.metrics.methods). A stopped run goes on where it was; several processes
+and reuse as --method says (a name of vidrd_core.shapes.methods). A stopped run goes on where it was; several processes
 may share a folder by taking different samplers. `dpmpp-2m:trailing` is a sampler with another spacing of its timesteps.
 
 Behind each figure stands the 95% interval of its difference from the first row (DDIM at the most steps) over paired
 videos. A row "loses" in a figure where that interval lies on the worse side of 0; a narrow one around 0 is what
-"nothing measurable" means. The preset `fast` (vidrd_core/presets.py) is chosen by this table, see benchmarks/README.md.
+"nothing measurable" means. The preset `fast` (reuse/presets.py) is chosen by this table, see benchmarks/README.md.
 
 Motion is judged against the truth, not by how little there is of it: "seam off" is how far the jump at seams is from
 the steps inside clips, |ratio - 1|, "speed off" how far those steps are from the true speed; 0 is right, and both count
@@ -53,7 +53,7 @@ def _mean(values: Sequence[Any]) -> float | None:
 
 def seam_off(record: Any) -> float | None:
     """|jump at seams / step inside clips - 1|; a shape that hardly moves counts as one of a quarter of the speed."""
-    from vidrd_core.data.shapes import SPEED
+    from vidrd_core.shapes.scenes import SPEED
 
     inside, jump = _constant_step(record), _mean(record.seams)
     return None if inside is None or jump is None else abs(jump / max(inside, SPEED / 4) - 1)
@@ -61,14 +61,14 @@ def seam_off(record: Any) -> float | None:
 
 def speed_off(record: Any) -> float | None:
     """|step inside clips / true step - 1|."""
-    from vidrd_core.data.shapes import SPEED
+    from vidrd_core.shapes.scenes import SPEED
 
     inside = _constant_step(record)
     return None if inside is None else abs(inside / SPEED - 1)
 
 
 def _constant_step(record: Any) -> float | None:
-    from vidrd_core.metrics.longvideo import STEADY
+    from vidrd_core.shapes.measures import STEADY
 
     return None if record.motion in STEADY else _mean(record.steps)
 
@@ -79,8 +79,8 @@ def folder_of(results: Path, sampler: str, steps: int) -> Path:
 
 def measure(options: argparse.Namespace) -> None:
     """Make and measure what is missing."""
-    from vidrd_core.metrics.comparison import Comparison
-    from vidrd_core.presets import make_scheduler
+    from vidrd_core.sampling.schedulers import make_scheduler
+    from vidrd_core.shapes.comparison import Comparison
 
     pipe = make_pipeline(str(options.model or "tiny"), DTYPES[options.dtype], options.device)
     own = pipe.scheduler.config
@@ -104,8 +104,8 @@ def measure(options: argparse.Namespace) -> None:
 
 def load(options: argparse.Namespace) -> dict[tuple[str, int], list[Any]]:
     """The records of every row that is there, in order."""
-    from vidrd_core.metrics.comparison import result_path
-    from vidrd_core.metrics.longvideo import from_json
+    from vidrd_core.shapes.comparison import result_path
+    from vidrd_core.shapes.measures import from_json
 
     rows = {}
     for sampler in options.samplers:

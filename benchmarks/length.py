@@ -34,8 +34,8 @@ HOST_TARGET = 0.25  # of the further frames' bytes
 
 def make(clips: int, background: bool, options: argparse.Namespace) -> dict[str, Any]:
     """Make one video in this process and measure it."""
-    from vidrd_core.jobs import Plan, open_job, run_job
-    from vidrd_core.state import SamplingSettings
+    from vidrd_core.jobs.job import Plan, open_job, run_job
+    from vidrd_core.sampling.settings import SamplingSettings
 
     pipe = make_pipeline(options.size, DTYPES[options.dtype], options.device)
     pipe.background_decoding = background

@@ -78,8 +78,8 @@ SIZES = {
 
 
 def make_unet(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
-    from vidrd_core.allocator import keep_freed_memory
     from vidrd_core.models.unet import VidRDUNet
+    from vidrd_core.runtime.allocator import keep_freed_memory
 
     keep_freed_memory(device)
     with torch.device("meta"):
@@ -88,8 +88,8 @@ def make_unet(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
 
 
 def make_vae(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
-    from vidrd_core.allocator import keep_freed_memory
     from vidrd_core.models.autoencoder import VidRDAutoencoderKL
+    from vidrd_core.runtime.allocator import keep_freed_memory
 
     keep_freed_memory(device)
     with torch.device("meta"):
@@ -101,7 +101,7 @@ def make_pipeline(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
     """A whole pipeline, no progress bars: a size's with random weights, "bundled", or a model folder's."""
     if size not in SIZES:
         from vidrd_core import VidRDPipeline
-        from vidrd_core.allocator import keep_freed_memory
+        from vidrd_core.runtime.allocator import keep_freed_memory
 
         keep_freed_memory(device)
         pipe = VidRDPipeline.from_pretrained(BUNDLED if size == "bundled" else size, torch_dtype=dtype).to(device)

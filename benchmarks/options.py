@@ -37,13 +37,13 @@ class Option:
         return max(1, round(base * self.share_of_steps))
 
     def work(self, base: int) -> float:
-        from vidrd_core.denoising import is_guided
+        from vidrd_core.sampling.denoising import is_guided
 
         steps = self.steps(base)
         return sum(2 if is_guided(step, steps, self.interval) else 1 for step in range(steps)) / (2 * base)
 
     def apply(self, pipe: Any, base: int) -> None:
-        from vidrd_core.memory import MemoryOptions, save_memory
+        from vidrd_core.runtime.memory import MemoryOptions, save_memory
 
         save_memory(pipe, MemoryOptions(storage=self.storage), pipe.device)
         if self.interval != (0.0, 1.0):
@@ -64,8 +64,8 @@ OPTIONS = {
 
 def within(interval: tuple[float, float], steps: int, forward: Callable[..., Any]) -> Callable[..., Any]:
     """A U-Net call on both halves of guidance that outside the interval answers with the prompt's prediction twice."""
-    from vidrd_core.denoising import is_guided
     from vidrd_core.models.unet import VidRDUNetOutput
+    from vidrd_core.sampling.denoising import is_guided
 
     step = last = -1
 
@@ -88,7 +88,7 @@ def folder_of(results: Path, name: str) -> Path:
 
 def measure(options: argparse.Namespace) -> None:
     """Make and measure what is missing."""
-    from vidrd_core.metrics.comparison import Comparison
+    from vidrd_core.shapes.comparison import Comparison
 
     for name in options.options:
         option = OPTIONS[name]
@@ -110,8 +110,8 @@ def measure(options: argparse.Namespace) -> None:
 
 def load(options: argparse.Namespace) -> dict[tuple[str, str], list[Any]]:
     """The records of every row that is there, in order."""
-    from vidrd_core.metrics.comparison import result_path
-    from vidrd_core.metrics.longvideo import from_json
+    from vidrd_core.shapes.comparison import result_path
+    from vidrd_core.shapes.measures import from_json
 
     rows = {}
     for name in options.options:

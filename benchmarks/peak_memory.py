@@ -45,7 +45,7 @@ CALLS = (
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One row, in this process."""
-    from vidrd_core.memory import MemoryOptions, save_memory
+    from vidrd_core.runtime.memory import MemoryOptions, save_memory
 
     hold_to_aim(options)
     pipe = make_pipeline(options.size, DTYPES[options.dtype])
@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
-    from vidrd_core.state import SamplingSettings
+    from vidrd_core.sampling.settings import SamplingSettings
 
     sampling = SamplingSettings(options.frames, options.pixels, options.pixels, 2, 4.0)
     with peak_memory(options.device) as peak:

@@ -81,7 +81,7 @@ class Comparison:
     def __init__(self, nodes: dict[str, Any], videos: int, seed: int):
         import torch
 
-        from vidrd_core.metrics.world import held_out_scenes
+        from vidrd_core.shapes.prompted import held_out_scenes
 
         self.nodes = nodes
         self.model, clip, self.vae = nodes["VidRDLoadModel"].execute("bundled demo model", "fp32").args
@@ -104,7 +104,7 @@ class Comparison:
         import torch
         from einops import rearrange
 
-        from vidrd_core.data.shapes import render
+        from vidrd_core.shapes.scenes import render
 
         pictures = (rearrange(render(self.scenes, FRAMES), "b c t h w -> b t h w c") + 1) / 2
         return {"samples": torch.cat([self.vae.encode(video) for video in pictures])}
@@ -147,14 +147,14 @@ class Comparison:
     def tracks(self, latents: Any) -> list[Any]:
         from einops import rearrange
 
-        from vidrd_core.metrics.tracker import track
+        from vidrd_core.shapes.tracker import track
 
         pictures = rearrange(self.vae.decode(latents), "... h w c -> (...) h w c")
         videos = rearrange(pictures, "(b t) h w c -> b c t h w", b=len(self.scenes))
         return [track(video * 2 - 1) for video in videos]
 
     def figures(self, prior: Any, caption: str, clip: Any, seconds: float, true: Any) -> dict[str, float]:
-        from vidrd_core.metrics.tracker import seam_jump
+        from vidrd_core.shapes.tracker import seam_jump
 
         before, after = self.tracks(prior["samples"]), self.tracks(clip)
         pairs = list(zip(before, after, strict=True))
@@ -177,7 +177,7 @@ class Comparison:
 
 def other_motion(motion: str, number: int) -> str:
     """Another straight motion, a different one from scene to scene."""
-    from vidrd_core.data.shapes import DIRECTIONS
+    from vidrd_core.shapes.scenes import DIRECTIONS
 
     others = [one for one in DIRECTIONS if one != motion]
     return others[number % len(others)]

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vidrd_core.presets import find_preset
-from ..vidrd_core.reuse import ReuseSettings, Trajectory, initial_noise, progressive_noise
-from ..vidrd_core.seeds import clip_noise, clip_seed
+from ..vidrd_core.reuse.noise import initial_noise, progressive_noise
+from ..vidrd_core.reuse.presets import find_preset
+from ..vidrd_core.reuse.settings import ReuseSettings
+from ..vidrd_core.reuse.trajectory import Trajectory
+from ..vidrd_core.sampling.seeds import clip_noise, clip_seed
 from .latents import KEY, known_context, known_positive, prior_of, video_samples, with_prior
 from .native.model import vidrd_model
 from .rebuild import DEFAULT_METHOD, full_trajectory, rebuild, states_at
@@ -98,7 +100,7 @@ def reuse_settings(preset: str, chosen: tuple[Any, ...], latent: dict[str, Any],
     """The settings of a node: a preset's, for clips as long as those of ``latent``, or the chosen ones.
 
     Args:
-        preset: "custom" or a name of :data:`vidrd_core.presets.PRESETS`.
+        preset: "custom" or a name of :data:`vidrd_core.reuse.presets.PRESETS`.
         chosen: the fields of :class:`ReuseSettings`, in their order.
 
     Raises:
@@ -108,7 +110,7 @@ def reuse_settings(preset: str, chosen: tuple[Any, ...], latent: dict[str, Any],
         return ReuseSettings(*chosen)
     samples = video_samples(latent, "prior")
     begins = not torch.count_nonzero(samples)  # an empty latent is as long as the clips that it begins
-    return find_preset(preset).reuse(samples.shape[2] if begins else clip_length(latent, samples, clip_frames))
+    return find_preset(preset).reuse.fitted(samples.shape[2] if begins else clip_length(latent, samples, clip_frames))
 
 
 def clip_length(latent: dict[str, Any], video: Tensor, clip_frames: int) -> int:

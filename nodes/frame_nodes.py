@@ -75,7 +75,7 @@ class InterpolateFrames(io.ComfyNode):
     def execute(cls, images: Any, factor: int) -> io.NodeOutput:
         from comfy.utils import ProgressBar
 
-        from ..vidrd_core.interpolation import interpolate
+        from ..vidrd_core.video.interpolation import interpolate
 
         bar = ProgressBar(max(1, images.shape[0] - 1))
         return io.NodeOutput(interpolate(in_colour(images).cpu(), factor, on_pair=lambda: bar.update(1)))

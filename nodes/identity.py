@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vidrd_core.fingerprints import old_fingerprint
+from ..vidrd_core.models.fingerprints import old_fingerprint
 from .native.model import vidrd_model
 
 DEPTH = 12  # of things inside things; what refers to itself ends there

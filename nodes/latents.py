@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vidrd_core.reuse import Trajectory
+from ..vidrd_core.reuse.trajectory import Trajectory
 from .native.model import VidRDModel, same_model
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..vidrd_core.reuse import ReuseSettings
-from ..vidrd_core.seeds import MAX_SEED, clip_seed
-from ..vidrd_core.state import sync_and_replace
+from ..vidrd_core.files import sync_and_replace
+from ..vidrd_core.reuse.settings import ReuseSettings
+from ..vidrd_core.sampling.seeds import MAX_SEED, clip_seed
 from . import states
 from .clips import Overrides, first_clip, next_clip
 from .files import output_path

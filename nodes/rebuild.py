@@ -12,8 +12,9 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..vidrd_core.reuse import ReuseSettings, Trajectory
-from ..vidrd_core.seeds import clip_noise, clip_seed
+from ..vidrd_core.reuse.settings import ReuseSettings
+from ..vidrd_core.reuse.trajectory import Trajectory
+from ..vidrd_core.sampling.seeds import clip_noise, clip_seed
 
 METHODS = ("invert", "noise")
 DEFAULT_METHOD = "invert"

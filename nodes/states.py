@@ -10,8 +10,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..vidrd_core.reuse import ReuseSettings, Trajectory
-from ..vidrd_core.state import read_tensors, write_tensors
+from ..vidrd_core.files import read_tensors, write_tensors
+from ..vidrd_core.reuse.settings import ReuseSettings
+from ..vidrd_core.reuse.trajectory import Trajectory
 from .latents import KEY, Prior, prior_of, video_hashes, video_samples
 
 FORMAT = "vidrd-latent-1"

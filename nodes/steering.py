@@ -21,7 +21,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..vidrd_core.reuse import guide
+from ..vidrd_core.reuse.trajectory import guide
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from PIL import Image
 from vidrd_core.data.clips import ClipSettings
 from vidrd_core.data.filters import FilterSettings
 from vidrd_core.data.preparation import PreparationSettings
-from vidrd_core.data.shapes import draw_scene, render
 from vidrd_core.data.sources import SourceSettings
+from vidrd_core.shapes.scenes import draw_scene, render
 from vidrd_core.video import to_uint8, write_video
 
 CLIP = ClipSettings(fps=8.0, frames=8, min_frames=4, height=48, width=48, image_side=48)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vidrd_core.presets import PRESETS
+from vidrd_core.reuse.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
@@ -31,7 +31,7 @@ FACTOR = 4  # of the interpolation in the released example
 
 def seams(clips: int, first: int = CLIP, preset: str = "smooth") -> list[int]:
     """Where the clips of a video begin when ``clips`` go on from ``first`` frames, and how many frames it has."""
-    added = CLIP - PRESETS[preset].reuse(CLIP).trim_frames
+    added = CLIP - PRESETS[preset].reuse.fitted(CLIP).trim_frames
     return [0, *(first + n * added for n in range(clips + 1))]
 
 
@@ -180,7 +180,7 @@ def made(prompt: Prompt, history: dict[str, Any], output: Path) -> dict[str, set
 
 def seam_jumps(name: str, video: torch.Tensor) -> list[float]:
     """How far the tracked shape is off, in pixels, from each clip's last frame to the next clip's first."""
-    from vidrd_core.metrics.tracker import seam_jump, track
+    from vidrd_core.shapes.tracker import seam_jump, track
 
     seen = track(video)
     return [seam_jump(seen[seam - 1 : seam], seen[seam : seam + 1]) for seam in CLIPS[name][1:-1]]
@@ -219,7 +219,7 @@ def change(prompt: Prompt, kind: str, **values: Any) -> None:
 
 def write_own_video(path: Path, num_frames: int = OWN_FRAMES) -> None:
     """A video that the continuing example takes for a user's own: a shape of the bundled model's world."""
-    from vidrd_core.data.shapes import Scene, render
+    from vidrd_core.shapes.scenes import Scene, render
     from vidrd_core.video import write_video
 
     scene = Scene("green", "square", "moves down", "brown", "gradient", 30.0, 12.0, 0.0, 10.0)

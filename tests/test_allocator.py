@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from vidrd_core.allocator import keep_freed_memory
+from vidrd_core.runtime.allocator import keep_freed_memory
 
 # Prints how many bytes stay with the process when a tensor of 128 MiB has gone.
 PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from vidrd_core.allocator import keep_freed_memory
+from vidrd_core.runtime.allocator import keep_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

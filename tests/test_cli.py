@@ -15,7 +15,7 @@ from vidrd_core import VidRDPipeline
 from vidrd_core.cli import INTERRUPTED, build_parser, main, stop_on_signal
 from vidrd_core.cli.inputs import read_prompts, repeat_last
 from vidrd_core.cli.models import read_defaults
-from vidrd_core.job_folders import JobFolder
+from vidrd_core.jobs.folder import JobFolder
 from vidrd_core.video import read_metadata, read_video
 
 QUICK = ["--frames", "4", "--steps", "2", "--device", "cpu", "--quiet"]
@@ -314,7 +314,7 @@ def test_ctrl_c_leaves_the_finished_clips_playable_and_the_command_goes_on_from_
 ) -> None:
     import signal
 
-    from vidrd_core import jobs
+    from vidrd_core.jobs import job as jobs
 
     real = jobs.JobFolder.save
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from components import make_pipeline, relative_error
 
-from vidrd_core import ReuseSettings, VidRDPipeline, compiling
+from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.cli import main
-from vidrd_core.compiling import compile_unet
-from vidrd_core.memory import MemoryOptions, save_memory
 from vidrd_core.models.unet import VidRDUNetOutput
+from vidrd_core.runtime import compiling
+from vidrd_core.runtime.compiling import compile_unet
+from vidrd_core.runtime.memory import MemoryOptions, save_memory
 
 
 @pytest.fixture

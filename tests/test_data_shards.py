@@ -10,8 +10,8 @@ import torch
 import webdataset
 
 from vidrd_core.data.media import encode_image, encode_mp4
-from vidrd_core.data.shapes import draw_scene, render
 from vidrd_core.data.shards import BrokenItem, Sample, ShardDataset, ShardWriter
+from vidrd_core.shapes.scenes import draw_scene, render
 from vidrd_core.video import to_uint8
 
 INFO = {"caption": "a clip", "kind": "video", "width": 64, "height": 64, "frames": 6, "fps": 8.0, "source": "a.mp4"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vidrd_core.decoding import WindowDecoder, decode_windows, default_overlap, last_window_start
+from vidrd_core.sampling.windows import WindowDecoder, decode_windows, default_overlap, last_window_start
 
 
 class Decoder:

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 import vidrd_core
 from vidrd_core import VidRDPipeline
-from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
+from vidrd_core.shapes.prompted import METHODS, WorldEvaluation, markdown_table
 
 MODEL = Path(vidrd_core.__file__).parent / "demo_model"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from components import tiny_unet
 
-from vidrd_core.fingerprints import fingerprint, old_fingerprint, same_model, short_name
+from vidrd_core.models.fingerprints import fingerprint, old_fingerprint, same_model, short_name
 
 F32, F16, BF16, E4M3, E5M2 = types = (
     torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vidrd_core.interpolation import interpolate
+from vidrd_core.video.interpolation import interpolate
 
 pytest.importorskip("cv2")
 

@@ -17,10 +17,12 @@ import torch
 from components import make_pipeline
 
 from vidrd_core import ReuseSettings, VidRDPipeline
-from vidrd_core.fingerprints import old_fingerprint
-from vidrd_core.job_folders import JobError, JobFolder, default_folder
-from vidrd_core.jobs import JobResult, Plan, check_job, check_space, made_with, open_job, run_job
-from vidrd_core.state import Clip, SamplingSettings, VideoState, read_tensors
+from vidrd_core.files import read_tensors
+from vidrd_core.jobs.folder import JobError, JobFolder, default_folder
+from vidrd_core.jobs.job import JobResult, Plan, check_job, check_space, made_with, open_job, run_job
+from vidrd_core.models.fingerprints import old_fingerprint
+from vidrd_core.sampling.settings import SamplingSettings
+from vidrd_core.sampling.state import Clip, VideoState
 from vidrd_core.video import read_metadata, read_video
 
 SAMPLING = SamplingSettings(4, 16, 16, 4, 3.0, ReuseSettings(2, trim_frames=1))

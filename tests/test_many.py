@@ -14,9 +14,9 @@ from filelock import FileLock
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.cli import main
-from vidrd_core.job_folders import JobError, JobFolder
-from vidrd_core.many import MAX_FAILURES, Making, Tally, VideosFolder, make_videos, number_videos
-from vidrd_core.state import SamplingSettings
+from vidrd_core.jobs.batch import MAX_FAILURES, Making, Tally, VideosFolder, make_videos, number_videos
+from vidrd_core.jobs.folder import JobError, JobFolder
+from vidrd_core.sampling.settings import SamplingSettings
 from vidrd_core.video import read_metadata, read_video
 
 SAMPLING = SamplingSettings(4, 16, 16, 2, 3.0, ReuseSettings(2))

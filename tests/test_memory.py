@@ -13,9 +13,10 @@ from components import make_pipeline, relative_error
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.cli import main
-from vidrd_core.jobs import JobError, JobFolder, Plan, made_with, open_job
-from vidrd_core.memory import MemoryOptions, save_memory
-from vidrd_core.state import SamplingSettings, VideoState
+from vidrd_core.jobs.job import JobError, JobFolder, Plan, made_with, open_job
+from vidrd_core.runtime.memory import MemoryOptions, save_memory
+from vidrd_core.sampling.settings import SamplingSettings
+from vidrd_core.sampling.state import VideoState
 from vidrd_core.video import read_video
 
 SMALL: dict[str, Any] = {"num_frames": 4, "num_inference_steps": 5, "guidance_scale": 3.0, "reuse": ReuseSettings(2)}

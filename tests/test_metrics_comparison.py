@@ -13,11 +13,11 @@ from components import tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
 from diffusers import DDIMScheduler
 
 from vidrd_core import VidRDPipeline
-from vidrd_core.metrics.comparison import SETS, SWEEPS, Comparison, canonical, load_results, load_samples, result_path
-from vidrd_core.metrics.document import FRAME, replace_part, write_document
-from vidrd_core.metrics.methods import find_method
-from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
-from vidrd_core.reuse import ReuseSettings
+from vidrd_core.reuse.settings import ReuseSettings
+from vidrd_core.shapes.comparison import SETS, SWEEPS, Comparison, canonical, load_results, load_samples, result_path
+from vidrd_core.shapes.document import FRAME, replace_part, write_document
+from vidrd_core.shapes.methods import find_method
+from vidrd_core.shapes.prompted import METHODS, WorldEvaluation, markdown_table
 
 NAMES = ("truth", "independent", "FNR", "paper", "forward", "FNR, match", "paper, match", "paper, alpha=0")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidrd_core.data.shapes import MOTIONS, Scene, render
-from vidrd_core.metrics.longvideo import VideoRecord, from_json, measure, summarise, to_json
+from vidrd_core.shapes.measures import VideoRecord, from_json, measure, summarise, to_json
+from vidrd_core.shapes.scenes import MOTIONS, Scene, render
 
 N = 8
 

@@ -11,16 +11,11 @@ from components import tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
 from diffusers import DDIMScheduler
 
 from vidrd_core import ReuseSettings, VidRDPipeline
-from vidrd_core.metrics.methods import BASES, Chain, Job, Truth, Windows, find_method, rescheduled_noise
-from vidrd_core.metrics.world import held_out_scenes
-from vidrd_core.remedies import (
-    channel_statistics,
-    match_statistics,
-    rescale_guidance,
-    soft_guide,
-    soft_weight,
-)
-from vidrd_core.seeds import clip_seed
+from vidrd_core.sampling.drift import channel_statistics, match_statistics, soft_guide, soft_weight
+from vidrd_core.sampling.guidance import rescale_guidance
+from vidrd_core.sampling.seeds import clip_seed
+from vidrd_core.shapes.methods import BASES, Chain, Job, Truth, Windows, find_method, rescheduled_noise
+from vidrd_core.shapes.prompted import held_out_scenes
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ from diffusers import (
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.pipeline import VidRDPipelineOutput
-from vidrd_core.presets import PRESETS
-from vidrd_core.state import SamplingSettings, VideoState
+from vidrd_core.reuse.presets import PRESETS
+from vidrd_core.sampling.settings import SamplingSettings
+from vidrd_core.sampling.state import VideoState
 
 SMALL: dict[str, Any] = {
     "num_frames": 4,
@@ -169,7 +170,7 @@ def test_fully_guided_frames_repeat_the_last_clip_in_reverse(pipe: VidRDPipeline
     assert relative_error(out.clips[1][:, :, 3], last) > relative_error(first, last)
 
 
-@pytest.mark.parametrize("reuse", [ReuseSettings(), PRESETS["smooth"].reuse(4)], ids=["paper", "smooth"])
+@pytest.mark.parametrize("reuse", [ReuseSettings(), PRESETS["smooth"].reuse.fitted(4)], ids=["paper", "smooth"])
 def test_euler_and_ddim_agree_on_a_chain(pipe: VidRDPipeline, reuse: ReuseSettings) -> None:
     """Their states differ in scale by up to 14, which a lead has to allow for."""
     options = {"num_inference_steps": 100, "guidance_scale": 1.0, "output_type": "latent", "reuse": reuse}

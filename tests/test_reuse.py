@@ -7,14 +7,9 @@ import math
 import pytest
 import torch
 
-from vidrd_core.reuse import (
-    ReuseSettings,
-    TrajectoryRecorder,
-    guide,
-    initial_noise,
-    num_guided_frames,
-    source_frames,
-)
+from vidrd_core.reuse.noise import initial_noise, source_frames
+from vidrd_core.reuse.settings import ReuseSettings
+from vidrd_core.reuse.trajectory import TrajectoryRecorder, guide, num_guided_frames
 
 N, S = 8, 50
 

@@ -11,8 +11,10 @@ import torch
 from components import tiny_unet
 
 from vidrd_core import ReuseSettings, VidRDPipeline
-from vidrd_core.seeds import clip_noise, clip_seed
-from vidrd_core.state import SamplingSettings, VideoState, fingerprint, same_model
+from vidrd_core.models.fingerprints import fingerprint, same_model
+from vidrd_core.sampling.seeds import clip_noise, clip_seed
+from vidrd_core.sampling.settings import SamplingSettings
+from vidrd_core.sampling.state import VideoState
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidrd_core.data.latents import LatentClips, encode_world
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from vidrd_core.models.unet import VidRDUNet
+from vidrd_core.shapes.latents import LatentClips, encode_world
 from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderStage, TemporalDecoderStage
 from vidrd_core.train.checkpoint import load_checkpoint
 from vidrd_core.train.draws import Draw

@@ -4,7 +4,7 @@ import pytest
 import torch
 from components import tiny_text_encoder, tiny_tokenizer, tiny_unet
 
-from vidrd_core.reuse import ReuseSettings
+from vidrd_core.reuse.settings import ReuseSettings
 from vidrd_core.train.draws import Draw, derived_generator
 from vidrd_core.train.objective import (
     UNetObjective,

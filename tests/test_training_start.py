@@ -17,7 +17,7 @@ from vidrd_core import VidRDPipeline, VidRDUNet
 from vidrd_core.data.engines import EngineSettings
 from vidrd_core.data.preparation import prepare
 from vidrd_core.data.sources import SourceSettings
-from vidrd_core.seeds import clip_noise, clip_seed
+from vidrd_core.sampling.seeds import clip_noise, clip_seed
 from vidrd_core.train.freezing import PAPER_POLICY, freeze
 from vidrd_core.train.loop import train
 from vidrd_core.train.lora import LoraSettings, add_lora, save_lora

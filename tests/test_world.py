@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from vidrd_core.data.shapes import BACKGROUNDS, COLORS, KINDS, MOTIONS, SHAPES, SIZE, Scene, draw_scene, render
-from vidrd_core.metrics.tracker import NOTHING, mean_step, seam_jump, track, wrapped
-from vidrd_core.metrics.world import held_out_scenes
+from vidrd_core.shapes.prompted import held_out_scenes
+from vidrd_core.shapes.scenes import BACKGROUNDS, COLORS, KINDS, MOTIONS, SHAPES, SIZE, Scene, draw_scene, render
+from vidrd_core.shapes.tracker import NOTHING, mean_step, seam_jump, track, wrapped
 
 
 def scene(**changes):

@@ -9,8 +9,8 @@ import torch
 from components import tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
 
 from vidrd_core.data.media import encode_image, encode_mp4
-from vidrd_core.data.shapes import draw_scene, render
 from vidrd_core.data.shards import Sample, ShardWriter
+from vidrd_core.shapes.scenes import draw_scene, render
 from vidrd_core.train.objective import UNetObjective
 from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.sources import DataSettings, ShardSource

@@ -22,13 +22,13 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from vidrd_core.allocator import keep_freed_memory
-from vidrd_core.metrics.comparison import SETS, Comparison, canonical
-from vidrd_core.metrics.document import write_document
 from vidrd_core.metrics.identity import NEGATIVE_PROMPT, changes, model_identity
 from vidrd_core.metrics.ucf101 import Ucf101Settings, evaluate_ucf101
-from vidrd_core.metrics.world import METHODS, WorldEvaluation, markdown_table
 from vidrd_core.pipeline import VidRDPipeline
+from vidrd_core.runtime.allocator import keep_freed_memory
+from vidrd_core.shapes.comparison import SETS, Comparison, canonical
+from vidrd_core.shapes.document import write_document
+from vidrd_core.shapes.prompted import METHODS, WorldEvaluation, markdown_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -57,7 +57,7 @@ class Compare:
 
     model: Path  # model folder
     results: Path  # folder for one JSON file and one picture per method; several processes may share it
-    # Those of vidrd_core.metrics.comparison.
+    # Those of vidrd_core.shapes.comparison.
     sets: tuple[Literal["methods", "remedies", "remedies of parts", "sweeps"], ...] = ("methods",)
     methods: tuple[str, ...] = ()  # instead of sets, for example "paper" "paper, alpha=2, match"
     videos: int = 100  # distinct prompts

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vidrd_core.checkpoints import load_vae
-from vidrd_core.data.shapes import DIRECTIONS, Scene, draw_scene, render
 from vidrd_core.models.unet import VidRDUNet
+from vidrd_core.shapes.scenes import DIRECTIONS, Scene, draw_scene, render
 from vidrd_core.train.draws import Draw
 from vidrd_core.train.objective import UNetObjective, show_anchors, target_of
 from vidrd_core.train.schedule import start_scheduler

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import tyro
 
-from vidrd_core.allocator import keep_freed_memory
-from vidrd_core.data.latents import encode_world
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
+from vidrd_core.runtime.allocator import keep_freed_memory
+from vidrd_core.shapes.latents import encode_world
 
 
 @dataclass(frozen=True)

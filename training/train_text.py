@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from common import run
 
-from vidrd_core.data.shapes import draw_scene
+from vidrd_core.shapes.scenes import draw_scene
 from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.text import TextStage, make_text_encoder, write_tokenizer
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from common import run
 
-from vidrd_core.data.latents import LatentClips
+from vidrd_core.shapes.latents import LatentClips
 from vidrd_core.train.freezing import PAPER_POLICY
 from vidrd_core.train.lora import LoraSettings
 from vidrd_core.train.objective import UNetObjective

@@ -14,8 +14,8 @@ _HOMES = {
     "VidRDUNet": ".models.unet",
     "VidRDAutoencoderKL": ".models.autoencoder",
     "VidRDPipeline": ".pipeline",
-    "ReuseSettings": ".reuse",
-    "VideoState": ".state",
+    "ReuseSettings": ".reuse.settings",
+    "VideoState": ".sampling.state",
 }
 __all__ = ["ReuseSettings", "VidRDAutoencoderKL", "VidRDPipeline", "VidRDUNet", "VideoState", "__version__"]
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .models.autoencoder import VidRDAutoencoderKL
     from .models.unet import VidRDUNet
     from .pipeline import VidRDPipeline
-    from .reuse import ReuseSettings
-    from .state import VideoState
+    from .reuse.settings import ReuseSettings
+    from .sampling.state import VideoState
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Text to clips to video outside ComfyUI: :class:`VidRDPipeline`, a diffusers pipeline (arXiv 2309.03549).
 
-The work is cut in three: :func:`vidrd_core.denoising.denoise_clip` runs one clip through the U-Net,
+The work is cut in three: :func:`vidrd_core.sampling.denoising.denoise_clip` runs one clip through the U-Net,
 :meth:`VidRDPipeline.stream` chains clips one at a time, and :meth:`VidRDPipeline.__call__` and
 :meth:`VidRDPipeline.extend` collect them into a video.
 """
@@ -19,16 +19,19 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor
 
-from .decoding import WindowDecoder, decode_ahead, joined
-from .denoising import ALWAYS, Interval, check_interval, denoise_clip, interval_context, interval_of
-from .fingerprints import fingerprint
 from .models.autoencoder import VidRDAutoencoderKL
+from .models.fingerprints import fingerprint
 from .models.unet import VidRDUNet
-from .presets import PRESETS, find_preset, make_scheduler
-from .reuse import ReuseSettings, Trajectory, initial_noise
-from .schedulers import check_context, prepare_scheduler, scheduler_context
-from .seeds import clip_noise, clip_seed
-from .state import Clip, SamplingSettings, VideoState
+from .reuse.noise import initial_noise
+from .reuse.presets import PRESETS, find_preset
+from .reuse.settings import ReuseSettings
+from .reuse.trajectory import Trajectory
+from .sampling.denoising import ALWAYS, Interval, check_interval, denoise_clip, interval_context, interval_of
+from .sampling.schedulers import check_context, make_scheduler, prepare_scheduler, scheduler_context
+from .sampling.seeds import clip_noise, clip_seed
+from .sampling.settings import SamplingSettings
+from .sampling.state import Clip, VideoState
+from .sampling.windows import WindowDecoder, decode_ahead, joined
 
 NoiseSource = Callable[[int, Sequence[int]], Tensor]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
@@ -163,7 +166,7 @@ class VidRDPipeline(DiffusionPipeline):
             width=self.default_size if width is None else width,
             num_inference_steps=known_steps if num_inference_steps is None else num_inference_steps,
             guidance_scale=guidance_scale,
-            reuse=self.preset.reuse(num_frames) if reuse is None else reuse,
+            reuse=self.preset.reuse.fitted(num_frames) if reuse is None else reuse,
             negative_prompt=negative_prompt,
             guidance_rescale=self.preset.guidance_rescale if guidance_rescale is None else guidance_rescale,
         )

@@ -18,7 +18,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...vidrd_core.fingerprints import fingerprint, same_model
+from ...vidrd_core.models.fingerprints import fingerprint, same_model
 from ...vidrd_core.models.unet import VidRDUNet
 from .lora import accept_diffusers_lora
 from .operations import attend, ready

@@ -14,8 +14,8 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...vidrd_core.decoding import decode_windows
 from ...vidrd_core.models.autoencoder import VidRDAutoencoderKL
+from ...vidrd_core.sampling.windows import decode_windows
 from .operations import ready
 
 WINDOW = 8  # frames, the clip length of the release, on which its decoder was trained

@@ -12,8 +12,8 @@ from typing import Any
 
 from examples import CLIP, CLIPS, FACTOR, NUMBERS, seams
 
-from vidrd_core.data.shapes import COLORS, SHAPES
-from vidrd_core.reuse import ReuseSettings
+from vidrd_core.reuse.settings import ReuseSettings
+from vidrd_core.shapes.scenes import COLORS, SHAPES
 
 BUNDLED = "bundled demo model"
 RED_RIGHT = "a red circle moves right over a dark blue background"

@@ -132,7 +132,7 @@ def test_regenerate_from_keeps_the_clips_of_the_node_s_own_video(
     part: Any, model: Any, conds: Any, nodes: dict[str, Any]
 ) -> None:
     plans, overrides = part("nodes.many"), part("nodes.clips").Overrides(3, "euler", "normal")
-    reuse = part("vidrd_core.reuse").ReuseSettings()
+    reuse = part("vidrd_core.reuse.settings").ReuseSettings()
 
     def run(node: str, *seeds: int, regenerate_from: int = 0) -> tuple[Any, Any, str]:
         plan = plans.Plan(list(seeds), 3.0, reuse, overrides, regenerate_from)

@@ -75,7 +75,7 @@ def test_chain_agrees_with_the_pipeline_outside_comfyui(
     The released DDIM ends at the alphas of timestep 0 (``set_alpha_to_one=False``), ComfyUI at sigma 0. So the states
     before the last step are compared, where both conventions agree.
     """
-    from vidrd_core.reuse import ReuseSettings
+    from vidrd_core.reuse.settings import ReuseSettings
 
     reuse = ReuseSettings(**chosen)
     one = first(seed=7, steps=10, cfg=3.0)
@@ -346,7 +346,7 @@ def test_a_chain_in_forward_order_equals_plain_euler_with_the_last_frames_writte
 
 def test_a_preset_stands_for_its_settings(first: Any, following: Any, part: Any) -> None:
     one = first()
-    wanted = part("vidrd_core.presets").PRESETS["smooth"].reuse(8)
+    wanted = part("vidrd_core.reuse.presets").PRESETS["smooth"].reuse.fitted(8)
     named = following(one, preset="smooth", overlap_frames=1, order="reverse", guidance_lead=0.2)
     spelled = following(one, **vars(wanted))
     for a, b in zip(named, spelled, strict=True):

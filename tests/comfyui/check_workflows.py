@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfy_server import Server, make_base, running_server
 
-from vidrd_core.metrics.tracker import NOTHING, track
+from vidrd_core.shapes.tracker import NOTHING, track
 
 JUMP = 8.0  # pixels; the shapes' radius is 9 to 11, and the mean distance of two places in this world is 24
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..state import write_tensors
+from ..files import write_tensors
 from .assembly import Assembly, Paths, assemble
 from .loading import check_fit, empty_model, needs_copy, stored_dtype
 from .reading import CheckpointError, copied, read_json

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..presets import find_preset
+from ..reuse.presets import find_preset
 from .extending import extended_plan
 from .inputs import RELEASED, check_clip_seeds, read_prompts, repeat_last, sampling_settings
 from .models import DEMO, load_pipeline, model_path
 from .outputs import check_outputs, save_image
 
 if TYPE_CHECKING:
-    from ..job_folders import JobFolder
-    from ..jobs import Plan, Remedies
+    from ..jobs.folder import JobFolder
+    from ..jobs.job import Plan, Remedies
     from ..pipeline import VidRDPipeline
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ def generate(options: argparse.Namespace) -> int:
         from .videos import generate_videos
 
         return generate_videos(options)
-    from ..job_folders import JobFolder, default_folder
-    from ..jobs import Plan, check_job, open_job
+    from ..jobs.folder import JobFolder, default_folder
+    from ..jobs.job import Plan, check_job, open_job
 
     prompts = read_prompts(options.prompt, options.prompts)
     prompts = repeat_last(prompts, _number_of_clips(options.clips, prompts))
@@ -91,9 +91,9 @@ def generate(options: argparse.Namespace) -> int:
 
 def extend(options: argparse.Namespace) -> int:
     """Make more clips of a video: of a state folder, or from a single state file."""
-    from ..job_folders import JobError, JobFolder, default_folder
-    from ..jobs import Plan, check_job, open_job
-    from ..state import VideoState
+    from ..jobs.folder import JobError, JobFolder, default_folder
+    from ..jobs.job import Plan, check_job, open_job
+    from ..sampling.state import VideoState
 
     source = Path(options.source)
     if not source.exists():
@@ -154,7 +154,7 @@ def info(options: argparse.Namespace) -> int:
 
 
 def _run(pipe: VidRDPipeline, folder: JobFolder, plan: Plan, options: argparse.Namespace, fps: float) -> int:
-    from ..jobs import run_job
+    from ..jobs.job import run_job
 
     finished = plan.num_finished(folder)
     if finished:
@@ -188,7 +188,7 @@ def run_again(options: argparse.Namespace) -> str:
 
 
 def _remedies_of(command: str) -> Remedies:
-    from ..jobs import Remedies
+    from ..jobs.job import Remedies
 
     if command == "generate":
         return Remedies(
@@ -207,9 +207,9 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
     import diffusers
     import torch
 
-    from ..denoising import interval_context
-    from ..fingerprints import short_name
-    from ..schedulers import scheduler_context
+    from ..models.fingerprints import short_name
+    from ..sampling.denoising import interval_context
+    from ..sampling.schedulers import scheduler_context
 
     sampler = scheduler_context(pipe.scheduler)
     return {
@@ -277,7 +277,7 @@ def load(
         loading: model, scheduler and so on, where a state folder knows them.
         settings: of that folder.
     """
-    from ..memory import MemoryOptions
+    from ..runtime.memory import MemoryOptions
 
     made = (settings or {}).get("made", {})
     storage = options.storage or ("fp8" if "storage" in made else "same")
@@ -308,7 +308,7 @@ def _dtype_of(options: argparse.Namespace, settings: dict[str, Any]) -> str:
 
 def _home_of(source: Path) -> JobFolder | None:
     """The state folder that ``source`` is, or lies in."""
-    from ..job_folders import JobError, JobFolder
+    from ..jobs.folder import JobError, JobFolder
 
     if source.is_dir():
         folder = JobFolder(source)

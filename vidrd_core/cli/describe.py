@@ -20,7 +20,7 @@ def describe(path: Path) -> str:
 
 
 def _describe_job(path: Path) -> str:
-    from ..job_folders import JobFolder
+    from ..jobs.folder import JobFolder
 
     folder = JobFolder(path)
     settings = folder.read()
@@ -43,7 +43,8 @@ def _describe_video(path: Path) -> str:
 
 
 def _describe_state(path: Path) -> str | None:
-    from ..state import FORMAT, VideoState, read_tensors
+    from ..files import read_tensors
+    from ..sampling.state import FORMAT, VideoState
 
     try:
         if read_tensors(path)[1].get("format") != FORMAT:

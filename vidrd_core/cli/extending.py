@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .inputs import repeat_last
 
 if TYPE_CHECKING:
-    from ..job_folders import JobFolder
-    from ..jobs import Plan
+    from ..jobs.folder import JobFolder
+    from ..jobs.job import Plan
 
 
 def extended_plan(folder: JobFolder, prompts: Sequence[str], clips: int | None) -> tuple[Plan, int]:
@@ -21,10 +21,11 @@ def extended_plan(folder: JobFolder, prompts: Sequence[str], clips: int | None) 
     Raises:
         JobError: the folder has no clip, or an unfinished job of another kind.
     """
-    from ..denoising import interval_of
-    from ..job_folders import JobError
-    from ..jobs import Plan
-    from ..state import SamplingSettings, VideoState
+    from ..jobs.folder import JobError
+    from ..jobs.job import Plan
+    from ..sampling.denoising import interval_of
+    from ..sampling.settings import SamplingSettings
+    from ..sampling.state import VideoState
 
     settings = folder.read()
     if not folder.num_finished():
@@ -49,7 +50,7 @@ def extended_plan(folder: JobFolder, prompts: Sequence[str], clips: int | None) 
 
 def _clips_before(folder: JobFolder, settings: dict[str, Any], prompts: Sequence[str], number: int) -> int:
     """How many clips the video has that is extended: those of the last job, whatever else the folder still holds."""
-    from ..job_folders import JobError
+    from ..jobs.folder import JobError
 
     finished = folder.num_finished()
     planned = settings.get("planned") or [""] * finished

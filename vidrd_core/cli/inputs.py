@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..presets import PRESETS, REUSE_FIELDS, find_preset, shortened
+from ..reuse.presets import PRESETS, find_preset
+from ..reuse.settings import ReuseSettings
 
 if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
-    from ..state import SamplingSettings
+    from ..sampling.settings import SamplingSettings
 
 # Where neither the command line, a preset nor the model folder says anything: the released values.
 RELEASED: dict[str, Any] = {
@@ -94,8 +96,7 @@ def repeat_last(prompts: Sequence[str], number: int) -> list[str]:
 
 
 def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pipe: VidRDPipeline) -> SamplingSettings:
-    from ..reuse import ReuseSettings
-    from ..state import SamplingSettings
+    from ..sampling.settings import SamplingSettings
 
     preset = find_preset(options.preset).settings if options.preset else {}
     known = {**RELEASED, **defaults, **preset}
@@ -105,20 +106,17 @@ def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pip
         return known[name] if given is None else given
 
     num_frames = chosen("num_frames")
-    values = {name: chosen(name) for name in REUSE_FIELDS}
+    names = [field.name for field in fields(ReuseSettings)]
     # Defaults, unlike choices, give way to short clips, and the trim to a shorter overlap.
-    overlap, trim = shortened(values["overlap_frames"], values["trim_frames"], num_frames)
-    if options.overlap_frames is None:
-        values["overlap_frames"] = overlap
-    if options.trim_frames is None:
-        values["trim_frames"] = trim
+    reuse = ReuseSettings(**{name: chosen(name) for name in names}).fitted(num_frames)
+    reuse = replace(reuse, **{name: value for name in names if (value := getattr(options, name)) is not None})
     return SamplingSettings(
         num_frames=num_frames,
         height=pipe.default_size if options.height is None else options.height,
         width=pipe.default_size if options.width is None else options.width,
         num_inference_steps=chosen("num_inference_steps"),
         guidance_scale=chosen("guidance_scale"),
-        reuse=ReuseSettings(**values),
+        reuse=reuse,
         negative_prompt=chosen("negative_prompt"),
         guidance_rescale=chosen("guidance_rescale"),
     )

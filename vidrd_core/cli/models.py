@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..presets import make_scheduler
 from .inputs import RELEASED
 
 if TYPE_CHECKING:
-    from ..memory import MemoryOptions
     from ..pipeline import VidRDPipeline
+    from ..runtime.memory import MemoryOptions
 
 DEMO = "demo"  # the name of the bundled model
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
@@ -38,18 +37,18 @@ def load_pipeline(
         scheduler_options: settings of it that differ from the model's noise schedule.
         memory: what to trade for memory on the device; None: nothing.
         background_decoding: decode a clip while the next one is sampled.
-        compile_mode: of :func:`vidrd_core.compiling.compile_unet`; None: not compiled.
+        compile_mode: of :func:`vidrd_core.runtime.compiling.compile_unet`; None: not compiled.
 
     Raises:
         ValueError: something cannot be loaded or does not fit; the message says what to do.
     """
     import torch
 
-    from ..allocator import keep_freed_memory
     from ..checkpoints import load_pipeline_parts
-    from ..compiling import compile_unet
-    from ..memory import save_memory
     from ..pipeline import VidRDPipeline
+    from ..runtime.allocator import keep_freed_memory
+    from ..runtime.compiling import compile_unet
+    from ..runtime.memory import save_memory
 
     chosen = default_device() if device == "auto" else device
     if dtype == "auto":
@@ -63,6 +62,8 @@ def load_pipeline(
     home = chosen if memory is None else "cpu"
     parts = load_pipeline_parts(path, base, vae=vae, dtype=getattr(torch, dtype), device=home)
     if scheduler is not None:
+        from ..sampling.schedulers import make_scheduler
+
         parts["scheduler"] = make_scheduler(scheduler, parts["scheduler"].config, scheduler_options)
     defaults = read_defaults(path)
     if model == DEMO:

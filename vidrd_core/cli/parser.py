@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from .. import __version__
-from ..presets import PRESETS, SCHEDULERS
+from ..reuse.presets import PRESETS, SCHEDULERS
 from .evaluate import EVALUATE
 from .evaluate import add_options as _add_evaluate
 

@@ -55,8 +55,8 @@ def launched_process(device: str) -> Process:
 
 def generate_videos(options: argparse.Namespace) -> int:
     """Make every video of a file into a folder."""
-    from ..jobs import check_sampling
-    from ..many import Making, VideosFolder, make_videos, number_videos
+    from ..jobs.batch import Making, VideosFolder, make_videos, number_videos
+    from ..jobs.job import check_sampling
     from ..video import estimate_bytes, probe_output
     from . import DEFAULT_CLIPS, FAILED, INTERRUPTED, fps_of, load, run_again, say, stop_on_signal, video_metadata
 

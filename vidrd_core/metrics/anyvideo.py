@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..interpolation import optical_flow
+from ..video.interpolation import optical_flow
 
 if TYPE_CHECKING:
     from .detectors import Clip

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..fingerprints import same_model, short_name
+from ..models.fingerprints import same_model, short_name
 from ..pipeline import VidRDPipeline
-from ..schedulers import scheduler_context
-from ..state import SamplingSettings
+from ..sampling.schedulers import scheduler_context
+from ..sampling.settings import SamplingSettings
 
 MODELS = ("model", "vae", "text_encoder")  # whose entries are fingerprints
 NEGATIVE_PROMPT = str(SamplingSettings.negative_prompt)  # of every evaluation, where a model brings none of its own

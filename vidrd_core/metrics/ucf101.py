@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..pipeline import VidRDPipeline
-from ..reuse import ReuseSettings
+from ..reuse.settings import ReuseSettings
 from ..video import ContactSheet, read_video, to_uint8
 from .detectors import C3D, C3D_HINT, CLIP_HINT, I3D, I3D_HINT, MIN_I3D_FRAMES, Clip, MissingWeights, file_digest
 from .files import write_json

@@ -282,7 +282,7 @@ class VidRDAutoencoderKL(ModelMixin, ConfigMixin):
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput:
         """Latents ``[B, C, T, h, w]``, unscaled, to pixels ``[B, 3, T, H, W]``; one window, all frames at once.
 
-        :func:`vidrd_core.decoding.decode_windows` decodes videos of any length in bounded memory.
+        :func:`vidrd_core.sampling.windows.decode_windows` decodes videos of any length in bounded memory.
 
         Raises:
             ValueError: not such a tensor.

@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
-from ..allocator import keep_freed_memory
 from ..models.inflate import build_empty
+from ..runtime.allocator import keep_freed_memory
 from .settings import TrainSettings
 
 Module = TypeVar("Module", bound=nn.Module)

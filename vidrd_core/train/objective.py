@@ -10,7 +10,8 @@ from diffusers import DDIMScheduler
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..reuse import ReuseSettings, initial_noise, progressive_noise
+from ..reuse.noise import initial_noise, progressive_noise
+from ..reuse.settings import ReuseSettings
 from .draws import Draw
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -86,7 +87,7 @@ def make_scheduler(prediction: str = "epsilon") -> DDIMScheduler:
 def draw_noise(objective: UNetObjective, draw: Draw, shape: torch.Size) -> Tensor:
     """The noise of a batch ``[B, C, T, h, w]``, float32 on the CPU, of unit variance but for ``offset_noise``.
 
-    A continuation's noise is what :func:`vidrd_core.reuse.initial_noise` makes of a predecessor's, itself a first
+    A continuation's noise is what :func:`vidrd_core.reuse.noise.initial_noise` makes of a predecessor's, itself a first
     clip's: without a progressive prior that is independent noise again, with one the frames' dependence runs back over
     the overlap as it does when clips are chained.
     """

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..reuse import progressive_noise
-from ..seeds import clip_noise, clip_seed
-from ..state import SamplingSettings
+from ..reuse.noise import progressive_noise
+from ..sampling.seeds import clip_noise, clip_seed
+from ..sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline

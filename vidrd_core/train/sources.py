@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..data.latents import LatentClips
 from ..data.panzoom import pan_and_zoom
-from ..data.shapes import draw_scene, render
 from ..data.shards import BrokenItem, SampleInfo, ShardDataset
+from ..shapes.latents import LatentClips
+from ..shapes.scenes import draw_scene, render
 from .draws import Draw
 from .plan import BatchPlan, Shape, assign, interleaved
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoints.recognition import recognise
 from ..data.shards import ShardDataset
-from ..state import SamplingSettings
+from ..sampling.settings import SamplingSettings
 from .sources import ShardSource, Source
 from .start import start_text
 from .text import encode_text

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..data.shapes import BACKGROUNDS, COLORS, KINDS, MOTIONS, SHAPES, draw_scene
+from ..shapes.scenes import BACKGROUNDS, COLORS, KINDS, MOTIONS, SHAPES, draw_scene
 from .draws import Draw
 from .stage import Outcome, Stage
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.shapes import DIRECTIONS, SIZE, SPEED, Scene
+from .scenes import DIRECTIONS, SIZE, SPEED, Scene
 from .tracker import BRIGHT, NOTHING, Track, track, wrapped
 
 AROUND = 3  # steps before and after a seam that give the motion there

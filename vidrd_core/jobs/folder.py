@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files import read_tensors, sync_and_replace, write_tensors
+from ..sampling.state import Clip, VideoState
 from .locks import hold
-from .state import Clip, VideoState, read_tensors, sync_and_replace, write_tensors
 
 SETTINGS_FORMAT = "vidrd-job-1"
 CLIP_FORMAT = "vidrd-clip-1"

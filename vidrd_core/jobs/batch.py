@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from .denoising import Interval
-from .jobs import JobError, JobFolder, Plan, Remedies, check_space, compare, made_with, open_job, run_job
+from ..files import sync_and_replace
+from ..sampling.denoising import Interval
+from ..sampling.settings import SamplingSettings
+from .job import JobError, JobFolder, Plan, Remedies, check_space, compare, made_with, open_job, run_job
 from .locks import hold
-from .state import SamplingSettings, sync_and_replace
 
 if TYPE_CHECKING:
-    from .pipeline import VidRDPipeline
+    from ..pipeline import VidRDPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class VideosFolder:
         """Begin a run, or take up the one that is there; more videos or fewer at the end are no difference.
 
         Args:
-            made: what all videos share, see :func:`vidrd_core.jobs.made_with`.
+            made: what all videos share, see :func:`vidrd_core.jobs.job.made_with`.
             redo: make the videos again whose prompts have changed, instead of refusing.
             restart: forget all videos that were made here.
 
@@ -133,7 +134,7 @@ class VideosFolder:
 
     def forget(self, indices: Sequence[int] | range) -> None:
         """Delete videos and their states."""
-        from .video.formats import clear_frame_folder
+        from ..video.formats import clear_frame_folder
 
         for index in indices:
             output = self.output(index)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..models.autoencoder import VidRDAutoencoderKL
-from .shapes import draw_scene, render
+from .scenes import draw_scene, render
 
 
 def encode_world(vae: VidRDAutoencoderKL, path: Path, num_clips: int, num_frames: int, seed: int, split: str) -> None:

@@ -1,63 +1,23 @@
-"""What a video needs to go on later: the state after a clip, and its safetensors file."""
+"""What a video needs to be continued later: the state after a clip, and its safetensors file."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .decoding import last_window_start
-from .fingerprints import fingerprint as fingerprint
-from .fingerprints import same_model
-from .reuse import ReuseSettings, Trajectory
+from ..files import read_tensors, write_tensors
+from ..models.fingerprints import same_model
+from ..reuse.settings import ReuseSettings
+from ..reuse.trajectory import Trajectory
+from .settings import SamplingSettings
+from .windows import last_window_start
 
 FORMAT = "vidrd-state-1"
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How clips are sampled. Everything here is stored in a state; defaults are the released values."""
-
-    num_frames: int = 8
-    height: int = 256  # pixels
-    width: int = 256
-    num_inference_steps: int = 50
-    guidance_scale: float = 10.0
-    reuse: ReuseSettings = ReuseSettings()
-    negative_prompt: str | None = "watermark"
-    guidance_rescale: float = 0.0  # of vidrd_core.remedies.rescale_guidance; 0 is off
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_frames <= 32:
-            raise ValueError(f"num_frames is {self.num_frames}; expected 1 to 32 frames per clip")
-        if self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is {self.num_inference_steps}; expected at least 1")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; expected a number, 1 (off) to about 20")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale is {self.guidance_rescale}; expected 0 (off) to 1")
-        self.reuse.check(self.num_frames)
-
-    @property
-    def num_new_frames(self) -> int:
-        """Frames that a clip after the first adds to the video."""
-        return self.num_frames - self.reuse.trim_frames
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> SamplingSettings:
-        return cls(**{**values, "reuse": ReuseSettings(**values["reuse"])})
 
 
 @dataclass
@@ -187,51 +147,3 @@ class VideoState:
             values["model"],
             tensors.get("negative"),
         )
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file so that ``path`` holds the old or the whole new content at any moment.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.touch()
-        usual = partial.stat().st_mode  # safetensors lets nobody but the owner read its files
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, dict(metadata))
-        partial.chmod(usual)
-        sync_and_replace(partial, path)
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written ({error}); is the disk full?") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def sync_and_replace(partial: Path, path: Path) -> None:
-    """Give a finished file its final name, its content on the disk first, so that a power cut leaves no empty file."""
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        ValueError: the file is broken or no safetensors.
-        FileNotFoundError: there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a state file (.safetensors)")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            # Copies: a file that is mapped into memory cannot be replaced on Windows.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}); it is broken or not a state") from error
-    return tensors, metadata

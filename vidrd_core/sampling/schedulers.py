@@ -1,4 +1,4 @@
-"""Which diffusers schedulers can be steered, and how one is prepared for a clip."""
+"""diffusers' schedulers: by their short names, which of them can be steered, and how one is prepared for a clip."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import torch
 
-from .state import SamplingSettings
+from ..reuse.presets import SCHEDULERS
+from .settings import SamplingSettings
 
 # Staged guidance replaces the sample before a step. These go on from a copy of their own instead.
 REBUILDING = {"PNDMScheduler", "LCMScheduler", "TCDScheduler", "SASolverScheduler", "IPNDMScheduler"}
@@ -83,3 +85,14 @@ def state_scales(scheduler: Any) -> list[float]:
         probe._step_index = None  # finds its step by the timestep
         scales.append(1 / float(probe.scale_model_input(torch.ones(1, device=timestep.device), timestep)))
     return scales
+
+
+def make_scheduler(name: str, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
+    """diffusers' scheduler of a short name, with the noise schedule of ``config`` and ``options`` instead of its own.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"{name!r} is no scheduler; known are: {', '.join(SCHEDULERS)}")
+    return getattr(diffusers, SCHEDULERS[name]).from_config(dict(config), **dict(options or {}))

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .denoising import ALWAYS, Interval, check_interval, interval_context, interval_of
-from .fingerprints import same_model
-from .job_folders import SETTINGS, JobError, JobFolder
-from .pipeline import VidRDPipeline
-from .schedulers import check_context, prepare_scheduler, scheduler_context
-from .seeds import clip_seed
-from .state import Clip, SamplingSettings, VideoState
+from ..models.fingerprints import same_model
+from ..pipeline import VidRDPipeline
+from ..sampling.denoising import ALWAYS, Interval, check_interval, interval_context, interval_of
+from ..sampling.schedulers import check_context, prepare_scheduler, scheduler_context
+from ..sampling.seeds import clip_seed
+from ..sampling.settings import SamplingSettings
+from ..sampling.state import Clip, VideoState
+from .folder import SETTINGS, JobError, JobFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,7 +164,7 @@ def check_job(pipe: VidRDPipeline, plan: Plan, folder: str | Path, output: str |
         ValueError: a setting cannot be; the message names it.
         OSError: the state folder cannot be written, or a disk is too small.
     """
-    from .video import estimate_bytes, probe_output
+    from ..video import estimate_bytes, probe_output
 
     sampling = plan.sampling
     check_sampling(pipe, plan)
@@ -345,7 +346,7 @@ def run_job(
         with_sheet: also make a contact sheet.
         should_stop: asked after every denoising step; True stops.
     """
-    from .video import VideoWriter, to_uint8
+    from ..video import VideoWriter, to_uint8
 
     folder.write(complete=False, planned=list(plan.prompts), fps=fps)
     result = JobResult(0, len(plan.prompts), 0)
@@ -394,7 +395,7 @@ class _SheetRows:
     """Cuts a stream of frames into the rows of a contact sheet, one per clip."""
 
     def __init__(self, plan: Plan):
-        from .video import ContactSheet
+        from ..video import ContactSheet
 
         self._sheet = ContactSheet()
         self._plan = plan

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models.unet import VidRDUNet
-from .remedies import rescale_guidance
-from .reuse import ReuseSettings, Trajectory, TrajectoryRecorder, guide
+from ..models.unet import VidRDUNet
+from ..reuse.settings import ReuseSettings
+from ..reuse.trajectory import Trajectory, TrajectoryRecorder, guide
+from .guidance import rescale_guidance
 from .schedulers import state_scales
 
 Interval = tuple[float, float]
@@ -41,7 +42,7 @@ def denoise_clip(
         past: the trajectory of the clip before, or None for a first clip.
         on_step: called after each step with (step, timestep, latents); may return other latents, or raise to stop.
         guidance_interval: the share of the steps, from and to, in which guidance runs; the prompt alone in the others.
-        guidance_rescale: strength of :func:`vidrd_core.remedies.rescale_guidance`, 0 (off) to 1.
+        guidance_rescale: strength of :func:`vidrd_core.sampling.guidance.rescale_guidance`, 0 (off) to 1.
         split_guidance: run the halves of guidance one after the other, in about half the memory.
 
     Returns:

@@ -14,21 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..data.shapes import Scene, render
+from ..metrics.identity import NEGATIVE_PROMPT
 from ..pipeline import VidRDPipeline, denoise_clip
-from ..remedies import (
-    Statistics,
-    channel_statistics,
-    match_statistics,
-    rescale_guidance,
-    soft_guide,
-    soft_weight,
-)
-from ..reuse import ReuseSettings, Trajectory, initial_noise
-from ..schedulers import prepare_scheduler
-from ..seeds import clip_noise, clip_seed
-from ..state import SamplingSettings
-from .identity import NEGATIVE_PROMPT
+from ..reuse.noise import initial_noise
+from ..reuse.settings import ReuseSettings
+from ..reuse.trajectory import Trajectory
+from ..sampling.drift import Statistics, channel_statistics, match_statistics, soft_guide, soft_weight
+from ..sampling.guidance import rescale_guidance
+from ..sampling.schedulers import prepare_scheduler
+from ..sampling.seeds import clip_noise, clip_seed
+from ..sampling.settings import SamplingSettings
+from .scenes import Scene, render
 
 STAGES = ("linear", "uniform", "soft")
 
@@ -84,7 +80,7 @@ class GuidedModel:
     """A U-Net with classifier-free guidance inside, and its rescaling.
 
     Args:
-        rescale: strength of :func:`vidrd_core.remedies.rescale_guidance`.
+        rescale: strength of :func:`vidrd_core.sampling.guidance.rescale_guidance`.
     """
 
     unet: Any

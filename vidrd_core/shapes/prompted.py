@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..data.shapes import SPEED, Scene, draw_scene
 from ..pipeline import VidRDPipeline
-from ..presets import PRESETS
-from ..reuse import ReuseSettings
+from ..reuse.presets import PRESETS
+from ..reuse.settings import ReuseSettings
+from .scenes import SPEED, Scene, draw_scene
 from .tracker import Track, mean_step, seam_jump, track
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 METHODS = {
     "independent clips": ReuseSettings(overlap_frames=0, noise_alpha=0.0, guidance_beta=0.0),
     "paper settings": ReuseSettings(),
-    "preset smooth": PRESETS["smooth"].reuse(8),
+    "preset smooth": PRESETS["smooth"].reuse.fitted(8),
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .pipeline import VidRDPipeline
+    from ..pipeline import VidRDPipeline
 
 OFFLOADS = ("none", "model", "sequential")
 STORAGES = ("same", "fp8")

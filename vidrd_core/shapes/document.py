@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..metrics import charts
+from ..metrics.files import write_json
 from ..video import ContactSheet
-from . import charts
 from .comparison import METHODS, PART_REMEDIES, REMEDIES, SWEEPS, canonical, load_results, load_samples, result_path
-from .files import write_json
-from .longvideo import VideoRecord, summarise
+from .measures import VideoRecord, summarise
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -153,7 +153,7 @@ def write_document(
         methods = _chosen({name: result["summary"] for name, result in found.items()}, (*METHODS, *found))
         parts["before"] = "\n\n".join((_settings(found), tables(methods), table(methods, PROMPTED)))
     if ucf101 is not None:
-        from .ucf101 import markdown
+        from ..metrics.ucf101 import markdown
 
         parts["ucf101"] = markdown(json.loads(ucf101.read_text(encoding="utf-8")))
     for name, content in parts.items():

@@ -21,14 +21,14 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..decoding import decode_windows
+from ..metrics.files import write_json
+from ..metrics.identity import NEGATIVE_PROMPT, changes, model_identity
 from ..pipeline import VidRDPipeline
+from ..sampling.windows import decode_windows
 from ..video import to_uint8
-from .files import write_json
-from .identity import NEGATIVE_PROMPT, changes, model_identity
-from .longvideo import VideoRecord, from_json, measure, summarise, to_json
+from .measures import VideoRecord, from_json, measure, summarise, to_json
 from .methods import BASES, Job, Made, find_method
-from .world import held_out_scenes
+from .prompted import held_out_scenes
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .models.unet import VidRDUNetOutput
-    from .pipeline import VidRDPipeline
+    from ..models.unet import VidRDUNetOutput
+    from ..pipeline import VidRDPipeline
 
 # What torch.compile calls them. "reduce-overhead" and "max-autotune" use CUDA graphs on a GPU.
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")

@@ -15,17 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..data.shapes import (
-    BOUNCE_HEIGHT,
-    BOUNCE_PERIOD,
-    COLORS,
-    DIRECTIONS,
-    ORBIT_RADIUS,
-    SHAPES,
-    SIZE,
-    SPEED,
-    shape_mask,
-)
+from .scenes import BOUNCE_HEIGHT, BOUNCE_PERIOD, COLORS, DIRECTIONS, ORBIT_RADIUS, SHAPES, SIZE, SPEED, shape_mask
 
 BRIGHT = 0.64  # of the brightest channel, 0 to 1; backgrounds stay below 0.55, shapes reach 0.8
 MIN_AREA = 60  # bright pixels that count as a shape; the smallest shape has about 150

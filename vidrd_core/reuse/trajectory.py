@@ -1,0 +1,127 @@
+"""Denoising with staged guidance (DSG), and the trajectory that a clip hands on (arXiv 2309.03549).
+
+Notation: N frames per clip, M overlap frames, S denoising steps, ``z[s]`` the latents before step s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .noise import source_frames
+from .settings import ReuseSettings
+
+
+def num_guided_frames(settings: ReuseSettings, step: int, num_steps: int) -> int:
+    """DSG: how many frames are steered at ``step``; they are the first ones."""
+    return sum(step < steps for steps in settings.guided_steps(num_steps))
+
+
+def guide(latents: Tensor, past: Tensor | None) -> Tensor:
+    """DSG: overwrite the first frames of ``latents`` in place with ``past`` ``[B, C, m, H, W]``, already reordered."""
+    if past is not None and past.shape[2]:
+        latents[:, :, : past.shape[2]] = past.to(latents)
+    return latents
+
+
+@dataclass
+class Trajectory:
+    """What the next clip needs of this one, on the CPU.
+
+    Args:
+        noise: ``z[0]`` of all frames, ``[B, C, N, H, W]``, of unit variance.
+        states: ``z[s]`` before the steps s = 0, 1, ... that guidance will show, each with the last frames that may be
+            needed, ``[B, C, m, H, W]``, the clip's own order; m is at most the overlap and shrinks with s in "reverse"
+            order without a lead.
+        settings: of the continuation that the states were kept for.
+        num_steps: S.
+        context: what must not change between clips, for example the sampler, the sigmas or the model; compared as text.
+    """
+
+    noise: Tensor
+    states: list[Tensor]
+    settings: ReuseSettings
+    num_steps: int
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_frames(self) -> int:
+        return self.noise.shape[2]
+
+    def guidance(
+        self, step: int, settings: ReuseSettings | None = None, scales: Sequence[float] | None = None
+    ) -> Tensor | None:
+        """What overwrites the next clip's first frames at ``step``, ``[B, C, m, H, W]`` in its order; None: nothing.
+
+        Args:
+            scales: of the sampler's states before each step: the model sees ``z[s] / scales[s]``. With a lead, a state
+                of a later step is brought to the scale of this one. None: all 1, as in DDIM.
+
+        Raises:
+            ValueError: ``settings`` need frames or steps that were not kept.
+        """
+        settings = self.settings if settings is None else settings
+        count = num_guided_frames(settings, step, self.num_steps)
+        if count == 0:
+            return None
+        wanted = source_frames(settings, self.num_frames)[:count]
+        shown = settings.shown_step(step, self.num_steps)
+        kept = self.states[shown].shape[2] if shown < len(self.states) else 0
+        index = wanted - (self.num_frames - kept)  # states hold the clip's last frames
+        if int(index.min()) < 0:
+            raise ValueError(
+                f"step {step} needs frames {wanted.tolist()} of the last clip; only the last {kept} were kept: "
+                f"its trajectory was recorded for overlap {self.settings.overlap_frames}, guidance beta "
+                f"{self.settings.guidance_beta}, order {self.settings.order}, stages {self.settings.stages}, "
+                f"guidance lead {self.settings.guidance_lead}; use at most those, or make the clip again"
+            )
+        state = self.states[shown][:, :, index]
+        return state if scales is None or shown == step else state * (scales[step] / scales[shown])
+
+    def nbytes(self) -> int:
+        """Size of the tensors in bytes."""
+        return self.noise.nbytes + sum(state.nbytes for state in self.states)
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the tensors, as plain JSON."""
+        return {"settings": asdict(self.settings), "num_steps": self.num_steps, "context": dict(self.context)}
+
+
+class TrajectoryRecorder:
+    """Collects a clip's trajectory while it is denoised: its noise, and only the states that guidance will read.
+
+    Args:
+        noise: the unit-variance noise the clip starts from, ``[B, C, N, H, W]``.
+        settings, num_steps, context: as in :class:`Trajectory`.
+    """
+
+    def __init__(
+        self, noise: Tensor, settings: ReuseSettings, num_steps: int, context: Mapping[str, Any] | None = None
+    ):
+        settings.check(noise.shape[2])
+        self.noise = noise.detach().to("cpu", copy=True)
+        self.settings = settings
+        self.num_steps = num_steps
+        self.context = dict(context or {})
+        self.states: list[Tensor] = []
+        guided = max(settings.guided_steps(num_steps), default=0)
+        self._last = settings.shown_step(guided - 1, num_steps) if guided else -1
+
+    def record(self, step: int, latents: Tensor) -> None:
+        """Keep what is needed of ``z[step]`` (after guidance, before the step). Call with s = 0, 1, 2, ... in order.
+
+        Keeps the last m frames, where m covers what the next clip's guided frames at this step read: the guided count
+        itself in "reverse" order without a lead, else the whole overlap.
+        """
+        settings = self.settings
+        if step <= self._last:
+            count = num_guided_frames(settings, step, self.num_steps)
+            kept = count if settings.order == "reverse" and not settings.guidance_lead else settings.overlap_frames
+            self.states.append(latents[:, :, latents.shape[2] - kept :].detach().to("cpu", copy=True))
+
+    def finish(self) -> Trajectory:
+        """The trajectory; call after the last step."""
+        return Trajectory(self.noise, self.states, self.settings, self.num_steps, self.context)

@@ -1,0 +1,1 @@
+"""Memory, compiling and the allocator: how models run, not what they compute."""
