@@ -37,10 +37,10 @@ class Option:
         return max(1, round(base * self.share_of_steps))
 
     def work(self, base: int) -> float:
-        from vidrd_core.sampling.denoising import is_guided
+        from vidrd_core.sampling.guidance import is_guided
 
         steps = self.steps(base)
-        return sum(2 if is_guided(step, steps, self.interval) else 1 for step in range(steps)) / (2 * base)
+        return sum(2 if is_guided(step / steps, self.interval) else 1 for step in range(steps)) / (2 * base)
 
     def apply(self, pipe: Any, base: int) -> None:
         from vidrd_core.runtime.memory import MemoryOptions, save_memory
@@ -65,7 +65,7 @@ OPTIONS = {
 def within(interval: tuple[float, float], steps: int, forward: Callable[..., Any]) -> Callable[..., Any]:
     """A U-Net call on both halves of guidance that outside the interval answers with the prompt's prediction twice."""
     from vidrd_core.models.unet import VidRDUNetOutput
-    from vidrd_core.sampling.denoising import is_guided
+    from vidrd_core.sampling.guidance import is_guided
 
     step = last = -1
 
@@ -73,7 +73,7 @@ def within(interval: tuple[float, float], steps: int, forward: Callable[..., Any
         nonlocal step, last
         step = 0 if last < 0 or timestep > last else step + 1  # a higher timestep begins the next clip
         last = float(timestep)
-        if is_guided(step, steps, interval):
+        if is_guided(step / steps, interval):
             return forward(sample, timestep, text)
         half = len(sample) // 2
         out = forward(sample[half:], timestep, text[half:]).sample

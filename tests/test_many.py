@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.cli import main
-from vidrd_core.jobs.batch import MAX_FAILURES, Making, Tally, VideosFolder, make_videos, number_videos
+from vidrd_core.jobs.batch import MAX_FAILURES, BatchSettings, Tally, VideosFolder, make_videos, number_videos
 from vidrd_core.jobs.folder import JobError, JobFolder
 from vidrd_core.sampling.settings import SamplingSettings
 from vidrd_core.video import read_metadata, read_video
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 def run(pipe: VidRDPipeline, path: Path, prompts: Any = PROMPTS, stop: Any = lambda: False, **options: Any) -> Tally:
     opening = {name: options.pop(name) for name in ("redo", "restart") if name in options}
     videos = number_videos(prompts, 5)
-    making = Making(pipe, SAMPLING, 4.0, **options)
+    making = BatchSettings(pipe, SAMPLING, 4.0, **options)
     folder = VideosFolder(path, "gif")
     folder.open(making.made(videos), videos, **opening)
     return make_videos(folder, videos, making, stop)

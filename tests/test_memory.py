@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,8 @@ def test_a_videos_guidance_interval_goes_on_with_it(pipe: VidRDPipeline, tmp_pat
     part.state.save(tmp_path / "state.safetensors")
     state = VideoState.load(tmp_path / "state.safetensors")
     assert torch.equal(pipe.extend(state, output_type="latent").frames, whole.clips[1])
-    with pytest.raises(ValueError, match="guidance_interval was 0.2 0.8 and is None"):
-        list(pipe.stream("a box", SAMPLING, 1, state=state, guidance_interval=(0.0, 1.0)))
+    with pytest.raises(ValueError, match=r"guidance_interval was \(0.2, 0.8\) in the clip before and is \(0.0, 1.0\)"):
+        list(pipe.stream("a box", replace(state.sampling, guidance_interval=(0.0, 1.0)), 1, state=state))
 
 
 @pytest.mark.parametrize("interval", [(0.8, 0.2), (-0.1, 1.0), (0.0, 1.5)])
@@ -181,7 +182,7 @@ def test_the_command_takes_the_options_and_extend_keeps_the_storage_and_the_inte
     first += ["--guidance-interval", "0.25:0.75"]
     assert main(["generate", *quick, *first, "--clips", "1", "--output", str(tmp_path / "out")]) == 0
     made = JobFolder(tmp_path / "out.state").read()["made"]
-    assert made["storage"] == "float8_e4m3fn" and made["scheduler"]["guidance_interval"] == "0.25 0.75"
+    assert made["storage"] == "float8_e4m3fn" and made["sampling"]["guidance_interval"] == [0.25, 0.75]
     background = ["--split-guidance", "--background-decoding", "--output", str(tmp_path / "long")]
     assert main(["extend", str(tmp_path / "out.state"), *quick, *background]) == 0
     assert main(["generate", *quick, *first, "--clips", "2", "--output", str(tmp_path / "whole")]) == 0

@@ -102,7 +102,7 @@ def test_trimmed_frames_are_dropped_from_the_video_but_not_from_the_clips(pipe: 
 
 
 def test_embeddings_in_place_of_prompts_give_the_same_clips(pipe: VidRDPipeline) -> None:
-    embeds, negative = pipe._encode_text("a red dot"), pipe._encode_text("watermark")
+    embeds, negative = pipe.encode_text("a red dot"), pipe.encode_text("watermark")
     out = call(pipe, None, prompt_embeds=embeds, negative_prompt_embeds=negative, output_type="latent")
     assert torch.equal(out.frames, call(pipe, output_type="latent").frames)
 
@@ -125,7 +125,7 @@ def test_the_same_seed_makes_the_same_video_and_another_seed_another(pipe: VidRD
 
 
 def test_a_seed_makes_the_same_clips_in_any_batch(pipe: VidRDPipeline) -> None:
-    embeds = torch.cat([pipe._encode_text(text) for text in ("a red dot", "a blue dot", "a box")])
+    embeds = torch.cat([pipe.encode_text(text) for text in ("a red dot", "a blue dot", "a box")])
     together = call(pipe, None, prompt_embeds=embeds, seed=[7, 8, 9], output_type="latent")
     for b, seed in enumerate((7, 8, 9)):
         alone = call(pipe, None, prompt_embeds=embeds[b : b + 1], seed=seed, output_type="latent")

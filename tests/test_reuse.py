@@ -230,7 +230,7 @@ def test_uniform_stages_steer_every_overlap_frame_equally_long():
 
 
 def test_a_lead_shows_the_states_of_later_steps():
-    settings = ReuseSettings(2, order="forward", guidance_beta=1.0, stages="uniform", guidance_lead=0.5)
+    settings = ReuseSettings(2, order="forward", guidance_beta=1.0, stages="uniform", cleaner_overlap=0.5)
     assert [settings.shown_step(step, 10) for step in (0, 4, 8, 9)] == [5, 7, 9, 9]
     clip = torch.arange(5.0)[None, None, :, None, None]
     recorder = TrajectoryRecorder(clip, settings, 10)
@@ -239,15 +239,15 @@ def test_a_lead_shows_the_states_of_later_steps():
     past = recorder.finish()
     assert past.guidance(4).flatten().tolist() == [73.0, 74.0]
     assert past.guidance(9).flatten().tolist() == [93.0, 94.0]
-    with pytest.raises(ValueError, match=r"guidance_lead is 1; expected 0 .* to below 1"):
-        ReuseSettings(guidance_lead=1)
+    with pytest.raises(ValueError, match=r"cleaner_overlap is 1; expected 0 .* to below 1"):
+        ReuseSettings(cleaner_overlap=1)
 
 
 @pytest.mark.parametrize("order", ["reverse", "forward"])
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("stages", ["linear", "uniform"])
 def test_a_lead_keeps_just_the_states_that_will_be_shown(order, beta, stages):
-    settings = ReuseSettings(3, guidance_beta=beta, order=order, stages=stages, guidance_lead=0.6)
+    settings = ReuseSettings(3, guidance_beta=beta, order=order, stages=stages, cleaner_overlap=0.6)
     clip = torch.arange(5.0)[None, None, :, None, None]
     recorder = TrajectoryRecorder(clip, settings, 10)
     for step in range(10):

@@ -1,6 +1,6 @@
 """Text to clips to video outside ComfyUI: :class:`VidRDPipeline`, a diffusers pipeline (arXiv 2309.03549).
 
-The work is cut in three: :func:`vidrd_core.sampling.denoising.denoise_clip` runs one clip through the U-Net,
+The work is cut in three: :func:`vidrd_core.sampling.denoising.denoise_clip` denoises one clip,
 :meth:`VidRDPipeline.stream` chains clips one at a time, and :meth:`VidRDPipeline.__call__` and
 :meth:`VidRDPipeline.extend` collect them into a video.
 """
@@ -26,10 +26,11 @@ from .reuse.noise import initial_noise
 from .reuse.presets import PRESETS, find_preset
 from .reuse.settings import ReuseSettings
 from .reuse.trajectory import Trajectory
-from .sampling.denoising import ALWAYS, Interval, check_interval, denoise_clip, interval_context, interval_of
+from .sampling.denoising import denoise_clip
+from .sampling.guidance import GuidedDenoiser
 from .sampling.schedulers import check_context, make_scheduler, prepare_scheduler, scheduler_context
 from .sampling.seeds import clip_noise, clip_seed
-from .sampling.settings import SamplingSettings
+from .sampling.settings import ALWAYS, Interval, SamplingSettings
 from .sampling.state import Clip, VideoState
 from .sampling.windows import WindowDecoder, decode_ahead, joined
 
@@ -169,6 +170,7 @@ class VidRDPipeline(DiffusionPipeline):
             reuse=self.preset.reuse.fitted(num_frames) if reuse is None else reuse,
             negative_prompt=negative_prompt,
             guidance_rescale=self.preset.guidance_rescale if guidance_rescale is None else guidance_rescale,
+            guidance_interval=guidance_interval,
         )
         stream = self.stream(
             prompt,
@@ -180,7 +182,6 @@ class VidRDPipeline(DiffusionPipeline):
             clip_seeds=clip_seeds,
             noise=noise,
             callback_on_step_end=callback_on_step_end,
-            guidance_interval=guidance_interval,
         )
         return self._collect(stream, sampling, output_type, num_clips)
 
@@ -211,7 +212,6 @@ class VidRDPipeline(DiffusionPipeline):
             clip_seeds: as in a call, counted from the first new clip.
         """
         state = previous if isinstance(previous, VideoState) else previous.state
-        state.check_model(self.fingerprint_of("unet"))
         sampling = state.sampling
         if guidance_scale is not None:
             sampling = replace(sampling, guidance_scale=guidance_scale)
@@ -244,17 +244,13 @@ class VidRDPipeline(DiffusionPipeline):
         clip_seeds: Sequence[int | None] | None = None,
         noise: NoiseSource | None = None,
         callback_on_step_end: StepCallback | None = None,
-        guidance_interval: Interval | None = None,
     ) -> Iterator[Clip]:
         """Yield the clips one at a time, each on the CPU with the state to go on from.
 
-        Args as in :meth:`__call__`; ``state`` makes the clips that follow it, with its own guidance interval.
+        Args as in :meth:`__call__`; ``state`` makes the clips that follow it.
         """
-        self._check(sampling, num_clips)
+        self.check_sampling(sampling, num_clips, state)
         past = None if state is None else state.trajectory
-        if guidance_interval is None:
-            guidance_interval = ALWAYS if past is None else interval_of(past.context)
-        context = scheduler_context(self.scheduler) | interval_context(check_interval(guidance_interval))
         self.interrupt = False
         prompts, texts = self._encode_prompts(prompt, prompt_embeds, num_clips, state)
         batch = texts[0].shape[0]
@@ -265,8 +261,6 @@ class VidRDPipeline(DiffusionPipeline):
         first = 0 if state is None else state.clip_index + 1
         seeds = _batch_seeds(seed if state is None else state.seeds, batch)
         shape = self._latent_shape(batch, sampling)
-        if past is not None:
-            check_context(past.context, context)
         model = self.fingerprint_of("unet")
         clips = self.progress_bar(range(num_clips))
         clips.set_description("clips")
@@ -277,17 +271,42 @@ class VidRDPipeline(DiffusionPipeline):
             fresh = clip_noise(drawn, shape) if noise is None else _checked_noise(noise(index, shape), shape)
             start = fresh if past is None else initial_noise(past.noise, fresh, sampling.reuse)
             try:
-                latents, past = self._denoise(
-                    start, texts[number], negative, sampling, past, index, callback_on_step_end, context
-                )
+                denoiser = self._guided(texts[number], negative, sampling)
+                latents, past = self._denoise(denoiser, start, sampling, past, index, callback_on_step_end)
             except _Interrupted:
                 return
             clip = Clip(latents.cpu(), index, prompts[number], drawn)
-            clip.state = VideoState.after(
-                clip, past, sampling, seeds, texts[number].cpu(), model, state, given_negative
-            )
+            text, factor = texts[number].cpu(), float(self.vae.config["scaling_factor"])
+            clip.state = VideoState.after(clip, past, sampling, seeds, text, model, state, given_negative, factor)
             state = clip.state
             yield clip
+
+    def check_sampling(self, sampling: SamplingSettings, num_clips: int, state: VideoState | None = None) -> None:
+        """Find out whether clips can be sampled with these settings, and whether they can follow ``state``.
+
+        Raises:
+            ValueError: they cannot; the message says what came and what was expected.
+        """
+        factor = self.vae.spatial_factor
+        if sampling.height % factor or sampling.width % factor or min(sampling.height, sampling.width) < factor:
+            raise ValueError(f"size is {sampling.width}x{sampling.height}; expected positive multiples of {factor}")
+        if num_clips < 1:
+            raise ValueError(f"num_clips is {num_clips}; expected at least 1")
+        prepare_scheduler(self.scheduler, sampling, "cpu")
+        if state is not None:
+            state.check_model(self.fingerprint_of("unet"))
+            check_context(state.trajectory.context, scheduler_context(self.scheduler))
+            for name in ("sigmas", "guidance_interval"):
+                before, now = getattr(state.sampling, name), getattr(sampling, name)
+                if before != now:
+                    raise ValueError(f"{name} was {before} in the clip before and is {now}; set it back")
+
+    def encode_text(self, text: str) -> Tensor:
+        """The states ``[1, M, D]`` that the text encoder makes of a prompt."""
+        tokens = self.tokenizer(
+            text, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
 
     def make_decoder(self, sampling: SamplingSettings) -> WindowDecoder:
         """A streaming decoder of the clips' latents (as :class:`Clip` holds them) to frames on the CPU."""
@@ -351,16 +370,25 @@ class VidRDPipeline(DiffusionPipeline):
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
+    def _guided(self, text: Tensor, negative: Tensor | None, sampling: SamplingSettings) -> GuidedDenoiser:
+        return GuidedDenoiser(
+            self.unet,
+            text,
+            negative,
+            sampling.guidance_scale,
+            sampling.guidance_interval,
+            sampling.guidance_rescale,
+            self.split_guidance,
+        )
+
     def _denoise(
         self,
+        denoiser: GuidedDenoiser,
         start: Tensor,
-        text: Tensor,
-        negative: Tensor | None,
         sampling: SamplingSettings,
         past: Trajectory | None,
         index: int,
         callback: StepCallback | None,
-        context: dict[str, Any],
     ) -> tuple[Tensor, Trajectory]:
         device = self._execution_device
         scheduler = prepare_scheduler(self.scheduler, sampling, device)
@@ -377,21 +405,8 @@ class VidRDPipeline(DiffusionPipeline):
                 return None if changed is None else changed.get("latents")
 
             start = start.to(device, torch.float32)
-            return denoise_clip(
-                self.unet,
-                scheduler,
-                start,
-                text,
-                negative,
-                sampling.guidance_scale,
-                sampling.reuse,
-                past,
-                on_step,
-                context,
-                interval_of(context),
-                self.split_guidance,
-                sampling.guidance_rescale,
-            )
+            latents, trajectory = denoise_clip(denoiser, scheduler, start, sampling.reuse, past, on_step)
+        return latents, replace(trajectory, context=scheduler_context(self.scheduler))
 
     def _collect(
         self,
@@ -436,13 +451,6 @@ class VidRDPipeline(DiffusionPipeline):
         size = (sampling.num_frames, sampling.height // factor, sampling.width // factor)
         return (batch, self.unet.config["in_channels"], *size)
 
-    def _check(self, sampling: SamplingSettings, num_clips: int) -> None:
-        factor = self.vae.spatial_factor
-        if sampling.height % factor or sampling.width % factor or min(sampling.height, sampling.width) < factor:
-            raise ValueError(f"size is {sampling.width}x{sampling.height}; expected positive multiples of {factor}")
-        if num_clips < 1:
-            raise ValueError(f"num_clips is {num_clips}; expected at least 1")
-
     def _encode_prompts(
         self,
         prompt: str | Sequence[str] | None,
@@ -457,13 +465,15 @@ class VidRDPipeline(DiffusionPipeline):
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             if not prompts:
                 raise ValueError("prompt is an empty list; give at least one prompt")
-            known = {text: self._encode_text(text) for text in dict.fromkeys(prompts)}
+            known = {text: self.encode_text(text) for text in dict.fromkeys(prompts)}
             texts = [known[text] for text in prompts]
         elif embeds is not None:
             texts = [embeds] if isinstance(embeds, Tensor) else list(embeds)
             prompts = [""] * len(texts)
-        elif state is not None:
+        elif state is not None and state.text is not None:
             prompts, texts = [state.prompt], [state.text]
+        elif state is not None:
+            raise ValueError("the state does not say what its last clip was prompted with; give a prompt")
         else:
             raise ValueError("neither prompt nor prompt_embeds was given; give one of them")
         last = len(prompts) - 1
@@ -475,14 +485,8 @@ class VidRDPipeline(DiffusionPipeline):
         if sampling.guidance_scale <= 1:
             return None
         if embeds is None:
-            embeds = self._encode_text(sampling.negative_prompt or "")
+            embeds = self.encode_text(sampling.negative_prompt or "")
         return embeds.to(self._execution_device, self.unet.dtype).expand(batch, -1, -1)
-
-    def _encode_text(self, text: str) -> Tensor:
-        tokens = self.tokenizer(
-            text, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        )
-        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
 
 
 def _to_output(piece: Tensor, output_type: str) -> np.ndarray | Tensor:

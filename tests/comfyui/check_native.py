@@ -24,7 +24,7 @@ def test_clip_text_encode_equals_the_transformers_text_encoder(loaded: Any, pipe
     for text in ("the red ball rolls", "a", "", "the blue square slides to the left and then it stops there for long"):
         with torch.inference_mode():
             (conditioning,) = stock.CLIPTextEncode().encode(loaded[1], text)
-        outside = pipe._encode_text(text)
+        outside = pipe.encode_text(text)
         cond, options = conditioning[0]
         cond = cond[:, : outside.shape[1]] if len(text) > 60 else cond
         assert cond.shape == outside.shape or len(text) > 60

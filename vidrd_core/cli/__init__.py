@@ -25,7 +25,7 @@ from .outputs import check_outputs, save_image
 
 if TYPE_CHECKING:
     from ..jobs.folder import JobFolder
-    from ..jobs.job import Plan, Remedies
+    from ..jobs.job import Advice, Plan
     from ..pipeline import VidRDPipeline
 
 logger = logging.getLogger(__name__)
@@ -79,12 +79,12 @@ def generate(options: argparse.Namespace) -> int:
     folder = JobFolder(options.state or default_folder(options.output))
     pipe, defaults = load(options)
     sampling, fps = sampling_settings(options, defaults, pipe), fps_of(options, defaults)
-    plan = Plan(prompts, sampling, options.seed, clip_seeds, guidance_interval=options.guidance_interval)
+    plan = Plan(prompts, sampling, options.seed, clip_seeds)
     check_job(pipe, plan, folder.path, options.output, fps)
     with folder.locked():
         if options.restart:
             folder.clear()
-        open_job(folder.path, pipe, plan, options.redo, _remedies_of("generate"))
+        open_job(folder.path, pipe, plan, options.redo, _advice_for("generate"))
         folder.write(loading=_absolute(_loading(options)), extended_from=None)
         return _run(pipe, folder, plan, options, fps)
 
@@ -112,7 +112,7 @@ def extend(options: argparse.Namespace) -> int:
             plan, before = extended_plan(home, prompts, options.clips)
             check_job(pipe, plan, home.path, options.output, fps)
             # Only clips after the video that is extended can differ: an earlier job left them.
-            open_job(home.path, pipe, plan, redo=True, remedies=_remedies_of("extend"))
+            open_job(home.path, pipe, plan, redo=True, advice=_advice_for("extend"))
             home.write(extended_from=before)
             return _run(pipe, home, plan, options, fps)
     state = VideoState.load(source)
@@ -121,7 +121,7 @@ def extend(options: argparse.Namespace) -> int:
     folder = JobFolder(options.state or default_folder(options.output))
     check_job(pipe, plan, folder.path, options.output, fps)
     with folder.locked():
-        open_job(folder.path, pipe, plan, remedies=_remedies_of("extend from a file"))
+        open_job(folder.path, pipe, plan, advice=_advice_for("extend from a file"))
         folder.write(loading=loading)
         return _run(pipe, folder, plan, options, fps)
 
@@ -187,19 +187,19 @@ def run_again(options: argparse.Namespace) -> str:
     return "Run the same command again" + (" without --restart" if getattr(options, "restart", False) else "")
 
 
-def _remedies_of(command: str) -> Remedies:
-    from ..jobs.job import Remedies
+def _advice_for(command: str) -> Advice:
+    from ..jobs.job import Advice
 
     if command == "generate":
-        return Remedies(
+        return Advice(
             "Set them back, choose another --output or --state, or begin anew with --restart",
             "Set it back, choose another --output or --state, make the clips from there on again with --redo, or begin "
             "anew with --restart",
         )
     if command == "extend":
-        return Remedies("Leave out the options that changed them, or name the model that made the video with --model")
-    remedy = "Choose another --output or --state, or delete that folder"
-    return Remedies(remedy, remedy)
+        return Advice("Leave out the options that changed them, or name the model that made the video with --model")
+    advice = "Choose another --output or --state, or delete that folder"
+    return Advice(advice, advice)
 
 
 def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -208,7 +208,6 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
     import torch
 
     from ..models.fingerprints import short_name
-    from ..sampling.denoising import interval_context
     from ..sampling.schedulers import scheduler_context
 
     sampler = scheduler_context(pipe.scheduler)
@@ -228,7 +227,6 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
         ],
         "settings": plan.sampling.to_json(),
         **({} if plan.start is None else {"first_clip_frames": plan.sampling.num_new_frames}),
-        **interval_context(plan.interval),
         "fps": fps,
     }
 

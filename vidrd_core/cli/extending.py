@@ -23,7 +23,6 @@ def extended_plan(folder: JobFolder, prompts: Sequence[str], clips: int | None) 
     """
     from ..jobs.folder import JobError
     from ..jobs.job import Plan
-    from ..sampling.denoising import interval_of
     from ..sampling.settings import SamplingSettings
     from ..sampling.state import VideoState
 
@@ -41,7 +40,6 @@ def extended_plan(folder: JobFolder, prompts: Sequence[str], clips: int | None) 
         SamplingSettings.from_json(made["sampling"]),
         made["seed"],
         start=start,
-        guidance_interval=interval_of(made["scheduler"]),
     )
     # Seeds that a user chose are in the clips; a folder does not list them a second time.
     chosen = {clip.index: clip.seeds[0] for clip in kept if clip.seeds[0] != plan.seed_of(clip.index)}

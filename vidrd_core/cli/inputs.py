@@ -96,7 +96,7 @@ def repeat_last(prompts: Sequence[str], number: int) -> list[str]:
 
 
 def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pipe: VidRDPipeline) -> SamplingSettings:
-    from ..sampling.settings import SamplingSettings
+    from ..sampling.settings import ALWAYS, SamplingSettings
 
     preset = find_preset(options.preset).settings if options.preset else {}
     known = {**RELEASED, **defaults, **preset}
@@ -119,4 +119,5 @@ def sampling_settings(options: argparse.Namespace, defaults: dict[str, Any], pip
         reuse=reuse,
         negative_prompt=chosen("negative_prompt"),
         guidance_rescale=chosen("guidance_rescale"),
+        guidance_interval=options.guidance_interval or ALWAYS,
     )

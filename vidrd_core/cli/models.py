@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..reuse.settings import with_current_names
 from .inputs import RELEASED
 
 if TYPE_CHECKING:
@@ -82,11 +83,11 @@ def read_defaults(path: Path) -> dict[str, Any]:
     index = path / "model_index.json"
     if not index.is_file():
         return {}
-    defaults = json.loads(index.read_text(encoding="utf-8")).get("defaults") or {}
+    defaults = with_current_names(json.loads(index.read_text(encoding="utf-8")).get("defaults") or {})
     unknown = sorted(set(defaults) - set(RELEASED))
     if unknown:
         raise ValueError(f"{index}: unknown defaults {', '.join(unknown)}; known are {', '.join(RELEASED)}")
-    return dict(defaults)
+    return defaults
 
 
 def default_device() -> str:

@@ -136,7 +136,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="linear as in the paper: each overlap frame is steered for fewer steps; uniform: all for as many",
     )
     group.add_argument(
-        "--guidance-lead", type=float, metavar="X", help="how much cleaner the overlap is shown: 0 not, 0.8 nearly (0)"
+        "--cleaner-overlap",
+        "--guidance-lead",  # its name in earlier versions
+        type=float,
+        metavar="X",
+        help="how much cleaner than the new frames the overlap is: 0 equally noisy, 0.8 nearly clean (0)",
     )
     _add_model(parser, required=True)
     _add_job(parser)

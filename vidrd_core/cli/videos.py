@@ -55,8 +55,7 @@ def launched_process(device: str) -> Process:
 
 def generate_videos(options: argparse.Namespace) -> int:
     """Make every video of a file into a folder."""
-    from ..jobs.batch import Making, VideosFolder, make_videos, number_videos
-    from ..jobs.job import check_sampling
+    from ..jobs.batch import BatchSettings, VideosFolder, make_videos, number_videos
     from ..video import estimate_bytes, probe_output
     from . import DEFAULT_CLIPS, FAILED, INTERRUPTED, fps_of, load, run_again, say, stop_on_signal, video_metadata
 
@@ -71,29 +70,28 @@ def generate_videos(options: argparse.Namespace) -> int:
     pipe, defaults = load(options)
     sampling = sampling_settings(options, defaults, pipe)
     fps = fps_of(options, defaults)
-    making = Making(
+    batch = BatchSettings(
         pipe,
         sampling,
         fps,
-        options.guidance_interval,
         lambda plan: video_metadata(pipe, plan, fps, options),
         options.keep_states,
         process.index,
         process.count,
     )
-    check_sampling(pipe, making.plan(videos[0]))
+    pipe.check_sampling(sampling, len(videos[0].prompts))
     missing = [video for video in videos if options.restart or not folder.is_finished(video.index)]
-    frames = sum(making.plan(video).num_frames for video in missing)
+    frames = sum(batch.plan(video).num_frames for video in missing)
     probe_output(probe, estimate_bytes(probe, frames, sampling.height, sampling.width), fps)
     with process.main_first() as is_first:
-        folder.open(making.made(videos), videos, redo=options.redo, restart=options.restart and is_first)
+        folder.open(batch.made(videos), videos, redo=options.redo, restart=options.restart and is_first)
     finished = sum(folder.is_finished(video.index) for video in videos)
     if is_first and finished:
         say(f"{finished} of {len(videos)} videos are finished in {folder.path}")
     pipe.set_progress_bar_config(disable=True if options.quiet or not is_first else None, leave=False)
     prefix = f"process {process.index}: " if process.count > 1 else ""
     with stop_on_signal() as should_stop:
-        tally = make_videos(folder, videos, making, should_stop, lambda text: say(prefix + text))
+        tally = make_videos(folder, videos, batch, should_stop, lambda text: say(prefix + text))
     say(f"{prefix}made {tally.made} of {len(videos)} videos, {tally.skipped} were not this process's to make")
     if tally.stopped:
         say(f"stopped; what is finished was kept. {run_again(options)} to go on")

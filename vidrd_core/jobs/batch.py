@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..files import sync_and_replace
-from ..sampling.denoising import Interval
 from ..sampling.settings import SamplingSettings
-from .job import JobError, JobFolder, Plan, Remedies, check_space, compare, made_with, open_job, run_job
+from .folder import JobError, JobFolder, with_current_made
+from .job import Advice, Plan, check_space, compare, made_with, open_job, run_job
 from .locks import hold
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class VideosFolder:
             raise JobError(f"{path} is broken ({error}); choose another folder") from error
         if not isinstance(settings, dict) or settings.get("format") != FORMAT:
             raise JobError(f"{path} does not belong to a run of many videos ({FORMAT}); choose another folder")
-        return settings
+        return with_current_made(settings)
 
     def open(self, made: Mapping[str, Any], videos: Sequence[Video], redo: bool = False, restart: bool = False) -> None:
         """Begin a run, or take up the one that is there; more videos or fewer at the end are no difference.
@@ -177,7 +177,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Making:
+class BatchSettings:
     """How the videos of a run are made: everything but their prompts and seeds.
 
     Args:
@@ -189,14 +189,13 @@ class Making:
     pipe: VidRDPipeline
     sampling: SamplingSettings
     fps: float
-    guidance_interval: Interval | None = None
     metadata: Callable[[Plan], Mapping[str, Any]] | None = None
     keep_states: bool = False
     index: int = 0
     count: int = 1
 
     def plan(self, video: Video) -> Plan:
-        return Plan(video.prompts, self.sampling, video.seed, guidance_interval=self.guidance_interval)
+        return Plan(video.prompts, self.sampling, video.seed)
 
     def made(self, videos: Sequence[Video]) -> dict[str, Any]:
         """What all videos of the run share; their seeds are listed with their prompts."""
@@ -207,7 +206,7 @@ class Making:
 def make_videos(
     folder: VideosFolder,
     videos: Sequence[Video],
-    making: Making,
+    batch: BatchSettings,
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = logger.info,
 ) -> Tally:
@@ -216,7 +215,7 @@ def make_videos(
     A video that fails is left for a later run, and the next one made; the third failure in a row is raised.
     """
     tally, began, in_a_row = Tally(), time.monotonic(), 0
-    first = making.index * len(videos) // making.count  # where the processes rarely meet
+    first = batch.index * len(videos) // batch.count  # where the processes rarely meet
     for video in (*videos[first:], *videos[:first]):
         if should_stop():
             tally.stopped = True
@@ -226,7 +225,7 @@ def make_videos(
                 tally.skipped += 1
                 continue
             try:
-                clips = _make_video(folder, video, making, should_stop)
+                clips = _make_video(folder, video, batch, should_stop)
             except (ValueError, OSError) as error:
                 tally.failures[video.index] = str(error)
                 report(f"video {video.index} failed: {error}")
@@ -244,14 +243,14 @@ def make_videos(
     return tally
 
 
-def _make_video(folder: VideosFolder, video: Video, making: Making, should_stop: Callable[[], bool]) -> int:
+def _make_video(folder: VideosFolder, video: Video, batch: BatchSettings, should_stop: Callable[[], bool]) -> int:
     """Make one video; returns how many clips it has now."""
-    plan, state = making.plan(video), folder.state(video.index)
-    check_space(state.path, making.pipe, plan)
+    plan, state = batch.plan(video), folder.state(video.index)
+    check_space(state.path, batch.pipe, plan)
     remedy = f"Delete {state.path}, and the video is made anew"
-    job = open_job(state.path, making.pipe, plan, remedies=Remedies(remedy, remedy))
+    job = open_job(state.path, batch.pipe, plan, advice=Advice(remedy, remedy))
     output = folder.output(video.index)
-    result = run_job(making.pipe, job, plan, output, making.fps, metadata=making.metadata, should_stop=should_stop)
-    if result.is_complete and not making.keep_states:
+    result = run_job(batch.pipe, job, plan, output, batch.fps, metadata=batch.metadata, should_stop=should_stop)
+    if result.is_complete and not batch.keep_states:
         job.remove()
     return result.clips

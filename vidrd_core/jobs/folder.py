@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_tensors, sync_and_replace, write_tensors
+from ..sampling.settings import with_interval_of
 from ..sampling.state import Clip, VideoState
 from .locks import hold
 
@@ -29,6 +30,15 @@ OWN_FILES = re.compile(r"(settings\.json|(clip|state)_\d{5,}\.safetensors|start\
 
 class JobError(ValueError):
     """A state folder does not fit what is asked of it; the message names the difference and the remedy."""
+
+
+def with_current_made(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a folder, with what its clips were made with as this version writes it."""
+    made = settings.get("made")
+    if not made:
+        return settings
+    sampling, scheduler = with_interval_of(made["sampling"], made["scheduler"])
+    return {**settings, "made": {**made, "sampling": sampling, "scheduler": scheduler}}
 
 
 class JobFolder:
@@ -60,7 +70,7 @@ class JobFolder:
             raise JobError(f"{path} is broken ({error}); delete the folder or choose another") from error
         if not isinstance(settings, dict) or settings.get("format") != SETTINGS_FORMAT:
             raise JobError(f"{path} is not a VidRD job's ({SETTINGS_FORMAT}); choose another folder")
-        return settings
+        return with_current_made(settings)
 
     def write(self, **changes: Any) -> None:
         """Change entries of the settings, at once."""

@@ -21,8 +21,7 @@ import torch
 
 from ..models.fingerprints import same_model
 from ..pipeline import VidRDPipeline
-from ..sampling.denoising import ALWAYS, Interval, check_interval, interval_context, interval_of
-from ..sampling.schedulers import check_context, prepare_scheduler, scheduler_context
+from ..sampling.schedulers import scheduler_context
 from ..sampling.seeds import clip_seed
 from ..sampling.settings import SamplingSettings
 from ..sampling.state import Clip, VideoState
@@ -39,7 +38,7 @@ TEXT_DTYPE = "text_encoder_dtype"
 
 
 @dataclass(frozen=True)
-class Remedies:
+class Advice:
     """What a caller can do about a folder of other settings, and about one whose clips differ; it ends the message."""
 
     settings: str = "Set them back or choose another state folder"
@@ -57,8 +56,6 @@ class Plan:
         seed: from which the clips' seeds are derived.
         clip_seeds: clip index -> a seed that replaces the derived one.
         start: the state to go on from, of another video; clip indices count on from there.
-        guidance_interval: the share of the steps, from and to, in which guidance runs; None: all of them, or those of
-            ``start``.
     """
 
     prompts: Sequence[str]
@@ -66,19 +63,10 @@ class Plan:
     seed: int = 0
     clip_seeds: Mapping[int, int] = field(default_factory=dict)
     start: VideoState | None = None
-    guidance_interval: Interval | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("the plan has no prompts; give one per clip")
-        check_interval(self.interval)
-
-    @property
-    def interval(self) -> Interval:
-        """The guidance interval that holds."""
-        if self.guidance_interval is not None:
-            return self.guidance_interval
-        return ALWAYS if self.start is None else interval_of(self.start.trajectory.context)
 
     @property
     def first(self) -> int:
@@ -120,7 +108,7 @@ def made_with(pipe: VidRDPipeline, plan: Plan) -> dict[str, Any]:
     return {
         "seed": plan.base_seed,
         "sampling": plan.sampling.to_json(),
-        "scheduler": _sampler(pipe, plan),
+        "scheduler": scheduler_context(pipe.scheduler),
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         **storage,
         **({} if pipe.text_encoder is None else {TEXT_DTYPE: str(pipe.text_encoder.dtype).removeprefix("torch.")}),
@@ -129,11 +117,7 @@ def made_with(pipe: VidRDPipeline, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _sampler(pipe: VidRDPipeline, plan: Plan) -> dict[str, str]:
-    return scheduler_context(pipe.scheduler) | interval_context(plan.interval)
-
-
-START = "v2"  # marks a digest of all of a start state; earlier versions' were of its noise alone
+START = "v3"  # marks a digest of all of a start state; earlier versions' were of its noise alone, or had other names
 
 
 def _digest(state: VideoState) -> str:
@@ -148,8 +132,7 @@ def _digest(state: VideoState) -> str:
         "trajectory": past.metadata(),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    tensors = {"noise": past.noise, "tail": state.tail, "text": state.text, "negative": state.negative}
-    tensors |= {f"state.{step}": kept for step, kept in enumerate(past.states)}
+    tensors = {"tail": state.tail, "text": state.text, "negative": state.negative, **past.tensors()}
     for name, tensor in tensors.items():
         if tensor is not None:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -167,33 +150,24 @@ def check_job(pipe: VidRDPipeline, plan: Plan, folder: str | Path, output: str |
     from ..video import estimate_bytes, probe_output
 
     sampling = plan.sampling
-    check_sampling(pipe, plan)
+    pipe.check_sampling(sampling, len(plan.prompts), plan.start)
     probe_output(output, estimate_bytes(output, plan.num_frames, sampling.height, sampling.width), fps)
     check_space(folder, pipe, plan)
 
 
-def check_sampling(pipe: VidRDPipeline, plan: Plan) -> None:
-    """Raise ``ValueError`` for settings with which the pipeline cannot sample the plan's clips."""
-    pipe._check(plan.sampling, len(plan.prompts))
-    prepare_scheduler(pipe.scheduler, plan.sampling, "cpu")
-    if plan.start is not None:
-        plan.start.check_model(pipe.fingerprint_of("unet"))
-        check_context(plan.start.trajectory.context, _sampler(pipe, plan))
-
-
 def open_job(
-    path: str | Path, pipe: VidRDPipeline, plan: Plan, redo: bool = False, remedies: Remedies | None = None
+    path: str | Path, pipe: VidRDPipeline, plan: Plan, redo: bool = False, advice: Advice | None = None
 ) -> JobFolder:
     """Begin a job in a new folder, or take up the one that is there. Settings of which no clip came bind nobody.
 
     Args:
         redo: make clips again from the first one on whose prompt or seed differs, instead of refusing.
-        remedies: what the caller can do about a folder that is refused.
+        advice: what the caller can do about a folder that is refused.
 
     Raises:
         JobError: the folder's clips were made with other settings.
     """
-    folder, remedies = JobFolder(path), remedies or Remedies()
+    folder, advice = JobFolder(path), advice or Advice()
     settings, made = folder.read(), made_with(pipe, plan)
     if not folder.num_finished():
         folder.clear()
@@ -204,12 +178,12 @@ def open_job(
         if settings.get("first", 0) != plan.first:
             differences.insert(0, f"it begins at clip {settings.get('first', 0)} and not at {plan.first}")
         if differences:
-            raise JobError(f"{folder.path} was made with other settings: {'; '.join(differences)}. {remedies.settings}")
+            raise JobError(f"{folder.path} was made with other settings: {'; '.join(differences)}. {advice.settings}")
     changed = _first_changed_clip(folder, plan)
     if changed is not None:
         index, difference = changed
         if not redo:
-            raise JobError(f"{folder.path}: clip {index} was made with {difference}. {remedies.clips}")
+            raise JobError(f"{folder.path}: clip {index} was made with {difference}. {advice.clips}")
         folder.drop_from(index)
     if not settings and plan.start is not None:
         plan.start.save(folder.start_path)
@@ -220,7 +194,7 @@ def open_job(
 def _known_start(folder: JobFolder, digest: str | None) -> str | None:
     """The digest of the state that a folder's clips go on from, also where it is an earlier version's.
 
-    That was of the noise alone, which other videos of the same seed share; the folder holds the state itself.
+    The first were of the noise alone, which other videos of the same seed share; the folder holds the state itself.
 
     Raises:
         JobError: it no longer does.
@@ -300,7 +274,6 @@ def make_clips(
         seed=plan.base_seed,
         clip_seeds=[plan.clip_seeds.get(plan.first + number) for number in rest],
         callback_on_step_end=on_step,
-        guidance_interval=plan.interval,
     )
     for clip in stream:
         folder.save(clip)

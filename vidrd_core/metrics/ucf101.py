@@ -221,7 +221,7 @@ class Generated:
     @torch.no_grad()
     def __call__(self, numbers: Sequence[int]) -> tuple[Tensor, list[str]]:
         prompts = [self.prompts[i] for i in numbers]
-        embeds = torch.cat([self.pipe._encode_text(prompt) for prompt in prompts])
+        embeds = torch.cat([self.pipe.encode_text(prompt) for prompt in prompts])
         frames = self.pipe(
             prompt_embeds=embeds,
             negative_prompt=self.negative,

@@ -63,7 +63,7 @@ SMOOTH = Preset(
         order="forward",
         trim_frames=5,
         stages="uniform",
-        guidance_lead=0.8,
+        cleaner_overlap=0.8,
     ),
     num_inference_steps=None,
 )

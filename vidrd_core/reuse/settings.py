@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 ORDERS = ("reverse", "forward")
 STAGES = ("linear", "uniform")
+OLD_NAMES = {"guidance_lead": "cleaner_overlap"}  # of settings in files and configurations of earlier versions
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,11 @@ class ReuseSettings:
         stages: "linear", as in the paper: overlap frame j is steered for ``s < b * S * (M - j) / M``, the one next to
             the new frames least, which suits the reversed order. "uniform": every overlap frame for ``s < b * S``; in
             forward order the frame next to the new ones is the very one that they must go on from.
-        guidance_lead: how far ahead of the clip the overlap is, 0 to below 1: at step s it shows the last clip's state
-            before step ``s + guidance_lead * (S - s)``. 0, as in the paper, shows equally noisy frames, from which the
-            new ones cannot yet tell where things are; a model that learned from frames shown nearly clean
-            (``anchor_share`` in training) goes on from a lead of 0.8 without a jump.
+        cleaner_overlap: how much cleaner than the new frames the overlap is, 0 to below 1: at step s it is the last
+            clip's state before step ``s + cleaner_overlap * (S - s)``, so that noise levels differ by frame as in
+            Diffusion Forcing (arXiv 2407.01392). 0, as in the paper, shows equally noisy frames, from which the new
+            ones cannot yet tell where things are; from 0.8 they continue without a jump (docs/evaluation.md), most of
+            all with a model trained on frames of different noise levels (``cleaner_frame_share`` in training).
     """
 
     overlap_frames: int = 4
@@ -37,7 +41,7 @@ class ReuseSettings:
     order: str = "reverse"
     trim_frames: int = 0
     stages: str = "linear"
-    guidance_lead: float = 0.0
+    cleaner_overlap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.overlap_frames < 0:
@@ -50,10 +54,17 @@ class ReuseSettings:
             raise ValueError(f"order is {self.order!r}; expected one of {', '.join(ORDERS)}")
         if self.stages not in STAGES:
             raise ValueError(f"stages is {self.stages!r}; expected one of {', '.join(STAGES)}")
-        if not 0 <= self.guidance_lead < 1:
-            raise ValueError(f"guidance_lead is {self.guidance_lead}; expected 0 (equally noisy) to below 1 (clean)")
+        if not 0 <= self.cleaner_overlap < 1:
+            raise ValueError(
+                f"cleaner_overlap is {self.cleaner_overlap}; expected 0 (equally noisy) to below 1 (clean)"
+            )
         if self.trim_frames < 0:
             raise ValueError(f"trim_frames is {self.trim_frames}; expected 0 or more")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ReuseSettings:
+        """Settings from a file, of this version or an earlier one."""
+        return cls(**with_current_names(values))
 
     def check(self, num_frames: int) -> None:
         """Raise ``ValueError`` where the settings do not fit clips of ``num_frames``."""
@@ -87,8 +98,13 @@ class ReuseSettings:
 
     def shown_step(self, step: int, num_steps: int) -> int:
         """DSG: the step of the predecessor whose state the overlap shows at ``step``."""
-        return min(num_steps - 1, step + round(self.guidance_lead * (num_steps - step)))
+        return min(num_steps - 1, step + round(self.cleaner_overlap * (num_steps - step)))
 
     def num_joined_frames(self, num_clips: int, num_frames: int) -> int:
         """Frames of a joined video: N + (clips - 1) * (N - trimmed)."""
         return num_frames + (num_clips - 1) * (num_frames - self.trim_frames)
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by today's names, where an earlier version wrote them."""
+    return {OLD_NAMES.get(name, name): value for name, value in values.items()}

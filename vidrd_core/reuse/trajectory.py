@@ -35,7 +35,7 @@ class Trajectory:
         noise: ``z[0]`` of all frames, ``[B, C, N, H, W]``, of unit variance.
         states: ``z[s]`` before the steps s = 0, 1, ... that guidance will show, each with the last frames that may be
             needed, ``[B, C, m, H, W]``, the clip's own order; m is at most the overlap and shrinks with s in "reverse"
-            order without a lead.
+            order with an equally noisy overlap.
         settings: of the continuation that the states were kept for.
         num_steps: S.
         context: what must not change between clips, for example the sampler, the sigmas or the model; compared as text.
@@ -57,8 +57,8 @@ class Trajectory:
         """What overwrites the next clip's first frames at ``step``, ``[B, C, m, H, W]`` in its order; None: nothing.
 
         Args:
-            scales: of the sampler's states before each step: the model sees ``z[s] / scales[s]``. With a lead, a state
-                of a later step is brought to the scale of this one. None: all 1, as in DDIM.
+            scales: of the sampler's states before each step: the model sees ``z[s] / scales[s]``. A state of a later
+                step (a cleaner overlap) is brought to the scale of this one. None: all 1, as in DDIM.
 
         Raises:
             ValueError: ``settings`` need frames or steps that were not kept.
@@ -76,10 +76,16 @@ class Trajectory:
                 f"step {step} needs frames {wanted.tolist()} of the last clip; only the last {kept} were kept: "
                 f"its trajectory was recorded for overlap {self.settings.overlap_frames}, guidance beta "
                 f"{self.settings.guidance_beta}, order {self.settings.order}, stages {self.settings.stages}, "
-                f"guidance lead {self.settings.guidance_lead}; use at most those, or make the clip again"
+                f"cleaner overlap {self.settings.cleaner_overlap}; use at most those, or make the clip again"
             )
         state = self.states[shown][:, :, index]
         return state if scales is None or shown == step else state * (scales[step] / scales[shown])
+
+    def check(self, settings: ReuseSettings) -> None:
+        """Raise ``ValueError`` where a clip with these settings would need what was not kept."""
+        settings.check(self.num_frames)
+        for step in range(self.num_steps):
+            self.guidance(step, settings)
 
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
@@ -89,23 +95,38 @@ class Trajectory:
         """Everything but the tensors, as plain JSON."""
         return {"settings": asdict(self.settings), "num_steps": self.num_steps, "context": dict(self.context)}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by the names that they have in a file: "noise", "state.0", "state.1", ..."""
+        return {"noise": self.noise, **{f"state.{step}": state for step, state in enumerate(self.states)}}
+
+    @classmethod
+    def from_file(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Trajectory:
+        """The trajectory that :meth:`tensors` and :meth:`metadata` gave; other tensors are left alone."""
+        settings = ReuseSettings.from_json(metadata["settings"])
+        return cls(tensors["noise"], numbered(tensors, "state"), settings, metadata["num_steps"], metadata["context"])
+
+
+def numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """``name.0``, ``name.1``, ... as far as they go."""
+    found: list[Tensor] = []
+    while f"{name}.{len(found)}" in tensors:
+        found.append(tensors[f"{name}.{len(found)}"])
+    return found
+
 
 class TrajectoryRecorder:
     """Collects a clip's trajectory while it is denoised: its noise, and only the states that guidance will read.
 
     Args:
         noise: the unit-variance noise the clip starts from, ``[B, C, N, H, W]``.
-        settings, num_steps, context: as in :class:`Trajectory`.
+        settings, num_steps: as in :class:`Trajectory`.
     """
 
-    def __init__(
-        self, noise: Tensor, settings: ReuseSettings, num_steps: int, context: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, noise: Tensor, settings: ReuseSettings, num_steps: int):
         settings.check(noise.shape[2])
         self.noise = noise.detach().to("cpu", copy=True)
         self.settings = settings
         self.num_steps = num_steps
-        self.context = dict(context or {})
         self.states: list[Tensor] = []
         guided = max(settings.guided_steps(num_steps), default=0)
         self._last = settings.shown_step(guided - 1, num_steps) if guided else -1
@@ -114,14 +135,14 @@ class TrajectoryRecorder:
         """Keep what is needed of ``z[step]`` (after guidance, before the step). Call with s = 0, 1, 2, ... in order.
 
         Keeps the last m frames, where m covers what the next clip's guided frames at this step read: the guided count
-        itself in "reverse" order without a lead, else the whole overlap.
+        itself in "reverse" order with an equally noisy overlap, else the whole overlap.
         """
         settings = self.settings
         if step <= self._last:
             count = num_guided_frames(settings, step, self.num_steps)
-            kept = count if settings.order == "reverse" and not settings.guidance_lead else settings.overlap_frames
+            kept = count if settings.order == "reverse" and not settings.cleaner_overlap else settings.overlap_frames
             self.states.append(latents[:, :, latents.shape[2] - kept :].detach().to("cpu", copy=True))
 
     def finish(self) -> Trajectory:
         """The trajectory; call after the last step."""
-        return Trajectory(self.noise, self.states, self.settings, self.num_steps, self.context)
+        return Trajectory(self.noise, self.states, self.settings, self.num_steps)

@@ -69,7 +69,15 @@ def prepare_scheduler(scheduler: Any, sampling: SamplingSettings, device: torch.
         # UniPC's corrector rebuilds the sample from the last one, which would undo the guidance.
         guided = max(sampling.reuse.guided_steps(sampling.num_inference_steps), default=0)
         scheduler.disable_corrector = list(range(guided + 1))
-    scheduler.set_timesteps(sampling.num_inference_steps, device=device)
+    if sampling.sigmas is None:
+        scheduler.set_timesteps(sampling.num_inference_steps, device=device)
+    elif type(scheduler).__name__ == "EulerDiscreteScheduler":
+        scheduler.set_timesteps(sigmas=list(sampling.sigmas), device=device)
+    else:
+        raise ValueError(
+            f"the video was sampled at noise levels of its own, which {type(scheduler).__name__} cannot follow: use "
+            "EulerDiscreteScheduler (--scheduler euler)"
+        )
     return scheduler
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from ..files import read_tensors, write_tensors
 from ..models.fingerprints import same_model
 from ..reuse.settings import ReuseSettings
 from ..reuse.trajectory import Trajectory
-from .settings import SamplingSettings
+from .settings import SamplingSettings, with_interval_of
 from .windows import last_window_start
 
 FORMAT = "vidrd-state-1"
+SCALING_FACTOR = 0.18215  # of Stable Diffusion's VAE, which files of earlier versions do not name
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Clip:
 
 @dataclass
 class VideoState:
-    """Everything needed to make the clip after ``clip_index`` as if the video had never stopped.
+    """Everything needed to make the clip after ``clip_index`` as an uninterrupted run would.
 
     Args:
         trajectory: of the last clip.
@@ -54,9 +56,11 @@ class VideoState:
         sampling: settings of the last clip.
         seeds: the video's seed, one per video of the batch.
         clip_index: of the last clip, from 0.
-        prompt, text: the last clip's, as words and as states ``[B, M, D]``.
-        model: :func:`fingerprint` of the U-Net.
+        prompt: the last clip's; "" where only its text states are known.
+        text: those states, ``[B, M, D]``; None where they are not known either.
+        model: :func:`vidrd_core.models.fingerprints.fingerprint` of the U-Net.
         negative: states ``[B or 1, M, D]`` to steer away from, where they were given in place of a prompt.
+        scaling_factor: of the VAE: latents on ComfyUI's wires are ``tail / scaling_factor``.
     """
 
     trajectory: Trajectory
@@ -66,9 +70,10 @@ class VideoState:
     seeds: list[int]
     clip_index: int
     prompt: str
-    text: Tensor
+    text: Tensor | None
     model: str
     negative: Tensor | None = None
+    scaling_factor: float = SCALING_FACTOR
 
     @classmethod
     def after(
@@ -81,6 +86,7 @@ class VideoState:
         model: str,
         before: VideoState | None,
         negative: Tensor | None = None,
+        scaling_factor: float = SCALING_FACTOR,
     ) -> VideoState:
         """The state after ``clip``, which followed ``before``."""
         tail = clip.joined(sampling.reuse)
@@ -89,7 +95,8 @@ class VideoState:
             tail = torch.cat((before.tail, tail), dim=2)
             total += before.num_joined
         tail = tail[:, :, tail.shape[2] - (total - last_window_start(total, sampling.num_frames)) :].clone()
-        return cls(trajectory, tail, total, sampling, list(seeds), clip.index, clip.prompt, text, model, negative)
+        made = (sampling, list(seeds), clip.index, clip.prompt, text, model, negative, scaling_factor)
+        return cls(trajectory, tail, total, *made)
 
     def check_model(self, model: str) -> None:
         """Raise ``ValueError`` where the state is another model's."""
@@ -98,21 +105,22 @@ class VideoState:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, replacing an old one at once."""
-        path = Path(path)
-        tensors = {"tail": self.tail, "text": self.text, "noise": self.trajectory.noise}
-        if self.negative is not None:
-            tensors["negative"] = self.negative
-        tensors |= {f"state.{step}": state for step, state in enumerate(self.trajectory.states)}
-        values = {
+        given = {"tail": self.tail, "text": self.text, "negative": self.negative, **self.trajectory.tensors()}
+        tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
+        write_tensors(path, tensors, {"format": FORMAT, "state": json.dumps(self.metadata())})
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the tensors, as plain JSON."""
+        return {
             "sampling": self.sampling.to_json(),
             "num_joined": self.num_joined,
             "seeds": self.seeds,
             "clip_index": self.clip_index,
             "prompt": self.prompt,
             "model": self.model,
+            "scaling_factor": self.scaling_factor,
             "trajectory": self.trajectory.metadata(),
         }
-        write_tensors(path, tensors, {"format": FORMAT, "state": json.dumps(values)})
 
     @classmethod
     def load(cls, path: str | Path) -> VideoState:
@@ -125,25 +133,23 @@ class VideoState:
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is no VidRD state: its format is {metadata.get('format')!r}, not {FORMAT!r}")
-        values = json.loads(metadata["state"])
+        return cls.from_file(tensors, json.loads(metadata["state"]))
+
+    @classmethod
+    def from_file(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> VideoState:
+        """The state of a file's tensors and of :meth:`metadata`, of this version or an earlier one."""
         recorded = values["trajectory"]
-        states = [tensors[f"state.{step}"] for step in range(sum(key.startswith("state.") for key in tensors))]
-        trajectory = Trajectory(
-            tensors["noise"],
-            states,
-            ReuseSettings(**recorded["settings"]),
-            recorded["num_steps"],
-            recorded["context"],
-        )
+        sampling, context = with_interval_of(values["sampling"], recorded["context"])
         return cls(
-            trajectory,
+            Trajectory.from_file(tensors, {**recorded, "context": context}),
             tensors["tail"],
             values["num_joined"],
-            SamplingSettings.from_json(values["sampling"]),
+            SamplingSettings.from_json(sampling),
             values["seeds"],
             values["clip_index"],
             values["prompt"],
-            tensors["text"],
+            tensors.get("text"),
             values["model"],
             tensors.get("negative"),
+            values.get("scaling_factor", SCALING_FACTOR),
         )

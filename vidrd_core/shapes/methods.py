@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..metrics.identity import NEGATIVE_PROMPT
-from ..pipeline import VidRDPipeline, denoise_clip
+from ..pipeline import VidRDPipeline
 from ..reuse.noise import initial_noise
 from ..reuse.settings import ReuseSettings
 from ..reuse.trajectory import Trajectory
+from ..sampling.denoising import denoise_clip
 from ..sampling.drift import Statistics, channel_statistics, match_statistics, soft_guide, soft_weight
-from ..sampling.guidance import rescale_guidance
+from ..sampling.guidance import GuidedDenoiser
 from ..sampling.schedulers import prepare_scheduler
 from ..sampling.seeds import clip_noise, clip_seed
 from ..sampling.settings import SamplingSettings
@@ -54,9 +54,13 @@ class Job:
         )
         return prepare_scheduler(self.pipe.scheduler, sampling, self.pipe.device)
 
+    def denoiser(self, rescale: float = 0.0) -> GuidedDenoiser:
+        text, negative = self.texts()
+        return GuidedDenoiser(self.pipe.unet, text, negative, self.guidance_scale, rescale=rescale)
+
     def texts(self) -> tuple[Tensor, Tensor | None]:
         """States of the captions and of the negative prompt, ``[B, M, D]``."""
-        encode = self.pipe._encode_text
+        encode = self.pipe.encode_text
         dtype = self.pipe.unet.dtype
         text = torch.cat([encode(scene.caption) for scene in self.scenes]).to(dtype)
         return text, encode(NEGATIVE_PROMPT).to(dtype).expand_as(text) if self.guidance_scale > 1 else None
@@ -73,28 +77,6 @@ class Made:
 
 class Method(Protocol):
     def make(self, job: Job) -> Made: ...
-
-
-@dataclass(frozen=True)
-class GuidedModel:
-    """A U-Net with classifier-free guidance inside, and its rescaling.
-
-    Args:
-        rescale: strength of :func:`vidrd_core.sampling.guidance.rescale_guidance`.
-    """
-
-    unet: Any
-    negative: Tensor | None
-    scale: float
-    rescale: float = 0.0
-
-    def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Any:
-        if self.negative is None:
-            return self.unet(latents, timestep, text)
-        both = torch.cat((latents, latents))
-        uncond, cond = self.unet(both, timestep, torch.cat((self.negative, text))).sample.float().chunk(2)
-        guided = uncond + self.scale * (cond - uncond)
-        return SimpleNamespace(sample=rescale_guidance(guided, cond, self.rescale) if self.rescale else guided)
 
 
 class Matcher:
@@ -121,7 +103,7 @@ class Chain:
         alpha, beta, overlap, order, trim: as in :class:`ReuseSettings`; trim None: the overlap in forward order.
         stages: how long the overlap frames are steered: "linear" as in the paper, "uniform" all as long as the first,
             "soft" like uniform and then less and less to the end.
-        lead: as ``guidance_lead`` in :class:`ReuseSettings`.
+        lead: as ``cleaner_overlap`` in :class:`ReuseSettings`.
         match, rescale: strengths of the drift remedies.
     """
 
@@ -147,8 +129,7 @@ class Chain:
 
     def make(self, job: Job) -> Made:
         settings = self.settings
-        text, negative = job.texts()
-        model: Any = GuidedModel(job.pipe.unet, negative, job.guidance_scale, self.rescale)
+        denoiser = job.denoiser(self.rescale)
         matcher = Matcher(self.match)
         past: Trajectory | None = None
         parts: list[Tensor] = []
@@ -156,17 +137,8 @@ class Chain:
             fresh = job.noise(index)
             noise = fresh if past is None else initial_noise(past.noise, fresh, settings)
             guiding, on_step = self._steering(past, job.steps, matcher)
-            latents, past = denoise_clip(
-                model,
-                job.scheduler(settings),
-                noise.to(job.pipe.device),
-                text,
-                None,
-                1.0,
-                settings,
-                guiding,
-                on_step,
-            )
+            scheduler = job.scheduler(settings)
+            latents, past = denoise_clip(denoiser, scheduler, noise.to(job.pipe.device), settings, guiding, on_step)
             parts.append(latents[:, :, settings.trim_frames if index else 0 :])
         starts = [0] + [job.num_frames + n * (job.num_frames - settings.trim_frames) for n in range(job.clips - 1)]
         return Made(torch.cat(parts, dim=2), starts)
@@ -210,8 +182,7 @@ class Windows:
         size, total = job.num_frames, job.clips * job.num_frames
         if not 1 <= self.stride <= size:
             raise ValueError(f"stride is {self.stride}; expected 1 to {size}, the frames of a clip")
-        text, negative = job.texts()
-        model = GuidedModel(job.pipe.unet, negative, job.guidance_scale, self.rescale)
+        denoiser = job.denoiser(self.rescale)
         scheduler = job.scheduler(ReuseSettings(overlap_frames=0))
         noise = rescheduled_noise(job, self.stride) if self.rescheduled else _independent_noise(job)
         latents = noise.to(job.pipe.device) * scheduler.init_noise_sigma
@@ -219,11 +190,11 @@ class Windows:
         weights = _triangle(size) if self.weighted else torch.ones(size)
         weights = weights.to(latents)[:, None, None]
         for timestep in scheduler.timesteps:
-            model_input = scheduler.scale_model_input(latents, timestep).to(text.dtype)
+            model_input = scheduler.scale_model_input(latents, timestep)
             summed, weight_sum = torch.zeros_like(latents), latents.new_zeros(total, 1, 1)
             for start in starts:
                 window = slice(start, start + size)
-                summed[:, :, window] += weights * model(model_input[:, :, window], timestep, text).sample.to(latents)
+                summed[:, :, window] += weights * denoiser(model_input[:, :, window], timestep)
                 weight_sum[window] += weights
             latents = scheduler.step(summed / weight_sum, timestep, latents).prev_sample
             latents = self._matched(latents, size)

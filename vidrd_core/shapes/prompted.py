@@ -66,7 +66,7 @@ class WorldEvaluation:
     @torch.no_grad()
     def _tracks(self, scenes: list[Scene], settings: ReuseSettings, first: int) -> list[list[Track]]:
         """For each scene the tracks of its clips, frames that joining trims included."""
-        text = torch.cat([self.pipe._encode_text(scene.caption) for scene in scenes])
+        text = torch.cat([self.pipe.encode_text(scene.caption) for scene in scenes])
         output = self.pipe(
             prompt_embeds=text,
             num_clips=self.clips,
