@@ -116,9 +116,7 @@ def shapes(options: Shapes) -> None:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         chained = stored.get("settings", {}).pop("reuse", {})
         before, now = ({name: present_settings(value) for name, value in each.items()} for each in (chained, reuse))
-        if "settings" in stored and not changes(
-            stored["settings"], settings
-        ):  # rows of earlier calls
+        if "settings" in stored and not changes(stored["settings"], settings):  # rows of earlier calls
             known = {name: row for name, row in stored["methods"].items() if before.get(name) == now.get(name)}
             rows = {name: row for name in METHODS if (row := {**known, **rows}.get(name)) is not None}
         settings["reuse"] = reuse
