@@ -137,8 +137,8 @@ def test_the_moving_shapes_evaluation_keeps_rows_of_the_same_model_and_presets_o
     assert measured("preset smooth") == {"preset smooth"}
 
 
-def stored_under_former_names(results: Path, folder: Path) -> Path:
-    """The results as they were stored before the ground truth and the settings of methods had their present names."""
+def stored_under_old_names(results: Path, folder: Path) -> Path:
+    """The results as they were stored before the ground truth and the settings of methods had their current names."""
     folder.mkdir()
     path = result_path(results, "ground truth")
     stored = json.loads(path.read_text(encoding="utf-8"))
@@ -148,10 +148,10 @@ def stored_under_former_names(results: Path, folder: Path) -> Path:
     return folder
 
 
-def test_results_stored_under_former_names_are_read_and_resumed(
+def test_results_stored_under_old_names_are_read_and_resumed(
     results: Path, shapes_pipe: VidRDPipeline, tmp_path: Path
 ) -> None:
-    folder = stored_under_former_names(results, tmp_path / "results")
+    folder = stored_under_old_names(results, tmp_path / "results")
     for names in (None, ["truth"], ["ground truth"]):
         found = load_results(folder, names)
         assert list(found) == ["ground truth"] and found["ground truth"]["method"] == "ground truth"
@@ -162,8 +162,8 @@ def test_results_stored_under_former_names_are_read_and_resumed(
     assert {path.name for path in folder.iterdir()} == {"ground-truth.json", "ground-truth.png"}
 
 
-def test_results_under_the_present_name_replace_those_under_a_former_one(results: Path, tmp_path: Path) -> None:
-    folder = stored_under_former_names(results, tmp_path / "results")
+def test_results_under_the_current_name_replace_those_under_an_old_one(results: Path, tmp_path: Path) -> None:
+    folder = stored_under_old_names(results, tmp_path / "results")
     newer = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     newer["method"], newer["captions"] = "ground truth", ["newer"]
     result_path(folder, "ground truth").write_text(json.dumps(newer), encoding="utf-8")
@@ -171,24 +171,24 @@ def test_results_under_the_present_name_replace_those_under_a_former_one(results
         assert load_results(folder, names)["ground truth"]["captions"] == ["newer"]
 
 
-def test_former_names_of_methods_commands_and_sets_are_read() -> None:
+def test_old_names_of_methods_commands_and_sets_are_read() -> None:
     assert canonical("forward led") == "smooth" and canonical("truth decoded") == "ground truth decoded"
     assert canonical("forward led, lead=0.4, match") == "smooth, cleaner_overlap=0.4, match"
     assert canonical("forward led, lead=0.8") == "smooth"
     assert find_method("forward led, lead=0.4") == find_method("smooth, cleaner_overlap=0.4")
     evaluate = importlib.import_module("training.evaluate")
-    former = ["world", "--model", "world"]
-    assert evaluate.present_arguments(former) == ["shapes", "--model", "world"]
-    former = ["compare", "--sets", "remedies", "remedies of parts", "sweeps", "--results", "remedies"]
-    assert evaluate.present_arguments(former)[1:] == [
+    old = ["world", "--model", "world"]
+    assert evaluate.current_arguments(old) == ["shapes", "--model", "world"]
+    old = ["compare", "--sets", "remedies", "remedies of parts", "sweeps", "--results", "remedies"]
+    assert evaluate.current_arguments(old)[1:] == [
         "--sets", "corrections", "corrections of parts", "sweeps", "--results", "remedies",
     ]  # fmt: skip
 
 
-def test_a_document_with_former_part_names_is_updated(results: Path, tmp_path: Path) -> None:
+def test_a_document_with_old_part_names_is_updated(results: Path, tmp_path: Path) -> None:
     document = tmp_path / "evaluation.md"
-    former = FRAME.replace("generated: corrections", "generated: remedies").replace("end: corrections", "end: remedies")
-    document.write_text(former, encoding="utf-8")
+    old = FRAME.replace("generated: corrections", "generated: remedies").replace("end: corrections", "end: remedies")
+    document.write_text(old, encoding="utf-8")
     write_document(document, results)
     text = document.read_text(encoding="utf-8")
     assert "generated: remedies" not in text and "| paper, match | 3 | 16 |" in text.partition("generated: corr")[2]

@@ -350,14 +350,14 @@ def test_values_of_another_type_are_refused_by_name(monkeypatch):
         common.build(script.Configuration, None)
 
 
-def test_former_names_of_settings_are_read_in_configurations_and_on_the_command_line(tmp_path, monkeypatch):
+def test_old_names_of_settings_are_read_in_configurations_and_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "training")
     common, script = (importlib.import_module(m) for m in ("common", "train_unet"))
-    former = {"latents": "clips.safetensors", "train": {"run": "a", "samples": 2, "batch_size": 2}}
-    former["objective"] = {"anchor_share": 0.5, "anchor_level": 0.1}
-    (tmp_path / "former.yaml").write_text(json.dumps(former), encoding="utf-8")  # JSON is YAML
-    made, _ = common.parse(script.Configuration, ["--config", str(tmp_path / "former.yaml")])
+    old = {"latents": "clips.safetensors", "train": {"run": "a", "samples": 2, "batch_size": 2}}
+    old["objective"] = {"anchor_share": 0.5, "anchor_level": 0.1}
+    (tmp_path / "old.yaml").write_text(json.dumps(old), encoding="utf-8")  # JSON is YAML
+    made, _ = common.parse(script.Configuration, ["--config", str(tmp_path / "old.yaml")])
     assert (made.objective.cleaner_frame_share, made.objective.cleaner_frame_level) == (0.5, 0.1)
     changes = ["--objective.anchor-share", "0.25", "--objective.anchor_level=0.3", "--train.seed", "3"]
-    made, _ = common.parse(script.Configuration, ["--config", str(tmp_path / "former.yaml"), *changes])
+    made, _ = common.parse(script.Configuration, ["--config", str(tmp_path / "old.yaml"), *changes])
     assert (made.objective.cleaner_frame_share, made.objective.cleaner_frame_level, made.train.seed) == (0.25, 0.3, 3)

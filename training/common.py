@@ -22,7 +22,7 @@ from vidrd_core.train.task import TrainingTask
 
 Configuration = TypeVar("Configuration", bound=Any)
 
-FORMER_NAMES = {  # of settings -> present ones; configurations and command lines with the former names stay valid
+OLD_NAMES = {  # of settings -> current ones; configurations and command lines with the old names stay valid
     "anchor_share": "cleaner_frame_share",
     "anchor_level": "cleaner_frame_level",
     "guidance_lead": "cleaner_overlap",
@@ -36,27 +36,27 @@ def parse(kind: type[Configuration], arguments: list[str]) -> tuple[Configuratio
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
     common, rest = parser.parse_known_args(arguments)
     values = yaml.safe_load(common.config.read_text(encoding="utf-8"))
-    return tyro.cli(kind, args=_present_options(kind, rest), default=build(kind, values)), common
+    return tyro.cli(kind, args=_current_options(kind, rest), default=build(kind, values)), common
 
 
-def _present_options(kind: type[Any], arguments: list[str]) -> list[str]:
-    """``--section.former-name VALUE`` under the setting's present name."""
-    return [_present_option(kind, argument) if argument.startswith("--") else argument for argument in arguments]
+def _current_options(kind: type[Any], arguments: list[str]) -> list[str]:
+    """``--section.old-name VALUE`` under the setting's current name."""
+    return [_current_option(kind, argument) if argument.startswith("--") else argument for argument in arguments]
 
 
-def _present_option(kind: type[Any], option: str) -> str:
+def _current_option(kind: type[Any], option: str) -> str:
     path, equals, value = option.removeprefix("--").partition("=")
     *sections, name = path.replace("-", "_").split(".")
-    if name not in FORMER_NAMES:
+    if name not in OLD_NAMES:
         return option
     for section in sections:
         kind = typing.get_type_hints(kind).get(section, object)
-    return f"--{'.'.join([*sections, _present_name(kind, name)])}{equals}{value}"
+    return f"--{'.'.join([*sections, _current_name(kind, name)])}{equals}{value}"
 
 
-def _present_name(kind: type[Any], name: str) -> str:
-    present = FORMER_NAMES.get(name, name)
-    return present if present in typing.get_type_hints(kind) else name
+def _current_name(kind: type[Any], name: str) -> str:
+    current = OLD_NAMES.get(name, name)
+    return current if current in typing.get_type_hints(kind) else name
 
 
 def build(kind: type[Any], values: dict[str, Any]) -> Any:
@@ -68,7 +68,7 @@ def build(kind: type[Any], values: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(kind)
     if not isinstance(values, dict):
         raise ValueError(f"{kind.__name__} is {values!r}; expected settings by name, of {sorted(hints)}")
-    values = {_present_name(kind, name): value for name, value in values.items()}
+    values = {_current_name(kind, name): value for name, value in values.items()}
     unknown = set(values) - set(hints)
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}; {kind.__name__} has {sorted(hints)}")

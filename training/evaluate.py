@@ -33,9 +33,9 @@ from vidrd_core.shapes.prompted import METHODS, MovingShapesEvaluation, markdown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Precision = Literal["fp32", "bf16", "fp16"]
-FORMER_COMMANDS = {"world": "shapes"}
-FORMER_SETS = {"remedies": "corrections", "remedies of parts": "corrections of parts"}
-FORMER_REUSE = {"guidance_lead": "cleaner_overlap"}  # in stored settings
+OLD_COMMANDS = {"world": "shapes"}
+OLD_SETS = {"remedies": "corrections", "remedies of parts": "corrections of parts"}
+OLD_REUSE = {"guidance_lead": "cleaner_overlap"}  # in stored settings
 PROMPTS = Path(__file__).parent / "configs" / "ucf101_prompts.txt"
 
 
@@ -115,7 +115,7 @@ def shapes(options: Shapes) -> None:
         path = options.output.with_suffix(".json")
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         chained = stored.get("settings", {}).pop("reuse", {})
-        before, now = ({name: present_settings(value) for name, value in each.items()} for each in (chained, reuse))
+        before, now = ({name: current_settings(value) for name, value in each.items()} for each in (chained, reuse))
         if "settings" in stored and not changes(stored["settings"], settings):  # rows of earlier calls
             known = {name: row for name, row in stored["methods"].items() if before.get(name) == now.get(name)}
             rows = {name: row for name in METHODS if (row := {**known, **rows}.get(name)) is not None}
@@ -158,19 +158,19 @@ def load(model: Path, dtype: Precision) -> VidRDPipeline:
     return pipe
 
 
-def present_settings(reuse: dict[str, Any]) -> dict[str, Any]:
-    """Settings of reuse under their present names."""
-    return {FORMER_REUSE.get(name, name): value for name, value in reuse.items()}
+def current_settings(reuse: dict[str, Any]) -> dict[str, Any]:
+    """Settings of reuse under their current names."""
+    return {OLD_REUSE.get(name, name): value for name, value in reuse.items()}
 
 
-def present_arguments(arguments: list[str]) -> list[str]:
-    """Command and sets of a command line under their present names."""
-    present, option = [], ""
+def current_arguments(arguments: list[str]) -> list[str]:
+    """Command and sets of a command line under their current names."""
+    current, option = [], ""
     for place, argument in enumerate(arguments):
         option = argument if argument.startswith("--") else option
-        former = FORMER_COMMANDS if place == 0 else FORMER_SETS if option == "--sets" else {}
-        present.append(former.get(argument, argument))
-    return present
+        old = OLD_COMMANDS if place == 0 else OLD_SETS if option == "--sets" else {}
+        current.append(old.get(argument, argument))
+    return current
 
 
 Command = (
@@ -183,7 +183,7 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = tyro.cli(Command, args=present_arguments(sys.argv[1:] if arguments is None else arguments))
+    options = tyro.cli(Command, args=current_arguments(sys.argv[1:] if arguments is None else arguments))
     if isinstance(options, Shapes):
         shapes(options)
     elif isinstance(options, Compare):

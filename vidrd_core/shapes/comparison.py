@@ -29,7 +29,7 @@ from ..sampling.windows import decode_windows
 from ..video import to_uint8
 from .measures import VideoRecord, from_json, measure, summarise, to_json
 from .methods import BASES, Job, Made, find_method
-from .names import former_names, present_definition, present_name
+from .names import current_definition, current_name, old_names
 from .prompted import held_out_scenes
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ SAMPLES = 2  # videos per method whose frames are kept as pictures
 
 
 def canonical(name: str) -> str:
-    """The shortest present name of a method: its base's where the changes are none, so that sweeps share results."""
-    name = present_name(name)
+    """The shortest current name of a method: its base's where the changes are none, so that sweeps share results."""
+    name = current_name(name)
     base = name.partition(",")[0]
     return base if find_method(name) == BASES[base] else name
 
@@ -74,10 +74,10 @@ def result_path(folder: Path, name: str) -> Path:
 
 
 def stored_path(folder: Path, name: str) -> Path:
-    """The JSON file that holds a method's results: :func:`result_path`, or one under a former name."""
+    """The JSON file that holds a method's results: :func:`result_path`, or one under an old name."""
     path = result_path(folder, name)
-    former = (folder / _file_name(old) for old in former_names(canonical(name)))
-    return path if path.is_file() else next((old for old in former if old.is_file()), path)
+    earlier = (folder / _file_name(old) for old in old_names(canonical(name)))
+    return path if path.is_file() else next((old for old in earlier if old.is_file()), path)
 
 
 def _file_name(name: str) -> str:
@@ -161,7 +161,7 @@ class Comparison:
         if not path.is_file():
             return []
         stored = json.loads(path.read_text(encoding="utf-8"))
-        before = {"method": present_definition(str(stored.get("definition"))), **stored["settings"]}
+        before = {"method": current_definition(str(stored.get("definition"))), **stored["settings"]}
         if changed := changes(before, {"method": definition, **self.settings}):
             raise ValueError(f"{path} holds results of other settings: {changed}; choose another folder or delete it")
         return [from_json(record) for record in stored["records"]]
@@ -192,7 +192,7 @@ class Comparison:
 
 
 def _adopt(stored: Path, path: Path) -> None:
-    """Rename results and pictures that were stored under a former name."""
+    """Rename results and pictures that were stored under an old name."""
     for suffix in (".png", ".json"):
         if stored != path and stored.with_suffix(suffix).is_file():
             os.replace(stored.with_suffix(suffix), path.with_suffix(suffix))
@@ -213,7 +213,7 @@ def load_samples(path: Path, size: int) -> list[np.ndarray]:
 
 
 def load_results(folder: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Results by present method name, without their records: those of ``names`` that exist, in that order, or all.
+    """Results by current method name, without their records: those of ``names`` that exist, in that order, or all.
 
     Raises:
         ValueError: there are none, or they were not made with the same settings.
@@ -225,9 +225,11 @@ def load_results(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
     results: dict[str, dict[str, Any]] = {}
     for path in paths:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        name = present_name(stored["method"])
-        if name not in results or name == stored["method"]:  # results under the present name are newer
-            results[name] = {**{key: value for key, value in stored.items() if key != "records"}, "method": name}
+        name = current_name(stored["method"])
+        if name not in results or name == stored["method"]:  # results under the current name are newer
+            definition = current_definition(str(stored.get("definition")))
+            kept = {key: value for key, value in stored.items() if key != "records"}
+            results[name] = {**kept, "method": name, "definition": definition}
     if not results:
         raise ValueError(f"{folder} has no results of these methods; make them with `training/evaluate.py compare`")
     first, *others = results.values()

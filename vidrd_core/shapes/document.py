@@ -64,7 +64,7 @@ PROMPTED = (
     "brightness drift at the last clip",
 )
 SHOWN_FRAMES = 32  # of each video in the filmstrips
-FORMER_PARTS = {"remedies": "corrections"}  # names in the markers of older documents
+OLD_PARTS = {"remedies": "corrections"}  # names in the markers of older documents
 
 FRAME = """\
 # Evaluation
@@ -150,9 +150,9 @@ def write_document(
         ValueError: no results, results that do not belong together, or a document whose markers are broken.
     """
     text = document.read_text(encoding="utf-8") if document.is_file() else FRAME
-    for former, present in FORMER_PARTS.items():
-        text = text.replace(f"generated: {former} -->", f"generated: {present} -->")
-        text = text.replace(f"end: {former} -->", f"end: {present} -->")
+    for old, current in OLD_PARTS.items():
+        text = text.replace(f"generated: {old} -->", f"generated: {current} -->")
+        text = text.replace(f"end: {old} -->", f"end: {current} -->")
     parts, written = ({}, []) if results is None else _comparison(results, document.with_suffix(""))
     if before is not None:
         found = load_results(before)

@@ -24,7 +24,7 @@ from ..sampling.guidance import rescale_guidance
 from ..sampling.schedulers import prepare_scheduler
 from ..sampling.seeds import clip_noise, clip_seed
 from ..sampling.settings import SamplingSettings
-from .names import present_name
+from .names import current_name
 from .scenes import Scene, render
 
 STAGES = ("linear", "uniform", "soft")
@@ -302,12 +302,12 @@ CORRECTIONS: dict[str, float] = {"match": 1.0, "rescale": 0.7}  # of drift -> st
 
 
 def find_method(name: str) -> Method:
-    """A method by its name and changes, ``base, field=value, correction``; former names are read too.
+    """A method by its name and changes, ``base, field=value, correction``; old names are read too.
 
     Raises:
         ValueError: the base, a field or a value is not known.
     """
-    base, *changes = present_name(name).split(", ")
+    base, *changes = current_name(name).split(", ")
     if base not in BASES:
         raise ValueError(f"{base!r} is no method; known are: {', '.join(BASES)}")
     method: Any = BASES[base]
