@@ -1,4 +1,4 @@
-"""The training loop, its stages and the scripts, at tiny size."""
+"""The training loop, its tasks and the scripts, at tiny size."""
 
 import importlib
 import json
@@ -187,7 +187,7 @@ def test_latents_are_scaled_captioned_and_cut_from_random_starts(latents):
     batch, captions = clips.batch(50, 3, torch.Generator().manual_seed(0))
     assert batch.shape == (50, 4, 3, 8, 8) and len(captions) == 50
     assert set(captions) <= set(clips.captions)
-    with pytest.raises(ValueError, match="6 frames were asked for"):
+    with pytest.raises(ValueError, match="num_frames is 6; expected at most 5"):
         clips.batch(1, 6, torch.Generator())
 
 

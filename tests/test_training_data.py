@@ -1,4 +1,4 @@
-"""What the trainers are fed: buckets, order, images as video, broken samples, every kind of data set."""
+"""The data of training: buckets, order, images as video, unreadable samples, every kind of data set."""
 
 import json
 from collections import Counter
@@ -14,7 +14,7 @@ from vidrd_core.data.shards import SampleInfo, ShardDataset
 from vidrd_core.train.loop import train
 from vidrd_core.train.micro_batches import MicroBatch
 from vidrd_core.train.plan import BatchPlan, Shape, assign, interleaved
-from vidrd_core.train.sources import DataSettings, ReadAhead, ShardSource
+from vidrd_core.train.sources import DataSettings, Prefetcher, ShardSource
 
 TWO_SIZES = ((48, 48), (36, 60))
 
@@ -111,7 +111,7 @@ def test_images_become_pan_and_zoom_clips_or_single_frames(mixed):
 
 def test_prefetched_batches_equal_those_read_directly(mixed):
     micro_batch = MicroBatch(4, 0, 2, 1)
-    ahead, plain = ReadAhead(ShardSource([mixed], SMALL, 2, 0)), ShardSource([mixed], SMALL, 2, 0)
+    ahead, plain = Prefetcher(ShardSource([mixed], SMALL, 2, 0)), ShardSource([mixed], SMALL, 2, 0)
     for _ in range(4):
         assert torch.equal(ahead.batch(micro_batch).pixels, plain.batch(micro_batch).pixels)
         micro_batch = micro_batch.following()

@@ -1,4 +1,4 @@
-"""The decoder's trainer: its losses, its game with the discriminator, and the proof that it takes flicker away."""
+"""The decoder's training: its losses, the discriminator, and that it reduces flicker."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run survives, and how it stops: kills, full disks, lack of memory, several processes."""
+"""Faults of a run: kills, full disks, lack of memory, several processes."""
 
 import json
 import os
@@ -131,7 +131,7 @@ def test_two_processes_train_as_one_and_fsdp_saves_and_resumes(tmp_path, shards)
         assert [x for _, x in losses(run)] == pytest.approx([x for _, x in losses(one.run)[:4]], rel=2e-4)
         VidRDPipeline.from_pretrained(run / "model")
 
-    both(free_port(), samples=24)  # both go on
+    both(free_port(), samples=24)  # both resume
     for kind in ("ddp", "fsdp"):
         run = tmp_path / "two" / kind
         assert [x for _, x in losses(run)] == pytest.approx([x for _, x in losses(one.run)], rel=5e-4)

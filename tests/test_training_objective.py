@@ -155,7 +155,7 @@ def test_dropped_captions_become_the_null_captions_and_none_but_those(tmp_path):
         task = UNetTask(
             tiny_unet(), encoder, tokenizer, Fixed(batch), UNetObjective(caption_dropout=0.5, null_captions=nulls)
         )
-        # The draws from 0 to the dropout are shared out to the null captions in their order.
+        # Numbers from 0 to the dropout are divided among the null captions in their order.
         chosen = [nulls[int(2 * value * len(nulls))] if value < 0.5 else "a red circle" for value in drawn.tolist()]
         assert torch.equal(task._text(batch, MICRO_BATCH), encode_text(tokenizer, encoder, chosen))
     usual = UNetTask(tiny_unet(), encoder, tokenizer, Fixed(batch), UNetObjective(caption_dropout=0.5))

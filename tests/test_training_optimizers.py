@@ -1,4 +1,4 @@
-"""Muon beside AdamW: who takes which parameter, what a step does, and that checkpoints hold its state."""
+"""Muon and AdamW: which parameters each trains, what a step does, and that checkpoints hold the state."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a run starts from, what of it learns, and what comes out: folders, LoRA files, previews."""
+"""Starting models, trained parameters, and exports of a run: folders, LoRA files, previews."""
 
 import json
 import math
@@ -161,7 +161,7 @@ def test_captioned_video_images_and_labelled_video_go_from_raw_files_to_a_traine
     }
     for name, source in sources.items():
         prepare(preparation(source.root, tmp_path / name, source=source, engine=EngineSettings(workers=1)))
-    recommended = {"fps": 6, "guidance_scale": 3.0}  # what the model that goes on says of itself
+    recommended = {"fps": 6, "guidance_scale": 3.0}  # the defaults of the starting model
     index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
     (model / "model_index.json").write_text(json.dumps({**index, "defaults": recommended}), encoding="utf-8")
     configuration = tmp_path / "run.yaml"

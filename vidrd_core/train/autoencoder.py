@@ -17,7 +17,7 @@ from .distributed import gathered
 from .flicker import flicker, psnr
 from .micro_batches import MicroBatch
 from .perceptual import MultiScaleFeatureLoss
-from .sources import MovingShapesSource, ReadAhead, Source
+from .sources import MovingShapesSource, Prefetcher, Source
 from .task import Outcome, TrainingTask
 
 SCALING_SAMPLES = 256  # frames from which the latents' standard deviation is measured
@@ -117,7 +117,7 @@ class TemporalDecoderTask(TrainingTask):
         super().__init__(modules, {"vae": _Decoding(vae)})
         self.vae = vae
         self.weights = weights
-        self.source: Any = MovingShapesSource(num_frames) if source is None else ReadAhead(source)
+        self.source: Any = MovingShapesSource(num_frames) if source is None else Prefetcher(source)
         self.held_out_source = held_out or (MovingShapesSource(num_frames, "test") if source is None else None)
         self.perceptual = (perceptual or MultiScaleFeatureLoss()).requires_grad_(False)
         self.perceptual_weight = perceptual_weight

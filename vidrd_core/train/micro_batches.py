@@ -73,7 +73,7 @@ class MicroBatch:
         return replace(self, step=self.step + 1, part=0)
 
     def generators(self, purpose: str = "sample") -> list[torch.Generator]:
-        """A generator for each sample."""
+        """A generator for each sample. The ``purpose`` is part of the seed: another word changes every run."""
         return [derived_generator(self.seed, purpose, sample) for sample in self.samples]
 
     def normal(self, *shape: int, purpose: str) -> Tensor:

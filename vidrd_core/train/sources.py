@@ -214,12 +214,12 @@ def _collate(items: Sequence[dict[str, Any]]) -> ClipBatch:
     )
 
 
-class ReadAhead:
+class Prefetcher:
     """Prefetches the next micro batch in the background while the current one is trained on."""
 
     def __init__(self, source: Source):
         self.source = source
-        self.thread = ThreadPoolExecutor(1, "ahead")
+        self.thread = ThreadPoolExecutor(1, "prefetch")
         self.next: tuple[MicroBatch, Future[ClipBatch]] | None = None
 
     def batch(self, micro_batch: MicroBatch) -> ClipBatch:

@@ -31,7 +31,7 @@ from .objective import (
     weights_of,
 )
 from .previews import PreviewSettings, write_previews
-from .sources import ClipBatch, ReadAhead, Source
+from .sources import ClipBatch, Prefetcher, Source
 from .start import start_text
 from .stored_text import StoredText
 from .task import Outcome, TrainingTask
@@ -88,7 +88,7 @@ class UNetTask(TrainingTask):
         self.tokenizer = tokenizer
         self.stored_text = stored_text
         self.null_states: Tensor | None = None if stored_text is None else stored_text.null
-        self.source = ReadAhead(source)
+        self.source = Prefetcher(source)
         self.held_out_source = held_out
         self.previews = previews or PreviewSettings()
         self.defaults = {"num_frames": objective.num_frames, **(defaults or {})}
