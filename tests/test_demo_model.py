@@ -1,4 +1,4 @@
-"""The bundled model: what is shipped, and that it draws what it is told."""
+"""The bundled model: what is shipped, and that its videos follow their prompts."""
 
 from pathlib import Path
 
