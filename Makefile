@@ -50,7 +50,7 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 	$(BIN)/python training/train_unet.py --config training/configs/demo.yaml
 	$(BIN)/python training/train_unet.py --config training/configs/demo_motion.yaml
 	$(BIN)/python training/train_unet.py --config training/configs/demo_lines.yaml
-	$(BIN)/python training/train_unet.py --config training/configs/demo_anchors.yaml
+	$(BIN)/python training/train_unet.py --config training/configs/demo_cleaner_frames.yaml
 	$(BIN)/python training/train_unet.py --config training/configs/demo_directions.yaml
 	$(BIN)/python training/train_unet.py --config training/configs/demo_settle.yaml
 	$(BIN)/python training/train_unet.py --config training/configs/demo_polish.yaml
@@ -58,11 +58,11 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 	$(BIN)/python training/bundle.py --video runs/demo_polish --decoder runs/demo_decoder --output vidrd_core/demo_model
 
 evaluate-demo: setup
-	$(BIN)/python training/evaluate.py world --model vidrd_core/demo_model --steps 15 --dtype bf16 --output docs/demo_evaluation
+	$(BIN)/python training/evaluate.py shapes --model vidrd_core/demo_model --steps 15 --dtype bf16 --output docs/demo_evaluation
 
 evaluate: setup  ## docs/evaluation.md: every method side by side on the bundled model; hours, resumes where it stopped
 	$(BIN)/python training/evaluate.py compare --model vidrd_core/demo_model --steps 10 --dtype bf16 --results runs/evaluation
-	$(BIN)/python training/evaluate.py compare --model vidrd_core/demo_model --steps 10 --dtype bf16 --results runs/evaluation --sets remedies sweeps --videos 10
+	$(BIN)/python training/evaluate.py compare --model vidrd_core/demo_model --steps 10 --dtype bf16 --results runs/evaluation --sets corrections sweeps --videos 10
 	$(BIN)/python training/evaluate.py document --results runs/evaluation --document docs/evaluation.md
 
 clean:

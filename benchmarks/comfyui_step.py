@@ -1,4 +1,4 @@
-"""A guidance step in ComfyUI beside the pipeline's, taking turns in one process. Runs in ComfyUI's own interpreter.
+"""A denoising step in ComfyUI against the pipeline's, alternating in one process. Runs in ComfyUI's own interpreter.
 
     ~/comfy/ComfyUI/.venv/bin/python benchmarks/comfyui_step.py
     ~/comfy/ComfyUI/.venv/bin/python benchmarks/comfyui_step.py --attention own

@@ -1,7 +1,7 @@
-"""Contenders measured side by side: each lives in a process of its own and takes its turn, round after round.
+"""Contenders measured in turns: each is a process of its own, and they alternate for several rounds.
 
-A machine drifts within minutes, so times of different runs say little: only ratios of turns taken in one run are
-reported. A process of its own lets code with other dependencies take part and leaves no contender another's memory.
+The speed of a machine varies within minutes, so only ratios of turns in one run are reported. Separate processes allow
+code with other dependencies, and no contender shares another's memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decoding one clip beside the machine's own rates and the released code's decoder, whose temporal layers run too.
+"""Decoding one clip against the machine's peak rates and the released code's decoder, with its temporal layers.
 
     python benchmarks/decoder.py                                     # small, a minute on any machine
     python benchmarks/decoder.py --size released --released CHECKOUT --released-packages FOLDER

@@ -3,17 +3,17 @@
     python benchmarks/few_steps.py --model vidrd_core/demo_model --results runs/few_steps
     python benchmarks/few_steps.py --results runs/few_steps --table-only
 
-The model must draw the bundled model's world, whose truth the tracker knows. All rows have the same prompts and seeds,
-and reuse as --method says (a name of vidrd_core.shapes.methods). A stopped run goes on where it was; several processes
-may share a folder by taking different samplers. `dpmpp-2m:trailing` is a sampler with another spacing of its timesteps.
+The model must be trained on the moving-shapes data set, whose ground truth is known. All rows have the same prompts and
+seeds, and the reuse of --method (a name of vidrd_core.shapes.methods). An interrupted run resumes; several processes
+can share a folder by taking different samplers. `dpmpp-2m:trailing` is a sampler with another spacing of its timesteps.
 
-Behind each figure stands the 95% interval of its difference from the first row (DDIM at the most steps) over paired
-videos. A row "loses" in a figure where that interval lies on the worse side of 0; a narrow one around 0 is what
-"nothing measurable" means. The preset `fast` (reuse/presets.py) is chosen by this table, see benchmarks/README.md.
+Each figure is followed by the 95% interval of its difference from the first row (DDIM at the most steps) over paired
+videos. A row "loses" in a figure where that interval is on the worse side of 0; a narrow one around 0 means "nothing
+measurable". The preset `fast` (reuse/presets.py) is chosen by this table, see benchmarks/README.md.
 
-Motion is judged against the truth, not by how little there is of it: "seam off" is how far the jump at seams is from
-the steps inside clips, |ratio - 1|, "speed off" how far those steps are from the true speed; 0 is right, and both count
-the videos whose shape moves at a constant speed.
+Motion is compared with the ground truth, so that slower motion does not score better: "seam off" is the deviation of
+the jump at seams from the steps inside clips, |ratio - 1|, "speed off" that of those steps from the true speed; 0 is
+perfect, and both are over the videos whose shape moves at a constant speed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from models import DTYPES, make_pipeline
 
 SAMPLERS = ("ddim", "euler", "dpmpp-2m", "dpmpp-2m:trailing", "unipc", "unipc:trailing")
 STEPS = (50, 25, 15, 10, 6)
-# Figure -> its value in one video (None: nothing to see), and whether more is better.
+# Figure -> its value in one video (None: not measurable), and whether higher is better.
 FIGURES: dict[str, tuple[Callable[[Any], float | None], bool]] = {
     "as prompted": (lambda r: _mean(r.prompted), True),
     "motion as prompted": (lambda r: _mean(r.motion_prompted), True),
@@ -52,7 +52,7 @@ def _mean(values: Sequence[Any]) -> float | None:
 
 
 def seam_off(record: Any) -> float | None:
-    """|jump at seams / step inside clips - 1|; a shape that hardly moves counts as one of a quarter of the speed."""
+    """|jump at seams / step inside clips - 1|; a shape slower than a quarter of the speed counts as having it."""
     from vidrd_core.shapes.scenes import SPEED
 
     inside, jump = _constant_step(record), _mean(record.seams)
@@ -78,7 +78,7 @@ def folder_of(results: Path, sampler: str, steps: int) -> Path:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Make and measure what is missing."""
+    """Make and measure the missing videos."""
     from vidrd_core.sampling.schedulers import make_scheduler
     from vidrd_core.shapes.comparison import Comparison
 
@@ -103,14 +103,14 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def load(options: argparse.Namespace) -> dict[tuple[str, int], list[Any]]:
-    """The records of every row that is there, in order."""
-    from vidrd_core.shapes.comparison import result_path
+    """The records of every stored row, in order."""
+    from vidrd_core.shapes.comparison import stored_path
     from vidrd_core.shapes.measures import from_json
 
     rows = {}
     for sampler in options.samplers:
         for steps in sorted(options.steps, reverse=True):
-            path = result_path(folder_of(options.results, sampler, steps), options.method)
+            path = stored_path(folder_of(options.results, sampler, steps), options.method)
             if path.is_file():
                 stored = json.loads(path.read_text(encoding="utf-8"))
                 rows[sampler, steps] = [from_json(record) for record in stored["records"]]
@@ -120,7 +120,7 @@ def load(options: argparse.Namespace) -> dict[tuple[str, int], list[Any]]:
 
 
 def values(records: Sequence[Any], name: str) -> np.ndarray:
-    """The figure of every video, NaN where there is nothing to see."""
+    """The figure of every video, NaN where it is not measurable."""
     return np.array([np.nan if (value := FIGURES[name][0](r)) is None else value for r in records], dtype=float)
 
 

@@ -8,7 +8,7 @@
 Every video is made in a process of its own by what `vidrd generate` runs: finished clips go to a state folder and
 frames to the encoder. Targets against the first row: a device peak within 2%, and a host peak that grows by less than a
 quarter of what the further frames take as bytes, so that no frame can have been kept (as floats they would take sixteen
-times as much). Lengths must differ by some hundred clips for that to be told from a process's own variation, some MiB.
+times as much). Lengths must differ by some hundred clips, since a process varies by some MiB by itself.
 """
 
 from __future__ import annotations

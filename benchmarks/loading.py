@@ -3,7 +3,7 @@
     python benchmarks/loading.py --folder FOLDER                       # writes a tiny model there once
     python benchmarks/loading.py --folder FOLDER --size released --dtype fp16     # 3.3 GiB
 
-FOLDER keeps the model, random weights, for the next run. "cold": the system has been told to forget the files' pages
+FOLDER keeps the model, random weights, for the next run. "cold": the files' pages were dropped from the page cache
 (Linux only); "warm": they are in the page cache. A plain read goes through every file once, 16 MiB at a time. A start
 is a new process: its imports, loading, a first guidance step, and a second one, which says what the step itself takes.
 """

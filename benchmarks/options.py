@@ -1,11 +1,11 @@
-"""What the options that change results cost: the tracker's scores of chained video by option, on the bundled model.
+"""The cost of options that change results: the tracker's scores of chained video by option, on the bundled model.
 
     python benchmarks/options.py --results runs/options
     python benchmarks/options.py --results runs/options --table-only
 
 The same prompts and seeds for each row; each row has one option more than the first, which has none. Intervals and what
 "loses" means are those of benchmarks/few_steps.py, with options in place of samplers. "U-Net work" is the share of the
-first row's samples that go through the U-Net. A stopped run goes on where it was.
+first row's samples that go through the U-Net. An interrupted run resumes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which card suffices: peak device memory of the released size by precision, storage and offloading.
+"""Peak device memory of the released size by precision, storage and offloading.
 
     python benchmarks/peak_memory.py --device cuda                  # the table, some minutes
     python benchmarks/peak_memory.py                                # tiny, to see that it runs: no figures of a card
@@ -7,9 +7,9 @@
 
 Weights are random: memory does not depend on them. Each row makes two chained clips of two steps and decodes them, all
 in one process of its own. "allocated" is what torch's tensors took at most, "reserved" what its allocator held; the
-driver's own context (0.3 to 0.6 GiB) comes on top. The aim is 256x256x8 in 4 GiB and 512x512x16 in 8 GiB: a larger card
-is held to that, so that what does not fit there does not fit here. The exit code says whether each aim is met by some
-row.
+driver's own context (0.3 to 0.6 GiB) comes on top. The aim is 256x256x8 in 4 GiB and 512x512x16 in 8 GiB: on a larger
+card memory is limited to that, so that the result holds for the smaller one. The exit code says whether each aim is met
+by some row.
 """
 
 from __future__ import annotations

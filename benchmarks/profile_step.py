@@ -1,4 +1,4 @@
-"""Where one guidance step's time goes, by kind of operation, and the floor: its operations at the machine's own rate.
+"""Time of one denoising step by kind of operation, and the floor: its operations at the machine's peak rate.
 
     python benchmarks/profile_step.py                                  # tiny
     python benchmarks/profile_step.py --size released --dtype bf16 --output profile.json

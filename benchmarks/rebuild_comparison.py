@@ -8,7 +8,7 @@ The tree is COMFYUI_PATH, else the current folder if it is one, else ~/comfy/Com
 
 Two kinds of priors, continued by one clip of the bundled model with the released overlap, alpha and beta:
 
-- rendered videos of the model's world, encoded with its VAE, as a user's own video would be;
+- rendered videos of moving shapes, encoded with its VAE, as a user's own video would be;
 - clips that the model made, whose true trajectory is known and gives a column more.
 
 Each is continued by its own caption, and by one that asks for another motion. It is inverted by its own caption, by the
@@ -76,7 +76,7 @@ def load_pack(*flags: str) -> dict[str, Any]:
 
 
 class Comparison:
-    """A batch of videos of the world with their captions, and the bundled model that continues them."""
+    """A batch of videos of moving shapes with their captions, and the bundled model that continues them."""
 
     def __init__(self, nodes: dict[str, Any], videos: int, seed: int):
         import torch

@@ -1,4 +1,4 @@
-"""One guidance step of the U-Net (batch 2) beside the machine's own rates, diffusers' U-Net and the released code.
+"""One denoising step with guidance (batch 2) against the machine's peak rates, diffusers' U-Net and the released code.
 
     python benchmarks/unet_step.py --rounds 5
     python benchmarks/unet_step.py --released CHECKOUT --released-packages FOLDER
@@ -8,7 +8,7 @@
 CHECKOUT is a clone of the authors' repository. It needs einops and diffusers 0.14; FOLDER is where they were installed:
     pip install --no-deps --target FOLDER diffusers==0.14.0 einops==0.8.2 huggingface_hub==0.25.2 \\
         transformers==4.44.2 tokenizers==0.19.1
-Weights are random. Ratios are medians of turns taken round after round in one run. "first call" is a contender's first
+Weights are random. Ratios are medians of alternating turns in one run. "first call" is a contender's first
 step, compiling included.
 """
 

@@ -126,7 +126,7 @@ def test_peak_memory_fails_where_a_row_failed_or_no_row_meets_an_aim(script: Mod
 
 
 @pytest.mark.parametrize("script", ["peak_memory"], indirect=True)
-def test_running_out_of_memory_is_an_answer(
+def test_running_out_of_memory_is_a_result(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> None:
@@ -139,7 +139,7 @@ def test_running_out_of_memory_is_an_answer(
 
 
 @pytest.mark.parametrize("script", ["peak_memory"], indirect=True)
-def test_a_large_card_is_held_to_the_aim(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_large_card_is_limited_to_the_aim(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
     card = SimpleNamespace(total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
@@ -193,7 +193,7 @@ def test_a_row_loses_where_its_videos_are_worse_beyond_chance(script: ModuleType
 
 
 @pytest.mark.parametrize("script", ["few_steps"], indirect=True)
-def test_stiller_video_wins_nothing(script: ModuleType) -> None:
+def test_slower_motion_does_not_score_better(script: ModuleType) -> None:
     def record(seam: float, step: float, motion: str = "moves left") -> SimpleNamespace:
         return SimpleNamespace(seams=[seam, None], steps=[step] * 4, motion=motion)
 
@@ -253,7 +253,7 @@ def test_throughput_counts_the_clips(script: ModuleType, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("script", ["profile_step"], indirect=True)
 @pytest.mark.parametrize("what", [[], ["--decoder"]])
-def test_a_profile_shares_the_time_out_by_kind_of_operation(
+def test_a_profile_gives_the_time_by_kind_of_operation(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: list[str]
 ) -> None:
     assert script.main(["--pixels", "32", "--output", str(tmp_path / "trace.json"), *what]) == 0

@@ -59,7 +59,7 @@ def test_a_video_that_says_how_it_was_made_needs_no_clip_length(tmp_path: Path) 
     assert seams_of(str(path), "--clip-length", "5", into=tmp_path) == [5, 10]
 
 
-def test_a_video_that_goes_on_from_a_state_says_how_long_its_first_clip_is(tmp_path: Path) -> None:
+def test_a_video_that_continues_a_state_says_how_long_its_first_clip_is(tmp_path: Path) -> None:
     path = made_by_vidrd(tmp_path, {"first_clip_frames": 5}, num_frames=8, reuse={"trim_frames": 3})
     assert seams_of(str(path), into=tmp_path) == [5, 10]
     assert seams_of(str(path), "--clip-length", "8", into=tmp_path) == [5, 10]
@@ -72,7 +72,7 @@ def test_pngs_of_another_tool_need_no_frame_rate(tmp_path: Path) -> None:
     assert seams_of(str(tmp_path), "--clip-length", "3", into=tmp_path) == [3]
 
 
-def test_the_folder_one_stands_in_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
     for number in range(4):
@@ -82,7 +82,7 @@ def test_the_folder_one_stands_in_can_be_measured(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "frames_seams.png").is_file()
 
 
-def test_a_clip_length_beyond_the_video_is_told(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clip_length_beyond_the_video_is_reported(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(video), "--clip-length", "40", "--no-chart"]) == 0
     assert "Is the clip length right?" in capsys.readouterr().out
 
@@ -98,7 +98,7 @@ def test_the_help_says_that_the_warping_error_is_our_own(capsys: pytest.CaptureF
     assert "not the published one" in capsys.readouterr().out
 
 
-def test_mistakes_end_in_one_line_with_a_remedy(
+def test_mistakes_end_in_one_line_that_says_what_to_do(
     video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, message in [

@@ -1,4 +1,4 @@
-"""The bundled model: what is shipped, and that it draws what it is told."""
+"""The bundled model: what is shipped, and that its videos follow their prompts."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 import vidrd_core
 from vidrd_core import VidRDPipeline
-from vidrd_core.shapes.prompted import METHODS, WorldEvaluation, markdown_table
+from vidrd_core.shapes.prompted import METHODS, MovingShapesEvaluation, markdown_table
 
 MODEL = Path(vidrd_core.__file__).parent / "demo_model"
 
@@ -37,18 +37,20 @@ def test_its_decoder_has_temporal_layers_that_were_trained(pipe):
     assert last and all(bool(weight.any()) for weight in last)
 
 
-def test_first_clips_show_the_colour_and_the_shape_of_prompts_it_never_saw(pipe):
-    evaluation = WorldEvaluation(pipe, prompts=12, clips=1, steps=20, guidance_scale=4.0, batch=12)
+def test_first_clips_show_the_colour_and_the_shape_of_held_out_prompts(pipe):
+    evaluation = MovingShapesEvaluation(pipe, prompts=12, clips=1, steps=20, guidance_scale=4.0, batch=12)
     figures = evaluation.run(METHODS["paper settings"])
     assert figures["videos"] == 12
     assert figures["first clip: colour"] >= 0.75
     assert figures["first clip: shape"] >= 0.75
 
 
-def test_a_chain_carries_on_where_independent_clips_jump(pipe):
+def test_chained_clips_have_smaller_seam_jumps_than_independent_ones(pipe):
     rows = {}
     for name, settings in METHODS.items():
-        rows[name] = WorldEvaluation(pipe, prompts=6, clips=3, steps=15, guidance_scale=4.0, batch=6).run(settings)
+        rows[name] = MovingShapesEvaluation(pipe, prompts=6, clips=3, steps=15, guidance_scale=4.0, batch=6).run(
+            settings
+        )
     independent, paper, smooth = (row["seam jump (pixels)"] for row in rows.values())
     assert smooth < 0.25 * independent and smooth < paper < independent
     assert "| seam jump (pixels) |" in markdown_table(rows)
@@ -57,5 +59,5 @@ def test_a_chain_carries_on_where_independent_clips_jump(pipe):
 def test_the_evaluation_runs_in_reduced_precision_too():
     pipe = VidRDPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
-    evaluation = WorldEvaluation(pipe, prompts=2, clips=1, steps=8, guidance_scale=4.0, batch=2)
+    evaluation = MovingShapesEvaluation(pipe, prompts=2, clips=1, steps=8, guidance_scale=4.0, batch=2)
     assert evaluation.run(METHODS["paper settings"])["first clip: colour"] >= 0.5

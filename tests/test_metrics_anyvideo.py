@@ -48,7 +48,7 @@ def test_a_jump_over_a_seam_shows_in_change_and_motion() -> None:
     assert figures["motion, seams / inside"] > 2
 
 
-def test_motion_that_runs_back_after_a_seam_disagrees() -> None:
+def test_motion_that_reverses_after_a_seam_has_negative_agreement() -> None:
     for back in (range(6, -1, -1), range(7, -1, -1)):  # the second repeats the frame at the turn
         report = evaluate_video(video(*range(8), *back), 8)
         assert report.agreement[7] is not None and report.agreement[7] < -0.8
@@ -56,7 +56,7 @@ def test_motion_that_runs_back_after_a_seam_disagrees() -> None:
         assert figures["flow agreement, inside clips"] > 0.8 and figures["flow agreement, at seams"] < -0.8
 
 
-def test_drift_of_colour_is_told_by_channel() -> None:
+def test_colour_drift_is_reported_by_channel() -> None:
     frames = video(*range(8), *range(8, 16)) * 0.5
     frames[8:, :, :, 0] += 10 / 255
     figures = evaluate_video(frames, 8).figures()
@@ -89,7 +89,7 @@ def test_flow_agreement_is_a_cosine_and_nothing_where_nothing_moves() -> None:
     assert flow_agreement(flow, 0 * flow) is None
 
 
-def test_frames_that_come_one_by_one_measure_like_all_at_once_and_are_not_held() -> None:
+def test_streamed_frames_give_the_same_report_and_are_not_held() -> None:
     held: list[weakref.ref[Tensor]] = []
     most = 0
 
@@ -150,9 +150,9 @@ def test_clip_consistency_is_printed_finely_enough_to_tell_videos_apart_and_draw
     assert len(titles) == 5 and "CLIP consistency of neighbouring frames" in titles
 
 
-def test_the_chart_shows_where_motion_runs_back() -> None:
+def test_the_chart_shows_where_motion_reverses() -> None:
     report = evaluate_video(video(*range(8), *range(6, -1, -1)), 8)
-    (axis,) = [a for a in draw_report(report).axes if "runs back" in a.get_title(loc="left")]
+    (axis,) = [a for a in draw_report(report).axes if "reversed" in a.get_title(loc="left")]
     drawn = [float(y) for y in axis.lines[0].get_ydata()]  # type: ignore[union-attr, arg-type]
     assert min(y for y in drawn if y == y) < -0.8
 

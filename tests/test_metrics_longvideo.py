@@ -32,7 +32,7 @@ def figures(clips: list[Tensor], motion: str = "moves left") -> dict[str, float]
     return summarise([record(clips, motion)], N)["figures"]
 
 
-def test_rendered_videos_of_every_motion_measure_as_perfect() -> None:
+def test_rendered_videos_of_every_motion_score_perfectly() -> None:
     records = [record([clip(n * N, motion) for n in range(4)], motion) for motion in MOTIONS]
     found = summarise(records, N)["figures"]
     assert found["seam ratio"] == pytest.approx(1, abs=0.05)
@@ -132,7 +132,7 @@ def test_a_background_as_bright_as_a_shape_counts_as_drifted_too_far() -> None:
     assert found["curves"]["background beyond 2 of 255"] == [0, 0.5]
 
 
-def test_videos_beyond_the_aim_are_counted_not_averaged_away() -> None:
+def test_videos_beyond_the_goal_are_counted() -> None:
     still, drifted = record([clip(0), clip(N)]), record([clip(0), clip(N) + 3 / 127.5])
     found = summarise([still, still, still, drifted], N)["figures"]
     assert found["background drift at the last clip"] < 2

@@ -1,4 +1,4 @@
-"""Ways to make a long video, on tiny real models, and the remedies as functions."""
+"""Ways to make a long video, on tiny real models, and the drift corrections as functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.sampling.drift import channel_statistics, match_statistics, soft_guide, soft_weight
 from vidrd_core.sampling.guidance import rescale_guidance
 from vidrd_core.sampling.seeds import clip_seed
-from vidrd_core.shapes.methods import BASES, Chain, Job, Truth, Windows, find_method, rescheduled_noise
+from vidrd_core.shapes.methods import BASES, Chain, GroundTruth, Job, Windows, find_method, rescheduled_noise
 from vidrd_core.shapes.prompted import held_out_scenes
 
 
@@ -57,9 +57,9 @@ def test_a_chain_is_what_the_pipeline_makes(job: Job, settings: ReuseSettings) -
 
 def test_every_method_makes_the_frames_it_says(job: Job) -> None:
     long = replace(job, num_frames=6, clips=2, steps=2)
-    frames = {"last frame": 11, "forward": 8, "forward guided": 8, "forward soft": 8, "forward led": 7}
+    frames = {"last frame": 11, "forward": 8, "forward guided": 8, "forward soft": 8, "smooth": 7}
     for name, method in BASES.items():
-        if isinstance(method, Truth):  # of the world's own size
+        if isinstance(method, GroundTruth):  # of the size of rendered frames
             continue
         with torch.no_grad():
             result = method.make(long)
@@ -135,7 +135,7 @@ def test_names_are_methods_with_changes() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("magic", "is no method; known are: truth"),
+        ("magic", "is no method; known are: ground truth"),
         ("paper, speed=2", "known are: overlap="),
         ("paper, alpha", "known are: overlap="),
         ("paper, alpha=much", "no number"),

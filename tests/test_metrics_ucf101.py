@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from vidrd_core import VidRDPipeline
 from vidrd_core.metrics.detectors import C3D, I3D, Clip, frame_consistency, resized, text_similarity
-from vidrd_core.metrics.judging import Judges, Measurements, judge_all
+from vidrd_core.metrics.measuring import Detectors, Measurements, measure_all
 from vidrd_core.metrics.moments import InceptionMoments, Moments
 from vidrd_core.metrics.ucf101 import (
     CLASSES,
@@ -94,8 +94,8 @@ def settings(networks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return Ucf101Settings(folder / "out", listed, count=8, frames=10, splits=2, batch=3, steps=1, overlap_frames=2)
 
 
-def judges(networks: dict[str, Path]) -> Judges:
-    return Judges(I3D.load(networks["i3d"]), C3D.load(networks["c3d"]), Clip(networks["clip"]), splits=2)
+def detectors(networks: dict[str, Path]) -> Detectors:
+    return Detectors(I3D.load(networks["i3d"]), C3D.load(networks["c3d"]), Clip(networks["clip"]), splits=2)
 
 
 def noise_videos(numbers: object) -> tuple[Tensor, list[str]]:
@@ -136,7 +136,7 @@ def test_i3d_sees_frames_as_the_shared_fvd_code_resizes_them() -> None:
     assert torch.allclose(seen[0][0].transpose(0, 1), theirs)
 
 
-def test_logits_and_probabilities_judge_alike() -> None:
+def test_logits_and_probabilities_give_the_same_score() -> None:
     logits = C3D(nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()))
     frames = torch.rand(2, 3, 10, 8, 8) * 2 - 1
     probabilities = logits(frames)
@@ -159,7 +159,7 @@ def test_clip_measures_are_cosines_of_the_models_own_embeddings(networks: dict[s
 
 
 def test_several_processes_and_a_resumed_run_measure_what_one_does(networks: dict[str, Path], tmp_path: Path) -> None:
-    whole = judge_all(noise_videos, 11, 2, judges(networks), tmp_path / "one", {}, Process())
+    whole = measure_all(noise_videos, 11, 2, detectors(networks), tmp_path / "one", {}, Process())
     seen: list[int] = []
 
     def counted(numbers: object) -> tuple[Tensor, list[str]]:
@@ -169,10 +169,10 @@ def test_several_processes_and_a_resumed_run_measure_what_one_does(networks: dic
         return noise_videos(numbers)
 
     with pytest.raises(InterruptedError):
-        judge_all(counted, 11, 2, judges(networks), tmp_path / "more", {}, Process(1, 2))
+        measure_all(counted, 11, 2, detectors(networks), tmp_path / "more", {}, Process(1, 2))
     with pytest.raises(ValueError, match="of 11 videos after all processes have ended"):
-        judge_all(noise_videos, 11, 2, judges(networks), tmp_path / "more", {}, Process(0, 2))
-    again = judge_all(noise_videos, 11, 2, judges(networks), tmp_path / "more", {}, Process())
+        measure_all(noise_videos, 11, 2, detectors(networks), tmp_path / "more", {}, Process(0, 2))
+    again = measure_all(noise_videos, 11, 2, detectors(networks), tmp_path / "more", {}, Process())
     assert again.videos == whole.videos == 11
     assert again.features is not None and whole.features is not None
     assert torch.allclose(again.features.covariance, whole.features.covariance)
@@ -180,12 +180,12 @@ def test_several_processes_and_a_resumed_run_measure_what_one_does(networks: dic
     assert again.predictions.score() == pytest.approx(whole.predictions.score())
     assert again.similarity.mean == pytest.approx(whole.similarity.mean)
     seen.clear()
-    judge_all(counted, 11, 3, judges(networks), tmp_path / "more", {}, Process())
+    measure_all(counted, 11, 3, detectors(networks), tmp_path / "more", {}, Process())
     assert seen == []
 
 
-def test_streamed_judgement_is_that_of_all_videos_at_once(networks: dict[str, Path], tmp_path: Path) -> None:
-    found = judge_all(noise_videos, 9, 2, judges(networks), tmp_path, {}, Process())
+def test_streamed_metrics_equal_those_of_all_videos_at_once(networks: dict[str, Path], tmp_path: Path) -> None:
+    found = measure_all(noise_videos, 9, 2, detectors(networks), tmp_path, {}, Process())
     frames, _ = noise_videos(range(9))
     features = Moments(6)
     features.update(I3D.load(networks["i3d"])(frames))
@@ -195,14 +195,14 @@ def test_streamed_judgement_is_that_of_all_videos_at_once(networks: dict[str, Pa
     assert found.predictions is not None and found.predictions.score() == pytest.approx(predictions.score())
 
 
-def test_machines_that_share_no_disk_are_told_and_lose_nothing(networks: dict[str, Path], tmp_path: Path) -> None:
+def test_machines_without_a_shared_disk_raise_and_lose_nothing(networks: dict[str, Path], tmp_path: Path) -> None:
     for machine in (0, 1):
-        with pytest.raises(ValueError, match="disk that they share; copy the part"):
-            judge_all(noise_videos, 8, 2, judges(networks), tmp_path / str(machine), {}, Process(machine, 2))
+        with pytest.raises(ValueError, match="shared disk; copy the part"):
+            measure_all(noise_videos, 8, 2, detectors(networks), tmp_path / str(machine), {}, Process(machine, 2))
     for part in (tmp_path / "1").iterdir():
         shutil.copy(part, tmp_path / "0")
     parts = len(list((tmp_path / "0").iterdir()))
-    assert judge_all(noise_videos, 8, 2, judges(networks), tmp_path / "0", {}, Process()).videos == 8
+    assert measure_all(noise_videos, 8, 2, detectors(networks), tmp_path / "0", {}, Process()).videos == 8
     assert len(list((tmp_path / "0").iterdir())) == parts
 
 
@@ -226,7 +226,7 @@ def test_real_videos_too_short_for_the_rate_are_read_at_the_rate_that_fits(setti
         real_videos(settings, frames=16)([0])
 
 
-def test_real_videos_are_judged_before_any_is_made(
+def test_real_videos_are_measured_before_any_is_generated(
     pipe: VidRDPipeline, networks: dict[str, Path], settings: Ucf101Settings, tmp_path: Path
 ) -> None:
     chosen = replace(settings, output=tmp_path, videos=settings.trainlist.parent, i3d=networks["i3d"], frames=16)
@@ -255,9 +255,9 @@ def test_videos_of_another_decoder_scheduler_or_list_are_not_taken_for_these(
 
 
 def test_a_state_of_another_evaluation_is_refused(networks: dict[str, Path], tmp_path: Path) -> None:
-    judge_all(noise_videos, 4, 2, judges(networks), tmp_path, {"steps": 1}, Process())
+    measure_all(noise_videos, 4, 2, detectors(networks), tmp_path, {"steps": 1}, Process())
     with pytest.raises(ValueError, match="steps was 1 and is 2"):
-        judge_all(noise_videos, 4, 2, judges(networks), tmp_path, {"steps": 2}, Process())
+        measure_all(noise_videos, 4, 2, detectors(networks), tmp_path, {"steps": 2}, Process())
 
 
 def test_one_call_generates_measures_and_writes_everything(
@@ -298,7 +298,7 @@ def test_missing_files_are_named_with_what_to_get(
     refused("i3d_torchscript.pt; get it", i3d=tmp_path / "nowhere.pt", videos=videos)
     refused("c3d_ucf101.pt; get it", c3d=tmp_path / "nowhere.pt")
     refused("CLIPModel", clip=tmp_path / "nowhere")
-    refused("nothing to judge with")
+    refused("no network was named")
     refused("no I3D was named", videos=videos)
     refused("--videos", i3d=networks["i3d"])
     refused("train/test splits", trainlist=tmp_path / "none.txt")

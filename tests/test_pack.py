@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import examples
+from archive import archived, imported_files, reached_modules
 from browser.recipes import RECIPES
 from node_schemas import read_nodes
 
@@ -73,6 +74,30 @@ def test_modules_that_comfyui_imports_at_its_start_import_nothing_heavy() -> Non
             if isinstance(node, ast.ImportFrom) and node.level == 2:
                 of_reuse = (node.module or "").startswith("vidrd_core.reuse.")
                 assert of_reuse or node.module == "vidrd_core.sampling.seeds", name
+
+
+def test_the_registry_archive_holds_the_modules_that_nodes_import_and_no_others() -> None:
+    reached = reached_modules()
+    modules = {file for folder in ("nodes", "vidrd_core") for file in (ROOT / folder).rglob("*.py")}
+    assert ROOT / "vidrd_core" / "models" / "unet.py" in reached and len(reached) > 40
+    assert sorted(file for file in reached if not archived(file)) == []
+    assert sorted(file for file in modules - reached if archived(file)) == []
+
+
+def test_the_registry_archive_holds_help_pages_labels_examples_and_the_bundled_model() -> None:
+    for folder in ("web", "locales", "example_workflows", "vidrd_core/demo_model"):
+        files = [file for file in (ROOT / folder).rglob("*") if file.is_file()]
+        assert files and all(map(archived, files)), folder
+    for name in ("__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        assert archived(ROOT / name), name
+    for name in ("docs/demo.png", "tests/test_pack.py", "training/common.py", "benchmarks/memory.py"):
+        assert not archived(ROOT / name), name
+
+
+def test_imports_in_functions_are_followed_and_those_for_type_checkers_are_not() -> None:
+    metrics = ROOT / "vidrd_core" / "metrics"
+    assert metrics / "anyvideo.py" in imported_files(ROOT / "nodes" / "report_nodes.py")  # in a function
+    assert metrics / "detectors.py" not in imported_files(metrics / "anyvideo.py")  # under TYPE_CHECKING
 
 
 def test_every_node_file_stays_readable() -> None:

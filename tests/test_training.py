@@ -1,4 +1,4 @@
-"""The training loop, its stages and the scripts, at tiny size."""
+"""The training loop, its tasks and the scripts, at tiny size."""
 
 import importlib
 import json
@@ -11,15 +11,15 @@ import torch
 
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from vidrd_core.models.unet import VidRDUNet
-from vidrd_core.shapes.latents import LatentClips, encode_world
-from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderStage, TemporalDecoderStage
+from vidrd_core.shapes.latents import LatentClips, encode_moving_shapes
+from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderTask, TemporalDecoderTask
 from vidrd_core.train.checkpoint import load_checkpoint
-from vidrd_core.train.draws import Draw
 from vidrd_core.train.loop import train
+from vidrd_core.train.micro_batches import MicroBatch
 from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.sources import LatentSource
-from vidrd_core.train.text import TextStage, encode_text, make_text_encoder, write_tokenizer
-from vidrd_core.train.unet import PAPER_POLICY, UNetObjective, UNetStage, freeze
+from vidrd_core.train.text import TextTask, encode_text, make_text_encoder, write_tokenizer
+from vidrd_core.train.unet import PAPER_POLICY, UNetObjective, UNetTask, freeze
 
 ROOT = Path(__file__).parent.parent
 TINY_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 2, "sample_size": 64}
@@ -50,22 +50,22 @@ def settings(run, **changes):
     return TrainSettings(run=run, **{**known, **changes})
 
 
-class Interrupting(ImageAutoencoderStage):
+class Interrupting(ImageAutoencoderTask):
     """Stops like a killed run, in the middle of a step."""
 
     steps_left = 2
 
-    def loss(self, draw):
+    def loss(self, micro_batch):
         if self.steps_left == 0:
             raise KeyboardInterrupt
         self.steps_left -= 1
-        return super().loss(draw)
+        return super().loss(micro_batch)
 
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
     path = tmp_path_factory.mktemp("latents") / "train.safetensors"
-    encode_world(tiny_vae(), path, num_clips=6, num_frames=5, seed=0, split="train")
+    encode_moving_shapes(tiny_vae(), path, num_clips=6, num_frames=5, seed=0, split="train")
     return path
 
 
@@ -81,44 +81,44 @@ def weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(tmp_path):
-    train(ImageAutoencoderStage(unbroken := tiny_vae(), AutoencoderLoss()), settings(tmp_path / "unbroken"))
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
+    train(ImageAutoencoderTask(uninterrupted := tiny_vae(), AutoencoderLoss()), settings(tmp_path / "uninterrupted"))
     with pytest.raises(KeyboardInterrupt):
-        train(Interrupting(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "broken"))
-    train(ImageAutoencoderStage(resumed := tiny_vae(), AutoencoderLoss()), settings(tmp_path / "broken"))
-    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(unbroken).items())
-    logs = [(tmp_path / name / "statistics.jsonl").read_text().splitlines() for name in ("unbroken", "broken")]
+        train(Interrupting(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "resumed"))
+    train(ImageAutoencoderTask(resumed := tiny_vae(), AutoencoderLoss()), settings(tmp_path / "resumed"))
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(uninterrupted).items())
+    logs = [(tmp_path / name / "statistics.jsonl").read_text().splitlines() for name in ("uninterrupted", "resumed")]
     losses = [[(json.loads(line)["samples"], json.loads(line)["loss"]) for line in log] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
-def test_the_average_is_what_is_exported(tmp_path):
-    train(ImageAutoencoderStage(vae := tiny_vae(), AutoencoderLoss()), settings(tmp_path, ema_decay=0.9))
+def test_the_ema_weights_are_exported(tmp_path):
+    train(ImageAutoencoderTask(vae := tiny_vae(), AutoencoderLoss()), settings(tmp_path, ema_decay=0.9))
     exported = weights(VidRDAutoencoderKL.from_pretrained(tmp_path / "model"))
     assert not torch.equal(exported["encoder.conv_in.weight"], weights(vae)["encoder.conv_in.weight"])
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_items_and_checkpoint(tmp_path):
     class Broken(Interrupting):
-        def loss(self, draw):
-            outcome = ImageAutoencoderStage.loss(self, draw)
-            outcome.loss = outcome.loss * (float("nan") if draw.step == 2 else 1)
+        def loss(self, micro_batch):
+            outcome = ImageAutoencoderTask.loss(self, micro_batch)
+            outcome.loss = outcome.loss * (float("nan") if micro_batch.step == 2 else 1)
             return outcome
 
     with pytest.raises(
         FloatingPointError, match=r"loss is nan at step 2; the last good checkpoint is .*; the batch"
     ) as e:
         train(Broken(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
-    items = ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()).source.batch(Draw(0, 2, 2, 2)).items
+    items = ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()).source.batch(MicroBatch(0, 2, 2, 2)).items
     assert len(items) == 2 and all(item in str(e.value) for item in items)
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 2
 
 
 def test_an_exploding_loss_stops(tmp_path):
-    class Exploding(ImageAutoencoderStage):
-        def loss(self, draw):
-            outcome = super().loss(draw)
-            outcome.loss = outcome.loss * (1000 if draw.step == 25 else 1)
+    class Exploding(ImageAutoencoderTask):
+        def loss(self, micro_batch):
+            outcome = super().loss(micro_batch)
+            outcome.loss = outcome.loss * (1000 if micro_batch.step == 25 else 1)
             return outcome
 
     with pytest.raises(FloatingPointError, match="times its running mean at step 25"):
@@ -126,30 +126,30 @@ def test_an_exploding_loss_stops(tmp_path):
 
 
 def test_a_kill_between_the_renames_of_a_checkpoint_loses_nothing(tmp_path):
-    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
+    train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
     (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
-    stage = ImageAutoencoderStage(tiny_vae(), AutoencoderLoss())
-    train(stage, settings(tmp_path, samples=10))
+    task = ImageAutoencoderTask(tiny_vae(), AutoencoderLoss())
+    train(task, settings(tmp_path, samples=10))
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 5
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
-    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
+    train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
     with pytest.raises(ValueError, match="another set of trained parameters"):
         load_checkpoint(tmp_path / "checkpoint", {}, None, None)
 
 
-def test_the_image_stage_learns_and_sets_the_scaling_factor(tmp_path):
-    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path, samples=60, learning_rate=5e-3))
+def test_the_image_vae_task_learns_and_sets_the_scaling_factor(tmp_path):
+    train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), settings(tmp_path, samples=60, learning_rate=5e-3))
     lines = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
     assert VidRDAutoencoderKL.from_pretrained(tmp_path / "model").config.scaling_factor != 0.18215
 
 
-def test_the_decoder_stage_trains_only_the_temporal_layers(tmp_path):
+def test_the_decoder_task_trains_only_the_temporal_layers(tmp_path):
     vae = tiny_vae()
     before = weights(vae)
-    train(TemporalDecoderStage(vae, AutoencoderLoss(motion=1.0), num_frames=3), settings(tmp_path))
+    train(TemporalDecoderTask(vae, AutoencoderLoss(motion=1.0), num_frames=3), settings(tmp_path))
     changed = {name for name, value in weights(vae).items() if not torch.equal(value, before[name])}
     assert changed and all("temp_convs" in name for name in changed)
 
@@ -162,7 +162,7 @@ def test_the_paper_policy_trains_temporal_and_attention_layers_only(tmp_path, la
     before = weights(unet)
     objective = UNetObjective(num_frames=4, image_share=0.3, images_per_clip=2)
     source = LatentSource(LatentClips(latents), 4, objective.image_share, objective.images_per_clip)
-    train(UNetStage(unet, text[1], text[0], source, objective), settings(tmp_path, samples=16))
+    train(UNetTask(unet, text[1], text[0], source, objective), settings(tmp_path, samples=16))
     changed = {name for name, value in weights(unet).items() if not torch.equal(value, before[name])}
     assert {part for name in changed for part in ("temp_convs", "temp_attn", "attn1", "attn2") if part in name} == {
         "temp_convs",
@@ -173,12 +173,12 @@ def test_the_paper_policy_trains_temporal_and_attention_layers_only(tmp_path, la
     assert not any("resnets" in name or ".ff." in name for name in changed)
 
 
-def test_the_text_encoder_learns_only_where_it_may(tmp_path, latents, text):
+def test_the_text_encoder_is_trained_only_where_it_needs_gradients(tmp_path, latents, text):
     encoder = text[1].requires_grad_(True)
     before = weights(encoder)
     source = LatentSource(LatentClips(latents), 1)
-    stage = UNetStage(VidRDUNet(**TINY_UNET), encoder, text[0], source, UNetObjective(num_frames=1))
-    train(stage, settings(tmp_path))
+    task = UNetTask(VidRDUNet(**TINY_UNET), encoder, text[0], source, UNetObjective(num_frames=1))
+    train(task, settings(tmp_path))
     assert any(not torch.equal(value, before[name]) for name, value in weights(encoder).items())
 
 
@@ -187,7 +187,7 @@ def test_latents_are_scaled_captioned_and_cut_from_random_starts(latents):
     batch, captions = clips.batch(50, 3, torch.Generator().manual_seed(0))
     assert batch.shape == (50, 4, 3, 8, 8) and len(captions) == 50
     assert set(captions) <= set(clips.captions)
-    with pytest.raises(ValueError, match="6 frames were asked for"):
+    with pytest.raises(ValueError, match="num_frames is 6; expected at most 5"):
         clips.batch(1, 6, torch.Generator())
 
 
@@ -200,11 +200,11 @@ def test_every_word_of_the_captions_is_one_token_and_any_other_text_is_spelled(t
     assert states.shape == (3, 32, 16) and torch.equal(states[0], states[2])
 
 
-def test_the_text_stage_learns_to_tell_captions_apart(tmp_path, text):
+def test_the_text_task_learns_to_tell_captions_apart(tmp_path, text):
     torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     encoder = make_text_encoder(text[0], **size)
-    train(TextStage(encoder, text[0]), settings(tmp_path, samples=3200, batch_size=32, learning_rate=1e-2))
+    train(TextTask(encoder, text[0]), settings(tmp_path, samples=3200, batch_size=32, learning_rate=1e-2))
     lines = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
     assert lines[-1]["accuracy"] > lines[0]["accuracy"] + 0.3
 
@@ -213,7 +213,7 @@ SCRIPTS = {"demo_vae": "vae", "demo_text": "text", "demo_decoder": "decoder", "d
 
 
 @pytest.mark.parametrize("name", ["demo_vae", "demo_text", "demo_image", "demo", "demo_decoder", "decoder"])
-def test_every_demo_configuration_is_understood(name, monkeypatch):
+def test_every_demo_configuration_is_valid(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "training")
     script, common = (importlib.import_module(m) for m in (f"train_{SCRIPTS.get(name, 'unet')}", "common"))
     file = ROOT / "training" / "configs" / f"{name}.yaml"
@@ -222,11 +222,11 @@ def test_every_demo_configuration_is_understood(name, monkeypatch):
     assert "='runs/" not in repr(made) and "='models/" not in repr(made)  # every path is a Path
 
 
-UNETS = ["demo_motion", "demo_lines", "demo_anchors", "demo_directions", "demo_settle", "demo_polish"]
+UNETS = ["demo_motion", "demo_lines", "demo_cleaner_frames", "demo_directions", "demo_settle", "demo_polish"]
 
 
 @pytest.mark.parametrize("name", [*UNETS, "paper", "lora"])
-def test_every_unet_configuration_is_understood(name, monkeypatch):
+def test_every_unet_configuration_is_valid(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "training")
     script, common = (importlib.import_module(m) for m in ("train_unet", "common"))
     made, _ = common.parse(script.Configuration, ["--config", str(ROOT / "training" / "configs" / f"{name}.yaml")])
@@ -234,7 +234,7 @@ def test_every_unet_configuration_is_understood(name, monkeypatch):
     assert made.train.micro_batches(processes=1)[0] >= 1
 
 
-def test_the_bundled_models_configurations_say_which_texts_stood_for_no_caption(monkeypatch):
+def test_the_bundled_models_configurations_name_its_null_captions(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "training")
     common, unet_script, text_script = (importlib.import_module(m) for m in ("common", "train_unet", "train_text"))
 
@@ -254,7 +254,7 @@ def test_null_captions_are_words_of_the_tokenizer(tmp_path, monkeypatch):
     script = importlib.import_module("train_text")
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     for nulls, is_word in [(("", "watermark"), True), (("",), False)]:
-        made = script.stage(script.Configuration(settings(tmp_path), size, captions=20, null_captions=nulls))
+        made = script.make_task(script.Configuration(settings(tmp_path), size, captions=20, null_captions=nulls))
         assert (len(made.tokenizer.tokenize("watermark")) == 1) == is_word
 
 
@@ -281,21 +281,21 @@ def test_impossible_settings_are_refused(tmp_path):
         settings(tmp_path, precision="fp8")
 
 
-def test_an_early_stop_leaves_the_learning_rate_as_it_was_laid_out(tmp_path):
+def test_an_early_stop_does_not_change_the_learning_rate_schedule(tmp_path):
     whole, early = settings(tmp_path, samples=80), settings(tmp_path, samples=80, stop_samples=40)
     assert early.steps * 2 == whole.steps and early.rate(40) == whole.rate(40)
     with pytest.raises(ValueError, match="stop_samples is 0; expected at least 1"):
         settings(tmp_path, samples=80, stop_samples=0)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+def test_a_batch_that_cannot_be_divided_evenly_is_refused(tmp_path):
     assert settings(tmp_path, batch_size=8, micro_batch=2).micro_batches(2) == (2, 2)
     with pytest.raises(ValueError, match="make it a multiple of 6"):
         settings(tmp_path, batch_size=8, micro_batch=3).micro_batches(2)
 
 
 def test_statistics_go_to_tensorboard_too(tmp_path):
-    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path, tensorboard=True))
+    train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), settings(tmp_path, tensorboard=True))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -306,33 +306,33 @@ def test_statistics_go_to_tensorboard_too(tmp_path):
 
 def test_a_kill_between_two_lines_of_statistics_changes_neither(tmp_path):
     known = {"samples": 12, "log_samples": 6, "save_samples": 4}
-    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "unbroken", **known))
+    train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "uninterrupted", **known))
     with pytest.raises(KeyboardInterrupt):  # after the checkpoint of 4 samples
-        train(Interrupting(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "broken", **known))
-    with (tmp_path / "broken" / "statistics.jsonl").open("a", encoding="utf-8") as file:
+        train(Interrupting(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "resumed", **known))
+    with (tmp_path / "resumed" / "statistics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"samples": 4, "lo')  # cut short by a full disk
-    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "broken", **known))
-    logs = [(tmp_path / name / "statistics.jsonl").read_text().splitlines() for name in ("unbroken", "broken")]
+    train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "resumed", **known))
+    logs = [(tmp_path / name / "statistics.jsonl").read_text().splitlines() for name in ("uninterrupted", "resumed")]
     figures = [[{**json.loads(line), "samples_per_second": 0} for line in log] for log in logs]
     assert figures[0] == figures[1] and [line["samples"] for line in figures[0]] == [6, 12]
 
 
-def test_a_model_that_could_not_be_exported_at_the_end_is_exported_when_the_run_goes_on(tmp_path):
-    class Full(ImageAutoencoderStage):
+def test_a_model_that_could_not_be_exported_at_the_end_is_exported_when_the_run_resumes(tmp_path):
+    class Full(ImageAutoencoderTask):
         def export(self, folder):
             raise OSError("no space left")
 
     known = settings(tmp_path, samples=4, save_samples=4)
     with pytest.raises(OSError, match="no space left"):
         train(Full(tiny_vae(), AutoencoderLoss()), known)
-    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), known)
+    train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), known)
     assert (tmp_path / "model" / "config.json").is_file()
 
 
-def test_a_run_goes_on_with_its_batch_size_only(tmp_path):
-    train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
+def test_a_run_resumes_with_its_batch_size_only(tmp_path):
+    train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), settings(tmp_path))
     with pytest.raises(ValueError, match="a run with batch_size 2, this is 4"):
-        train(ImageAutoencoderStage(tiny_vae(), AutoencoderLoss()), settings(tmp_path, batch_size=4, samples=16))
+        train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), settings(tmp_path, batch_size=4, samples=16))
 
 
 def test_values_of_another_type_are_refused_by_name(monkeypatch):
@@ -341,10 +341,23 @@ def test_values_of_another_type_are_refused_by_name(monkeypatch):
     made = common.build(script.Configuration, {"train": {"run": "a", "samples": "1e3", "batch_size": 2}})
     assert made.train.samples == 1000 and isinstance(made.train.samples, int)
     wrong = [({"samples": "many"}, "samples is 'many'"), ({"samples": 2.5}, "not a whole number")]
-    for change, told in [*wrong, ({"tensorboard": "no"}, "tensorboard is 'no': neither true nor false")]:
-        with pytest.raises(ValueError, match=told):
+    for change, message in [*wrong, ({"tensorboard": "no"}, "tensorboard is 'no': neither true nor false")]:
+        with pytest.raises(ValueError, match=message):
             common.build(script.Configuration, {"train": {"run": "a", "samples": 2, "batch_size": 2, **change}})
     with pytest.raises(ValueError, match=r"settings \['train'\] of Configuration are missing"):
         common.build(script.Configuration, {})
     with pytest.raises(ValueError, match="Configuration is None; expected settings by name"):
         common.build(script.Configuration, None)
+
+
+def test_old_names_of_settings_are_read_in_configurations_and_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    common, script = (importlib.import_module(m) for m in ("common", "train_unet"))
+    old = {"latents": "clips.safetensors", "train": {"run": "a", "samples": 2, "batch_size": 2}}
+    old["objective"] = {"anchor_share": 0.5, "anchor_level": 0.1}
+    (tmp_path / "old.yaml").write_text(json.dumps(old), encoding="utf-8")  # JSON is YAML
+    made, _ = common.parse(script.Configuration, ["--config", str(tmp_path / "old.yaml")])
+    assert (made.objective.cleaner_frame_share, made.objective.cleaner_frame_level) == (0.5, 0.1)
+    changes = ["--objective.anchor-share", "0.25", "--objective.anchor_level=0.3", "--train.seed", "3"]
+    made, _ = common.parse(script.Configuration, ["--config", str(tmp_path / "old.yaml"), *changes])
+    assert (made.objective.cleaner_frame_share, made.objective.cleaner_frame_level, made.train.seed) == (0.25, 0.3, 3)

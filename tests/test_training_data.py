@@ -1,4 +1,4 @@
-"""What the trainers are fed: buckets, order, images as video, broken samples, every kind of data set."""
+"""The data of training: buckets, order, images as video, unreadable samples, every kind of data set."""
 
 import json
 from collections import Counter
@@ -7,14 +7,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from training_components import SMALL, settings, shard_folder, unet_stage
+from training_components import SMALL, settings, shard_folder, unet_task
 
 from vidrd_core import VidRDPipeline
 from vidrd_core.data.shards import SampleInfo, ShardDataset
-from vidrd_core.train.draws import Draw
 from vidrd_core.train.loop import train
+from vidrd_core.train.micro_batches import MicroBatch
 from vidrd_core.train.plan import BatchPlan, Shape, assign, interleaved
-from vidrd_core.train.sources import DataSettings, ReadAhead, ShardSource
+from vidrd_core.train.sources import DataSettings, Prefetcher, ShardSource
 
 TWO_SIZES = ((48, 48), (36, 60))
 
@@ -60,16 +60,16 @@ def test_no_sample_waits_longer_than_two_epochs_and_a_remainder_is_carried_over(
     assert max(gaps) < 22 + 4
 
 
-def test_the_order_goes_on_after_a_resume_and_from_any_batch():
+def test_the_order_continues_after_a_resume_and_from_any_batch():
     buckets = {Shape(4, 32, 32): list(range(13)), Shape(4, 24, 40): [13, 14]}
-    unbroken = BatchPlan(buckets, 4, seed=1)
-    order = [unbroken.batch(number) for number in range(60)]
+    uninterrupted = BatchPlan(buckets, 4, seed=1)
+    order = [uninterrupted.batch(number) for number in range(60)]
     for number in (59, 7, 30, 8):  # whatever was asked for before
-        assert BatchPlan(buckets, 4, 1).batch(number) == order[number] == unbroken.batch(number)
+        assert BatchPlan(buckets, 4, 1).batch(number) == order[number] == uninterrupted.batch(number)
     assert [BatchPlan(buckets, 4, 2).batch(number) for number in range(60)] != order
 
 
-def test_a_bucket_smaller_than_a_batch_is_told_and_waits_until_it_has_filled_one(caplog):
+def test_a_bucket_smaller_than_a_batch_is_logged_and_waits_until_it_has_filled_one(caplog):
     caplog.set_level("INFO")
     plan = BatchPlan({Shape(8, 256, 256): list(range(512)), Shape(8, 192, 320): [512, 513, 514]}, 256, seed=0)
     assert "3 samples of 8 frames of 192x320 do not fill a batch of 256" in caplog.text
@@ -79,7 +79,7 @@ def test_a_bucket_smaller_than_a_batch_is_told_and_waits_until_it_has_filled_one
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
-def test_two_kinds_of_steps_take_turns_in_the_wanted_shares_without_gaps(share):
+def test_image_and_video_steps_alternate_in_the_given_shares(share):
     numbers = {True: [], False: []}
     for step in range(200):
         kind, number = interleaved(step, share)
@@ -91,33 +91,33 @@ def test_two_kinds_of_steps_take_turns_in_the_wanted_shares_without_gaps(share):
 def test_a_batch_is_the_same_however_many_processes_and_micro_batches_share_it(mixed):
     source = ShardSource([mixed], SMALL, 4, seed=1, image_share=0.5, images_per_clip=2)
     for step in (0, 1):
-        whole = source.batch(Draw(1, step, 4, 4))
-        parts = [source.batch(Draw(1, step, 4, 1, rank, 2, part)) for part in range(2) for rank in range(2)]
+        whole = source.batch(MicroBatch(1, step, 4, 4))
+        parts = [source.batch(MicroBatch(1, step, 4, 1, rank, 2, part)) for part in range(2) for rank in range(2)]
         assert torch.equal(whole.pixels, torch.cat([p.pixels for p in parts]))
         assert whole.items == [name for p in parts for name in p.items]
         assert whole.pixels.shape[:3] == ((4, 3, 4) if step == 0 else (8, 3, 1))
 
 
-def test_images_move_as_video_and_can_be_left_to_single_frames(mixed):
+def test_images_become_pan_and_zoom_clips_or_single_frames(mixed):
     source = ShardSource([mixed], SMALL, 2, seed=0)
-    batches = [source.batch(Draw(0, step, 2, 2)) for step in range(4)]
+    batches = [source.batch(MicroBatch(0, step, 2, 2)) for step in range(4)]
     assert {tuple(b.pixels.shape[2:]) for b in batches} == {(4, 32, 32), (4, 24, 40)}
     images = [p for b in batches for p, name in zip(b.pixels, b.items) if name.startswith("image")]
     assert images and all(not torch.equal(p[:, 0], p[:, 3]) for p in images)
     frames_only = ShardSource([mixed], replace(SMALL, images="frame"), 2, seed=0, image_share=0.5)
-    kinds = [{name.split("-")[0] for name in frames_only.batch(Draw(0, step, 2, 2)).items} for step in range(4)]
+    kinds = [{name.split("-")[0] for name in frames_only.batch(MicroBatch(0, step, 2, 2)).items} for step in range(4)]
     assert kinds == [{"video"}, {"image"}, {"video"}, {"image"}]
 
 
-def test_what_is_read_ahead_is_what_would_have_been_read(mixed):
-    draw = Draw(4, 0, 2, 1)
-    ahead, plain = ReadAhead(ShardSource([mixed], SMALL, 2, 0)), ShardSource([mixed], SMALL, 2, 0)
+def test_prefetched_batches_equal_those_read_directly(mixed):
+    micro_batch = MicroBatch(4, 0, 2, 1)
+    ahead, plain = Prefetcher(ShardSource([mixed], SMALL, 2, 0)), ShardSource([mixed], SMALL, 2, 0)
     for _ in range(4):
-        assert torch.equal(ahead.batch(draw).pixels, plain.batch(draw).pixels)
-        draw = draw.following()
+        assert torch.equal(ahead.batch(micro_batch).pixels, plain.batch(micro_batch).pixels)
+        micro_batch = micro_batch.following()
 
 
-def test_a_broken_sample_is_told_and_replaced_by_another_of_its_bucket(tmp_path, caplog):
+def test_a_sample_that_cannot_be_read_is_logged_and_replaced_by_another_of_its_bucket(tmp_path, caplog):
     folder = shard_folder(tmp_path / "set", 4)
     dataset = ShardDataset(folder)
     sample = dataset.samples[1]
@@ -127,7 +127,7 @@ def test_a_broken_sample_is_told_and_replaced_by_another_of_its_bucket(tmp_path,
         file.seek(offset)
         file.write(bytes(size))
     source = ShardSource([folder], SMALL, 2, seed=0)
-    items = [name for step in range(2) for name in source.batch(Draw(0, step, 2, 2)).items]
+    items = [name for step in range(2) for name in source.batch(MicroBatch(0, step, 2, 2)).items]
     assert len(items) == 4 and sample.key not in items
     assert sample.key in caplog.text
 
@@ -142,8 +142,8 @@ def test_data_that_cannot_be_used_is_refused_with_the_reason(mixed):
 
 
 def test_mixed_images_and_video_train_a_model_that_the_pipeline_loads(tmp_path, mixed):
-    stage = unet_stage(tmp_path, mixed, image_share=0.25, images_per_clip=2)
-    train(stage, settings(tmp_path / "run"))
+    task = unet_task(tmp_path, mixed, image_share=0.25, images_per_clip=2)
+    train(task, settings(tmp_path / "run"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "statistics.jsonl").read_text().splitlines()]
     assert "image_loss" in lines[-1] and "video_loss" in lines[0]
     assert any(name.startswith("noise_level/") for name in lines[0])

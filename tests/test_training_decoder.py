@@ -1,4 +1,4 @@
-"""The decoder's trainer: its losses, its game with the discriminator, and the proof that it takes flicker away."""
+"""The decoder's training: its losses, the discriminator, and that it reduces flicker."""
 
 import json
 from pathlib import Path
@@ -12,31 +12,31 @@ from vidrd_core import VidRDAutoencoderKL
 from vidrd_core.train.adversarial import AdversarySettings
 from vidrd_core.train.autoencoder import (
     AutoencoderLoss,
-    TemporalDecoderStage,
+    TemporalDecoderTask,
     decode_frame_by_frame,
     last_temporal_weight,
 )
-from vidrd_core.train.draws import Draw
 from vidrd_core.train.flicker import flicker, psnr
 from vidrd_core.train.loop import Trainer, train
+from vidrd_core.train.micro_batches import MicroBatch
 from vidrd_core.train.perceptual import LPIPS_WIDTHS, VGG16, Lpips, MultiScaleFeatureLoss, make_perceptual
-from vidrd_core.train.sources import ShardSource, WorldSource
+from vidrd_core.train.sources import MovingShapesSource, ShardSource
 
 DEMO_VAE = Path(__file__).parent.parent / "vidrd_core" / "demo_model" / "vae"
 
 
-def stage(**changes):
+def task(**changes):
     adversary = AdversarySettings(weight=0.5, start_samples=4, channels=8, layers=2)
     known = {"num_frames": 3, "perceptual_weight": 0.5, "adversary": adversary}
-    return TemporalDecoderStage(tiny_vae(), AutoencoderLoss(motion=1.0), **{**known, **changes})
+    return TemporalDecoderTask(tiny_vae(), AutoencoderLoss(motion=1.0), **{**known, **changes})
 
 
 def lines_of(run):
     return [json.loads(line) for line in (run / "statistics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_discriminator_joins_late_and_only_it_and_the_temporal_layers_learn(tmp_path):
-    made = stage()
+def test_the_adversarial_loss_starts_late_and_trains_only_discriminator_and_temporal_layers(tmp_path):
+    made = task()
     before = {name: p.detach().clone() for m in made.modules.values() for name, p in m.named_parameters()}
     train(made, settings(tmp_path))
     after = {name: p.detach() for m in made.modules.values() for name, p in m.named_parameters()}
@@ -49,25 +49,25 @@ def test_the_discriminator_joins_late_and_only_it_and_the_temporal_layers_learn(
     assert set(exported.state_dict()) == set(made.vae.state_dict())
 
 
-def test_a_resumed_game_equals_an_unbroken_one_to_the_bit(tmp_path):
-    train(stage(), settings(tmp_path / "unbroken", final_rate=1.0))
-    train(stage(), settings(tmp_path / "broken", samples=6, final_rate=1.0))
-    train(stage(), settings(tmp_path / "broken", final_rate=1.0))
-    whole, resumed = ([line["loss"] for line in lines_of(tmp_path / run)] for run in ("unbroken", "broken"))
+def test_a_resumed_adversarial_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
+    train(task(), settings(tmp_path / "uninterrupted", final_rate=1.0))
+    train(task(), settings(tmp_path / "resumed", samples=6, final_rate=1.0))
+    train(task(), settings(tmp_path / "resumed", final_rate=1.0))
+    whole, resumed = ([line["loss"] for line in lines_of(tmp_path / run)] for run in ("uninterrupted", "resumed"))
     assert whole == resumed
 
 
-def test_the_adversarial_gradient_is_as_long_as_the_reconstructions_and_runs_into_one_side_each():
-    made = stage(adversary=AdversarySettings(weight=1.0, channels=8, layers=2))
-    clips = WorldSource(3).batch(Draw(0, 0, 2, 2)).pixels
+def test_the_adversarial_gradient_has_the_norm_of_the_reconstructions_and_each_loss_trains_its_own_network():
+    made = task(adversary=AdversarySettings(weight=1.0, channels=8, layers=2))
+    clips = MovingShapesSource(3).batch(MicroBatch(0, 0, 2, 2)).pixels
     output = made.calls["vae"](made.vae.encode(clips).latent_dist.mode())
     reconstruction = (output - clips).abs().mean()
     last = last_temporal_weight(made.vae)
-    played, figures = made.adversary.play(made.calls["discriminator"], reconstruction, output, clips, last)
+    added, figures = made.adversary.losses(made.calls["discriminator"], reconstruction, output, clips, last)
     (plain,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
-    (adversarial,) = torch.autograd.grad(played, last, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(added, last, retain_graph=True)
     assert adversarial.norm() == pytest.approx(plain.norm().item(), rel=0.05)
-    played.backward()
+    added.backward()
     judged = {name: p.grad.clone() for name, p in made.adversary.discriminator.named_parameters()}
     made.adversary.discriminator.zero_grad()
     real, fake = made.adversary.discriminator(torch.cat((clips, output.detach()))).chunk(2)
@@ -77,8 +77,8 @@ def test_the_adversarial_gradient_is_as_long_as_the_reconstructions_and_runs_int
     assert figures["adversarial_weight"] > 0
 
 
-def test_the_built_in_feature_loss_minds_blur_more_than_brightness():
-    frames = WorldSource(1).batch(Draw(0, 0, 8, 8)).pixels[:, :, 0]
+def test_the_built_in_feature_loss_weighs_blur_more_than_brightness():
+    frames = MovingShapesSource(1).batch(MicroBatch(0, 0, 8, 8)).pixels[:, :, 0]
     loss = MultiScaleFeatureLoss()
     blurred = torch.nn.functional.avg_pool2d(frames, 5, 1, 2, count_include_pad=False)
     brighter = frames + (blurred - frames).abs().mean()
@@ -115,25 +115,25 @@ def test_lpips_reads_its_two_files_and_follows_its_equation(tmp_path, caplog):
 
 def test_a_decoder_trains_on_prepared_pixels_and_refuses_latents(tmp_path):
     source = ShardSource([shard_folder(tmp_path / "set", 3)], SMALL, 2, 0)
-    train(stage(source=source, held_out=source), settings(tmp_path / "run", samples=4, validate_samples=4))
+    train(task(source=source, held_out=source), settings(tmp_path / "run", samples=4, validate_samples=4))
     assert {"held_out/loss", "held_out/flicker", "held_out/image_decoder_psnr"} <= set(lines_of(tmp_path / "run")[-1])
 
 
-def test_flicker_and_psnr_are_what_they_say():
+def test_flicker_and_psnr_follow_their_definitions():
     still = torch.zeros(1, 3, 4, 8, 8)
     blinking = still + torch.tensor([0.0, 0.2, 0.0, 0.2])[None, None, :, None, None]
     assert flicker(blinking, still) == pytest.approx(0.2)
     assert psnr(still + 0.02, still) == pytest.approx(40.0, abs=1e-3)
 
 
-def test_training_takes_flicker_away_and_costs_no_psnr(tmp_path):
+def test_training_reduces_flicker_at_no_cost_in_psnr(tmp_path):
     """New temporal layers on the bundled image decoder, with noisy latents: against that image decoder."""
     vae = fresh_temporal(DEMO_VAE)
     latents, clips = held_out_clips(vae, noise=0.3)
     with torch.no_grad():
         plain = decode_frame_by_frame(vae, latents)
         assert torch.allclose(vae.decode(latents).sample, plain, atol=1e-5)  # new layers change nothing
-    made = TemporalDecoderStage(vae, AutoencoderLoss(motion=1.0), num_frames=4, latent_noise=0.5)
+    made = TemporalDecoderTask(vae, AutoencoderLoss(motion=1.0), num_frames=4, latent_noise=0.5)
     how = {"learning_rate": 3e-3, "warmup_samples": 8, "save_samples": 48, "ema_decay": 0.8, "precision": "bf16"}
     train(made, settings(tmp_path, samples=48, **how))
     trained = VidRDAutoencoderKL.from_pretrained(tmp_path / "model").eval()
@@ -161,30 +161,30 @@ def fresh_temporal(folder):
 
 def held_out_clips(vae, noise):
     """Latents of unseen scenes with noise on them, in units of the diffusion model's latents, and the true clips."""
-    draw = Draw(7, 0, 6, 6)
-    clips = WorldSource(4, "test").batch(draw).pixels
+    micro_batch = MicroBatch(7, 0, 6, 6)
+    clips = MovingShapesSource(4, "test").batch(micro_batch).pixels
     with torch.no_grad():
         latents = vae.encode(clips).latent_dist.mode()
-    return latents + draw.normal(*latents.shape[1:], purpose="noise") * noise / vae.config.scaling_factor, clips
+    return latents + micro_batch.normal(*latents.shape[1:], purpose="noise") * noise / vae.config.scaling_factor, clips
 
 
-def test_the_discriminator_joins_all_processes_and_micro_batches_at_once():
-    made = stage(adversary=AdversarySettings(weight=0.5, start_samples=5, channels=8, layers=2))
+def test_the_adversarial_loss_starts_in_all_processes_and_micro_batches_at_once():
+    made = task(adversary=AdversarySettings(weight=0.5, start_samples=5, channels=8, layers=2))
     for step, joined in ((1, False), (2, True)):  # samples 4 to 7, and 8 to 11
-        parts = [made.loss(Draw(0, step, 4, 1, process, 2, part)) for part in range(2) for process in range(2)]
+        parts = [made.loss(MicroBatch(0, step, 4, 1, process, 2, part)) for part in range(2) for process in range(2)]
         assert ["discriminator" in outcome.figures for outcome in parts] == [joined] * 4
 
 
-def test_the_value_of_the_adversarial_loss_does_not_hide_the_fit():
-    made = stage(adversary=AdversarySettings(weight=1.0, channels=8, layers=2))
+def test_the_logged_loss_leaves_out_the_value_of_the_adversarial_loss():
+    made = task(adversary=AdversarySettings(weight=1.0, channels=8, layers=2))
     with torch.no_grad():
         made.adversary.discriminator.blocks[-1].bias.fill_(1e4)  # takes all for real: far below zero for the decoder
-    outcome = made.loss(Draw(0, 0, 2, 2))
+    outcome = made.loss(MicroBatch(0, 0, 2, 2))
     assert outcome.figures["adversarial"] < -1e3 and outcome.loss.item() > outcome.figures["discriminator"]
 
 
-def test_the_scale_of_fp16_is_taken_off_both_sides_gradients_once(tmp_path, monkeypatch):
-    trainer = Trainer(stage(), settings(tmp_path, clip_norm=1e9))
+def test_the_gradients_of_both_networks_are_unscaled_once_in_fp16(tmp_path, monkeypatch):
+    trainer = Trainer(task(), settings(tmp_path, clip_norm=1e9))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     monkeypatch.setattr(trainer.accelerator.state, "_mixed_precision", "fp16")
     monkeypatch.setattr(trainer.accelerator, "native_amp", True)

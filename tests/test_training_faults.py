@@ -1,4 +1,4 @@
-"""What a run survives, and how it stops: kills, full disks, lack of memory, several processes."""
+"""Faults of a run: kills, full disks, lack of memory, several processes."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_components import settings, shard_folder, unet_stage
+from training_components import settings, shard_folder, unet_task
 
 from vidrd_core import VidRDPipeline
-from vidrd_core.train.failures import LossWatch, memory_advice
+from vidrd_core.train.errors import LossWatch, memory_advice
 from vidrd_core.train.loop import train
 
 TESTS = Path(__file__).parent
@@ -54,7 +54,7 @@ def kill_when(process, condition):
 
 
 @posix
-def test_a_killed_run_goes_on_as_if_it_had_never_stopped(tmp_path, shards):
+def test_a_killed_run_resumes_bit_identically(tmp_path, shards):
     run = tmp_path / "run"
     checkpoint = run / "checkpoint" / "state.json"
     kill_when(start(run, shards, samples=4000, save_samples=4), checkpoint.exists)
@@ -63,10 +63,10 @@ def test_a_killed_run_goes_on_as_if_it_had_never_stopped(tmp_path, shards):
     kill_when(start(run, shards, samples=4000, save_samples=4), (run / "checkpoint.new" / "weights.safetensors").exists)
     assert json.loads(checkpoint.read_text())["step"] >= step  # the last one before it is whole
     samples = 2 * json.loads(checkpoint.read_text())["step"] + 4
-    train(unet_stage(tmp_path / "a", shards, image_share=0.25), settings(run, samples=samples, save_samples=100))
-    unbroken = settings(tmp_path / "unbroken", samples=samples, save_samples=100)
-    train(unet_stage(tmp_path / "b", shards, image_share=0.25), unbroken)
-    assert losses(run)[-2:] == losses(unbroken.run)[-2:]
+    train(unet_task(tmp_path / "a", shards, image_share=0.25), settings(run, samples=samples, save_samples=100))
+    uninterrupted = settings(tmp_path / "uninterrupted", samples=samples, save_samples=100)
+    train(unet_task(tmp_path / "b", shards, image_share=0.25), uninterrupted)
+    assert losses(run)[-2:] == losses(uninterrupted.run)[-2:]
 
 
 @posix
@@ -74,18 +74,18 @@ def test_a_disk_that_is_full_stops_the_run_and_leaves_the_last_checkpoint(tmp_pa
     import resource
 
     run = tmp_path / "run"
-    train(unet_stage(tmp_path, shards), settings(run, samples=4, save_samples=4))
+    train(unet_task(tmp_path, shards), settings(run, samples=4, save_samples=4))
     before = {p.name: p.read_bytes() for p in (run / "checkpoint").iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # a write beyond that fails with a real OSError
     try:
         with pytest.raises(OSError, match="could not be written .* the one before is kept in .*: free some"):
-            train(unet_stage(tmp_path, shards), settings(run, samples=8, save_samples=8))
+            train(unet_task(tmp_path, shards), settings(run, samples=8, save_samples=8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {p.name: p.read_bytes() for p in (run / "checkpoint").iterdir()} == before
     assert not (run / "checkpoint.new").exists()
-    train(unet_stage(tmp_path, shards), settings(run, samples=8, save_samples=8))
+    train(unet_task(tmp_path, shards), settings(run, samples=8, save_samples=8))
     assert json.loads((run / "checkpoint" / "state.json").read_text())["step"] == 4
 
 
@@ -96,16 +96,16 @@ def test_running_out_of_memory_says_which_settings_to_lower(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "told", ["MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]
+    "message", ["MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]
 )
-def test_other_words_for_lack_of_memory_are_understood_and_validation_names_its_own_settings(tmp_path, told):
+def test_out_of_memory_errors_of_other_devices_are_recognised_and_validation_names_its_own_settings(tmp_path, message):
     with pytest.raises(MemoryError, match=r"train.micro_batch"), memory_advice(settings(tmp_path), 4):
-        raise RuntimeError(told)
+        raise RuntimeError(message)
     with pytest.raises(MemoryError, match="previews.frames"), memory_advice(settings(tmp_path), 4, previewing=True):
-        raise RuntimeError(told)
+        raise RuntimeError(message)
 
 
-def test_losses_below_zero_are_no_explosion(tmp_path):
+def test_negative_losses_do_not_count_as_exploding(tmp_path):
     watch = LossWatch(settings(tmp_path))
     assert not any(watch.problem(loss, 1.0, False) for loss in [-1.0, 0.5] * 30)
     assert "times its running mean" in watch.problem(1000.0, 1.0, False)
@@ -118,20 +118,20 @@ def test_two_processes_train_as_one_and_fsdp_saves_and_resumes(tmp_path, shards)
         known = {**every, "micro_batch": 1, "ddp_then_fsdp": True, **changes}
         running = [start(tmp_path / "two", shards, rank, **known) for rank in ranks]
         for process in running:
-            told, _ = process.communicate(timeout=600)
-            assert process.returncode == 0, told
+            message, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, message
 
     every = {"batch_size": 4, "log_samples": 4, "save_samples": 8, "final_rate": 1.0}  # the length changes no rate
     both(free_port(), samples=16)
     one = settings(tmp_path / "one", samples=24, **every)
-    train(unet_stage(tmp_path, shards, batch_size=4, image_share=0.25), one)
+    train(unet_task(tmp_path, shards, batch_size=4, image_share=0.25), one)
     for kind in ("ddp", "fsdp"):
         run = tmp_path / "two" / kind
         assert [s for s, _ in losses(run)] == [4, 8, 12, 16]
         assert [x for _, x in losses(run)] == pytest.approx([x for _, x in losses(one.run)[:4]], rel=2e-4)
         VidRDPipeline.from_pretrained(run / "model")
 
-    both(free_port(), samples=24)  # both go on
+    both(free_port(), samples=24)  # both resume
     for kind in ("ddp", "fsdp"):
         run = tmp_path / "two" / kind
         assert [x for _, x in losses(run)] == pytest.approx([x for _, x in losses(one.run)], rel=5e-4)

@@ -1,4 +1,4 @@
-"""Muon beside AdamW: who takes which parameter, what a step does, and that checkpoints hold its state."""
+"""Muon and AdamW: which parameters each trains, what a step does, and that checkpoints hold the state."""
 
 import math
 
@@ -9,7 +9,7 @@ from diffusers.training_utils import EMAModel
 from test_training import Interrupting, settings, tiny_vae, weights
 from torch import nn
 
-from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderStage
+from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderTask
 from vidrd_core.train.checkpoint import load_checkpoint, save_checkpoint
 from vidrd_core.train.loop import train
 from vidrd_core.train.optimizers import MuonAdamW, is_hidden_matrix, make_optimizer
@@ -32,7 +32,7 @@ def test_hidden_matrices_and_kernels_go_to_muon_and_all_else_to_adamw():
     assert not is_hidden_matrix("text_encoder.embeddings.token_embedding.weight", parameter(1000, 64))
 
 
-def test_a_step_moves_every_direction_of_a_matrix_alike_and_the_rest_as_adamw_does(tmp_path):
+def test_a_muon_step_is_orthogonal_and_other_parameters_step_as_with_adamw(tmp_path):
     matrix, kernel, bias = parameter(32, 64), parameter(32, 16, 3, 3), parameter(7)
     other = nn.Parameter(bias.detach().clone())
     before = [p.detach().clone() for p in (matrix, kernel)]
@@ -60,15 +60,18 @@ def test_a_step_moves_every_direction_of_a_matrix_alike_and_the_rest_as_adamw_do
     assert torch.equal(matrix, still)
 
 
-def test_a_resumed_run_with_muon_equals_an_unbroken_one_to_the_bit(tmp_path):
+def test_a_resumed_run_with_muon_is_bit_identical_to_an_uninterrupted_one(tmp_path):
     muon = {"optimizer": "muon"}
-    train(ImageAutoencoderStage(unbroken := wide_vae(), AutoencoderLoss()), settings(tmp_path / "unbroken", **muon))
+    train(
+        ImageAutoencoderTask(uninterrupted := wide_vae(), AutoencoderLoss()),
+        settings(tmp_path / "uninterrupted", **muon),
+    )
     with pytest.raises(KeyboardInterrupt):
-        train(Interrupting(wide_vae(), AutoencoderLoss()), settings(tmp_path / "broken", **muon))
-    train(ImageAutoencoderStage(resumed := wide_vae(), AutoencoderLoss()), settings(tmp_path / "broken", **muon))
-    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(unbroken).items())
+        train(Interrupting(wide_vae(), AutoencoderLoss()), settings(tmp_path / "resumed", **muon))
+    train(ImageAutoencoderTask(resumed := wide_vae(), AutoencoderLoss()), settings(tmp_path / "resumed", **muon))
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(uninterrupted).items())
     with_adamw = wide_vae()
-    train(ImageAutoencoderStage(with_adamw, AutoencoderLoss()), settings(tmp_path / "adamw"))
+    train(ImageAutoencoderTask(with_adamw, AutoencoderLoss()), settings(tmp_path / "adamw"))
     assert not torch.equal(
         weights(with_adamw)["decoder.mid_block.resnets.0.conv1.weight"],
         weights(resumed)["decoder.mid_block.resnets.0.conv1.weight"],

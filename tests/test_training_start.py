@@ -1,4 +1,4 @@
-"""What a run starts from, what of it learns, and what comes out: folders, LoRA files, previews."""
+"""Starting models, trained parameters, and exports of a run: folders, LoRA files, previews."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import torch
 from components import make_pipeline, tiny_unet
 from data_material import folder_of_videos, image, preparation, video
 from safetensors.torch import load_file
-from training_components import settings, shard_folder, unet_stage
+from training_components import settings, shard_folder, unet_task
 
 from vidrd_core import VidRDPipeline, VidRDUNet
 from vidrd_core.data.engines import EngineSettings
@@ -37,7 +37,7 @@ def model(tmp_path_factory):
     return folder / "model"
 
 
-def test_a_video_model_goes_on_and_an_image_model_is_inflated(tmp_path, model):
+def test_a_video_model_is_fine_tuned_and_an_image_model_is_inflated(tmp_path, model):
     unet = start_unet(None, model, {}, PAPER_POLICY, NO_LORA)
     stored = tiny_unet().state_dict()
     assert all(torch.equal(value, stored[name]) for name, value in unet.state_dict().items())
@@ -53,7 +53,7 @@ def test_a_video_model_goes_on_and_an_image_model_is_inflated(tmp_path, model):
         start_unet(None, model, {"sample_size": 8}, PAPER_POLICY, NO_LORA)
 
 
-def test_the_rest_of_the_model_comes_along_frozen(tmp_path, model):
+def test_text_encoder_and_vae_of_the_starting_model_are_frozen(tmp_path, model):
     encoder, tokenizer = start_text([None, model])
     assert not any(p.requires_grad for p in encoder.parameters()) and tokenizer.model_max_length == 16
     assert start_vae([None, model]).config["latent_channels"] == 4 and start_vae([None, None]) is None
@@ -68,12 +68,12 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 
 
 def test_a_lora_trains_alone_and_gives_the_same_video_wherever_it_is_loaded(tmp_path):
-    stage = unet_stage(tmp_path, shard_folder(tmp_path / "set", 3))
-    add_lora(stage.unet, LoraSettings(rank=2, alpha=4.0))
-    stage.has_lora = True
-    before = {n: p.detach().clone() for n, p in stage.unet.named_parameters() if ".lora_" not in n}
-    train(stage, settings(tmp_path / "run", learning_rate=1e-2, ema_decay=0.0))
-    assert all(torch.equal(p, before[n]) for n, p in stage.unet.named_parameters() if ".lora_" not in n)
+    task = unet_task(tmp_path, shard_folder(tmp_path / "set", 3))
+    add_lora(task.unet, LoraSettings(rank=2, alpha=4.0))
+    task.has_lora = True
+    before = {n: p.detach().clone() for n, p in task.unet.named_parameters() if ".lora_" not in n}
+    train(task, settings(tmp_path / "run", learning_rate=1e-2, ema_decay=0.0))
+    assert all(torch.equal(p, before[n]) for n, p in task.unet.named_parameters() if ".lora_" not in n)
 
     path = tmp_path / "run" / "model" / "lora.safetensors"
     state, names = load_file(path), tiny_unet().state_dict()
@@ -87,7 +87,7 @@ def test_a_lora_trains_alone_and_gives_the_same_video_wherever_it_is_loaded(tmp_
     }
     x, t, text = torch.randn(1, 4, 3, 4, 4), torch.tensor([500]), torch.randn(1, 16, 32)
     with torch.no_grad():
-        trained = stage.unet.eval()(x, t, text).sample
+        trained = task.unet.eval()(x, t, text).sample
         plain = tiny_unet()
         untrained = plain(x, t, text).sample
         # As ComfyUI adds it to the weights, at strength 1.
@@ -113,12 +113,12 @@ def test_lora_settings_that_reach_no_layer_are_refused(tmp_path):
     assert (tmp_path / "lora.safetensors").stat().st_size > 1000
 
 
-def test_previews_chain_clips_and_the_held_out_loss_is_told(tmp_path):
+def test_previews_chain_clips_and_the_held_out_loss_is_logged(tmp_path):
     shards = shard_folder(tmp_path / "set", 3)
-    stage = unet_stage(tmp_path, shards)
-    stage.held_out_source = unet_stage(tmp_path, shards).source.source
-    stage.previews = PreviewSettings(("A red circle!",), clips=2, frames=4, steps=2, height=32, width=32)
-    train(stage, settings(tmp_path / "run", samples=4, validate_samples=2))
+    task = unet_task(tmp_path, shards)
+    task.held_out_source = unet_task(tmp_path, shards).source.source
+    task.previews = PreviewSettings(("A red circle!",), clips=2, frames=4, steps=2, height=32, width=32)
+    train(task, settings(tmp_path / "run", samples=4, validate_samples=2))
     lines = [json.loads(line) for line in (tmp_path / "run" / "statistics.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in lines if "held_out/loss" in line] == [2, 4]
     files = sorted((tmp_path / "run" / "previews").glob("*/*.mp4"))
@@ -131,20 +131,18 @@ def test_gradient_checkpointing_and_micro_batches_change_no_loss(tmp_path):
     found = []
     for changes in ({}, {"micro_batch": 1, "gradient_checkpointing": True}):
         run = tmp_path / str(len(found))
-        train(unet_stage(tmp_path, shards, batch_size=2), settings(run, samples=6, **changes))
+        train(unet_task(tmp_path, shards, batch_size=2), settings(run, samples=6, **changes))
         found.append([json.loads(line)["loss"] for line in (run / "statistics.jsonl").read_text().splitlines()])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_an_8_bit_optimiser_that_is_not_installed_is_told(tmp_path):
+def test_an_8_bit_optimiser_that_is_not_installed_is_an_error(tmp_path):
     import importlib.util
 
     if importlib.util.find_spec("bitsandbytes"):
         pytest.skip("bitsandbytes is installed")
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
-        train(
-            unet_stage(tmp_path, shard_folder(tmp_path / "set", 2)), settings(tmp_path / "run", optimizer="adamw8bit")
-        )
+        train(unet_task(tmp_path, shard_folder(tmp_path / "set", 2)), settings(tmp_path / "run", optimizer="adamw8bit"))
 
 
 def test_captioned_video_images_and_labelled_video_go_from_raw_files_to_a_trained_model(tmp_path, model):
@@ -163,7 +161,7 @@ def test_captioned_video_images_and_labelled_video_go_from_raw_files_to_a_traine
     }
     for name, source in sources.items():
         prepare(preparation(source.root, tmp_path / name, source=source, engine=EngineSettings(workers=1)))
-    recommended = {"fps": 6, "guidance_scale": 3.0}  # what the model that goes on says of itself
+    recommended = {"fps": 6, "guidance_scale": 3.0}  # the defaults of the starting model
     index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
     (model / "model_index.json").write_text(json.dumps({**index, "defaults": recommended}), encoding="utf-8")
     configuration = tmp_path / "run.yaml"

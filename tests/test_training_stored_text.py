@@ -15,8 +15,8 @@ from training_components import shard_folder
 from vidrd_core import VidRDPipeline
 from vidrd_core.data.embeddings import EmbeddingSettings, embed
 from vidrd_core.data.shards import ShardDataset
-from vidrd_core.train.draws import Draw, derived_generator
 from vidrd_core.train.loop import train
+from vidrd_core.train.micro_batches import MicroBatch, derived_generator
 from vidrd_core.train.text import encode_text
 from vidrd_core.video import read_video
 
@@ -62,8 +62,8 @@ def stored(media, encode, tmp_path_factory):
 
 
 @pytest.fixture
-def made_stage(monkeypatch, tmp_path):
-    """What training/train_unet.py makes of a YAML configuration: the stage and the settings of its training."""
+def made_task(monkeypatch, tmp_path):
+    """What training/train_unet.py makes of a YAML configuration: the task and the settings of its training."""
     monkeypatch.syspath_prepend(ROOT / "training")
     script, common = (importlib.import_module(name) for name in ("train_unet", "common"))
 
@@ -77,15 +77,15 @@ def made_stage(monkeypatch, tmp_path):
             **configuration,
         }  # fmt: skip
         built = common.build(script.Configuration, values)
-        return script.stage(built), built.train
+        return script.make_task(built), built.train
 
     return make
 
 
-def test_a_run_on_prepared_embeddings_needs_no_text_encoder(made_stage, textless, stored, tmp_path):
-    stage, training = made_stage(textless, stored)
-    assert set(stage.modules) == {"unet", "vae"}
-    train(stage, training)
+def test_a_run_on_prepared_embeddings_needs_no_text_encoder(made_task, textless, stored, tmp_path):
+    task, training = made_task(textless, stored)
+    assert set(task.modules) == {"unet", "vae"}
+    train(task, training)
     exported = tmp_path / "run" / "model"
     assert {path.name for path in exported.iterdir()} == {"unet", "vae", "scheduler"}
     done = subprocess.run(
@@ -105,34 +105,34 @@ def make_base(tmp_path):
     return tmp_path / "base"
 
 
-def test_dropped_captions_take_the_stored_states_of_the_null_captions(made_stage, textless, media, encode, tmp_path):
+def test_dropped_captions_take_the_stored_states_of_the_null_captions(made_task, textless, media, encode, tmp_path):
     nulls = ("", "watermark", "nothing")
     embed(ShardDataset(media), tmp_path / "set", tiny_vae(), encode, {}, EmbeddingSettings(null_captions=nulls))
     objective = {"caption_dropout": 0.6, "null_captions": list(nulls)}
-    stage, _ = made_stage(textless, tmp_path / "set", objective=objective)
+    task, _ = made_task(textless, tmp_path / "set", objective=objective)
     found = set()
     for step in range(12):
-        draw = Draw(0, step, 2, 2)
-        batch = stage.source.source.batch(draw)
-        drawn = [float(torch.rand(1, generator=derived_generator(0, "caption", n))) for n in draw.samples]
+        micro_batch = MicroBatch(0, step, 2, 2)
+        batch = task.source.source.batch(micro_batch)
+        drawn = [float(torch.rand(1, generator=derived_generator(0, "caption", n))) for n in micro_batch.samples]
         texts = [nulls[int(d / 0.6 * 3)] if d < 0.6 else c for d, c in zip(drawn, batch.captions, strict=True)]
         found |= set(texts)
-        assert torch.allclose(stage._text(batch, draw), encode(texts), atol=2e-3)
+        assert torch.allclose(task._text(batch, micro_batch), encode(texts), atol=2e-3)
     assert set(nulls) < found
 
 
-def test_stored_text_trains_as_encoded_text_does(made_stage, model, textless, stored, media):
+def test_stored_text_trains_as_encoded_text_does(made_task, model, textless, stored, media):
     objective = {"caption_dropout": 0.5, "temp_conv_dropout": 0.0}
     losses = []
     for start, shards in ((textless, stored), (model, media)):
-        stage, _ = made_stage(start, shards, objective=objective)
+        task, _ = made_task(start, shards, objective=objective)
         with torch.no_grad():
-            losses.append([float(stage.loss(Draw(0, step, 2, 2)).loss) for step in range(4)])
+            losses.append([float(task.loss(MicroBatch(0, step, 2, 2)).loss) for step in range(4)])
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
-def test_a_null_caption_that_is_not_stored_is_told_and_can_be_added_to_a_finished_data_set(
-    made_stage, textless, media, encode, tmp_path
+def test_a_null_caption_that_is_not_stored_is_an_error_and_can_be_added_to_a_finished_data_set(
+    made_task, textless, media, encode, tmp_path
 ):
     folder, nulls = tmp_path / "set", ("", "watermark")
     embed(ShardDataset(media), folder, tiny_vae(), encode, {}, EmbeddingSettings())
@@ -142,55 +142,55 @@ def test_a_null_caption_that_is_not_stored_is_told_and_can_be_added_to_a_finishe
     with pytest.raises(
         ValueError, match=r"null captions \['watermark'\], only of \[''\].*--embedding.null-captions \"\" \"watermark\""
     ):
-        made_stage(textless, folder, objective=objective)
-    made_stage(textless, folder, objective={**objective, "caption_dropout": 0})  # none is dropped
+        made_task(textless, folder, objective=objective)
+    made_task(textless, folder, objective={**objective, "caption_dropout": 0})  # none is dropped
 
     embed(ShardDataset(media), folder, tiny_vae(), encode, {}, EmbeddingSettings(null_captions=nulls))
     assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == shards
-    stage, _ = made_stage(textless, folder, objective=objective)
-    assert torch.allclose(stage.null_states, encode(list(nulls)), atol=2e-3)
+    task, _ = made_task(textless, folder, objective=objective)
+    assert torch.allclose(task.null_states, encode(list(nulls)), atol=2e-3)
 
 
-def test_the_exported_folder_is_whole_where_the_starting_model_has_a_text_encoder(made_stage, model, stored, tmp_path):
-    stage, training = made_stage(model, stored)
-    assert "text_encoder" not in stage.modules
-    train(stage, training)
+def test_the_exported_folder_is_whole_where_the_starting_model_has_a_text_encoder(made_task, model, stored, tmp_path):
+    task, training = made_task(model, stored)
+    assert "text_encoder" not in task.modules
+    train(task, training)
     pipe = VidRDPipeline.from_pretrained(tmp_path / "run" / "model")
     pipe.set_progress_bar_config(disable=True)
     out = pipe("a red circle", num_clips=1, num_frames=4, height=32, width=32, num_inference_steps=2, output_type="pt")
     assert out.frames.shape == (1, 3, 4, 32, 32)
     with pytest.raises(ValueError, match="lacks a text encoder or a tokenizer folder"):
-        made_stage(model, stored, text_model=str(model / "unet"))
+        made_task(model, stored, text_model=str(model / "unet"))
 
 
 def test_previews_are_those_of_the_text_encoder_or_say_that_they_need_one(
-    made_stage, model, textless, stored, media, tmp_path
+    made_task, model, textless, stored, media, tmp_path
 ):
     frames = []
     for shards in (stored, media):
-        stage, _ = made_stage(model, shards, training={"validate_samples": 2}, previews=PROMPTS)
-        stage.preview(tmp_path / shards.parent.name)
+        task, _ = made_task(model, shards, training={"validate_samples": 2}, previews=PROMPTS)
+        task.preview(tmp_path / shards.parent.name)
         (file,) = (tmp_path / shards.parent.name).iterdir()
         frames.append(read_video(file).frames)
-        assert ("text_encoder" in stage.modules) == (shards == media)
+        assert ("text_encoder" in task.modules) == (shards == media)
     assert torch.equal(*map(torch.as_tensor, frames)) and len(frames[0]) == 8
     with pytest.raises(ValueError, match="previews.prompts are texts, and there is no text encoder.*set text_model"):
-        made_stage(textless, stored, training={"validate_samples": 2}, previews=PROMPTS)
-    made_stage(textless, stored, previews=PROMPTS)  # validate_samples is 0, so none are made
-    stage, _ = made_stage(
+        made_task(textless, stored, training={"validate_samples": 2}, previews=PROMPTS)
+    made_task(textless, stored, previews=PROMPTS)  # validate_samples is 0, so none are made
+    task, _ = made_task(
         textless, stored, training={"validate_samples": 2}, previews=PROMPTS, text_model=str(model)
     )  # read once, at the start
-    assert set(stage.stored_text.previews) == {"A red circle!", "watermark"} and set(stage.modules) == {"unet", "vae"}
+    assert set(task.stored_text.previews) == {"A red circle!", "watermark"} and set(task.modules) == {"unet", "vae"}
 
 
-def test_previews_without_a_vae_are_told(made_stage, textless, stored, tmp_path, caplog):
+def test_previews_without_a_vae_are_warned_of(made_task, textless, stored, tmp_path, caplog):
     shutil.copytree(textless, tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "vae")
-    made_stage(tmp_path / "model", stored, training={"validate_samples": 2}, previews=PROMPTS)
+    made_task(tmp_path / "model", stored, training={"validate_samples": 2}, previews=PROMPTS)
     assert "no VAE to decode with" in caplog.text
 
 
-def test_text_states_that_do_not_belong_together_are_refused(made_stage, textless, model, stored, media, tmp_path):
+def test_text_states_that_do_not_belong_together_are_refused(made_task, textless, model, stored, media, tmp_path):
     other = functools.partial(
         encode_text, tiny_tokenizer(tmp_path / "tokenizer"), tiny_text_encoder().requires_grad_(False)
     )
@@ -204,14 +204,14 @@ def test_text_states_that_do_not_belong_together_are_refused(made_stage, textles
     for name, encoder in (("shifted", shifted), ("wider", wider)):
         embed(ShardDataset(media), tmp_path / name, tiny_vae(), encoder, {}, EmbeddingSettings())
     with pytest.raises(ValueError, match="text states of different text encoders"):
-        made_stage(textless, stored, data={"shards": [str(stored), str(tmp_path / "shifted")]})
+        made_task(textless, stored, data={"shards": [str(stored), str(tmp_path / "shifted")]})
     with pytest.raises(ValueError, match="stored text states are 36 wide, the U-Net reads 32"):
-        made_stage(textless, tmp_path / "wider")
+        made_task(textless, tmp_path / "wider")
     # A held-out set of pixels has captions to encode.
     with pytest.raises(ValueError, match="has no tokenizer folder"):
-        made_stage(textless, stored, data={"held_out": [str(media)]})
-    stage, _ = made_stage(model, stored, data={"held_out": [str(media)]})
-    assert "text_encoder" in stage.modules
+        made_task(textless, stored, data={"held_out": [str(media)]})
+    task, _ = made_task(model, stored, data={"held_out": [str(media)]})
+    assert "text_encoder" in task.modules
 
 
 def test_the_script_stores_the_null_captions_that_it_is_given(media, model, tmp_path):

@@ -14,7 +14,7 @@ from vidrd_core.shapes.scenes import draw_scene, render
 from vidrd_core.train.objective import UNetObjective
 from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.sources import DataSettings, ShardSource
-from vidrd_core.train.unet import UNetStage
+from vidrd_core.train.unet import UNetTask
 from vidrd_core.video import to_uint8
 
 SMALL = DataSettings(sizes=((32, 32), (24, 40)), frames=(2, 4), workers=2)
@@ -28,7 +28,7 @@ def settings(run: Path, **changes: Any) -> TrainSettings:
 def shard_folder(
     folder: Path, videos: int = 4, images: int = 0, sizes: tuple[tuple[int, int], ...] = ((48, 48),)
 ) -> Path:
-    """A prepared data set of clips of the procedural world, 6 frames each; sizes (height, width) take turns."""
+    """A prepared data set of clips of moving shapes, 6 frames each; sizes (height, width) take turns."""
     writer = ShardWriter(folder, {"seed": 1}, samples_per_shard=3)
     for item in range(videos + images):
         height, width = sizes[item % len(sizes)]
@@ -44,11 +44,11 @@ def shard_folder(
     return folder
 
 
-def unet_stage(
+def unet_task(
     tmp_path: Path, shards: Path, data: DataSettings = SMALL, batch_size: int = 2, seed: int = 0, **objective: Any
-) -> UNetStage:
+) -> UNetTask:
     """The whole of a tiny text-to-video model in training on the pixels of a data set."""
     made = UNetObjective(**{"num_frames": 4, "temp_conv_dropout": 0.0, **objective})
     source = ShardSource([shards], data, batch_size, seed, made.image_share, made.images_per_clip)
     encoder = tiny_text_encoder().requires_grad_(False)
-    return UNetStage(tiny_unet(), encoder, tiny_tokenizer(tmp_path / "tokenizer"), source, made, vae=tiny_vae())
+    return UNetTask(tiny_unet(), encoder, tiny_tokenizer(tmp_path / "tokenizer"), source, made, vae=tiny_vae())

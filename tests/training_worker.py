@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from training_components import SMALL, settings, unet_stage
+from training_components import SMALL, settings, unet_task
 
 from vidrd_core.train.loop import train
 
@@ -30,8 +30,8 @@ def main(run: Path, shards: Path, **changes: object) -> None:
             use_fsdp()
         with tempfile.TemporaryDirectory() as scratch:
             made = settings(folder, **changes)
-            stage = unet_stage(Path(scratch), shards, SMALL, made.batch_size, image_share=0.25)
-            train(stage, made)
+            task = unet_task(Path(scratch), shards, SMALL, made.batch_size, image_share=0.25)
+            train(task, made)
 
 
 def use_fsdp() -> None:

@@ -22,8 +22,8 @@ from vidrd_core.train.schedule import start_scheduler
 
 @dataclass(frozen=True)
 class Arguments:
-    video: Path  # run of the video stage
-    decoder: Path  # run of the decoder stage, or of the image VAE while there is none
+    video: Path  # run of the U-Net
+    decoder: Path  # run of the video decoder, or of the image VAE where there is none
     output: Path  # model folder to write
 
 
@@ -40,7 +40,7 @@ def main(arguments: Arguments) -> None:
     fresh = arguments.output.with_name(arguments.output.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.to(dtype=torch.float16).save_pretrained(fresh)
-    # The classic vocab.json and merges.txt too, for older libraries.
+    # vocab.json and merges.txt too, for older libraries.
     pipe.tokenizer.backend_tokenizer.model.save(str(fresh / "tokenizer"))
     shutil.rmtree(arguments.output, ignore_errors=True)
     os.replace(fresh, arguments.output)

@@ -4,15 +4,15 @@
     python training/caption_videos.py --config training/configs/caption.yaml --engine.engine ray --engine.workers 4
     python training/caption_videos.py --config ... --engine.engine ray --engine.address ray://head:10001
 
-``--engine ray`` and ``--engine process`` are short for ``--engine.engine``. Run the same command again to go on after
-an interruption; no video is done twice. The table is what ``training/prepare_data.py`` takes as ``--captions``.
+``--engine ray`` and ``--engine process`` are short for ``--engine.engine``. To resume after an interruption,
+run the same command again; no video is captioned twice. ``training/prepare_data.py`` takes the table as ``--captions``.
 """
 
 from __future__ import annotations
 
 
 def main() -> None:
-    # Imported here, since every process of the pool imports this file again and needs nothing of it.
+    # Imported here, since every process of the pool imports this file again and needs none of these.
     import logging
     import sys
 

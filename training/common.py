@@ -1,4 +1,4 @@
-"""What the training scripts share: read a YAML configuration, apply command-line changes, train."""
+"""Shared by the training scripts: read a YAML configuration, apply options of the command line, train."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ import yaml
 from accelerate import PartialState
 
 from vidrd_core.train.loop import train
-from vidrd_core.train.stage import Stage
+from vidrd_core.train.task import TrainingTask
 
 Configuration = TypeVar("Configuration", bound=Any)
+
+OLD_NAMES = {  # of settings -> current ones; configurations and command lines with the old names stay valid
+    "anchor_share": "cleaner_frame_share",
+    "anchor_level": "cleaner_frame_level",
+    "guidance_lead": "cleaner_overlap",
+}
 
 
 def parse(kind: type[Configuration], arguments: list[str]) -> tuple[Configuration, argparse.Namespace]:
@@ -30,7 +36,27 @@ def parse(kind: type[Configuration], arguments: list[str]) -> tuple[Configuratio
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
     common, rest = parser.parse_known_args(arguments)
     values = yaml.safe_load(common.config.read_text(encoding="utf-8"))
-    return tyro.cli(kind, args=rest, default=build(kind, values)), common
+    return tyro.cli(kind, args=_current_options(kind, rest), default=build(kind, values)), common
+
+
+def _current_options(kind: type[Any], arguments: list[str]) -> list[str]:
+    """``--section.old-name VALUE`` under the setting's current name."""
+    return [_current_option(kind, argument) if argument.startswith("--") else argument for argument in arguments]
+
+
+def _current_option(kind: type[Any], option: str) -> str:
+    path, equals, value = option.removeprefix("--").partition("=")
+    *sections, name = path.replace("-", "_").split(".")
+    if name not in OLD_NAMES:
+        return option
+    for section in sections:
+        kind = typing.get_type_hints(kind).get(section, object)
+    return f"--{'.'.join([*sections, _current_name(kind, name)])}{equals}{value}"
+
+
+def _current_name(kind: type[Any], name: str) -> str:
+    current = OLD_NAMES.get(name, name)
+    return current if current in typing.get_type_hints(kind) else name
 
 
 def build(kind: type[Any], values: dict[str, Any]) -> Any:
@@ -42,6 +68,7 @@ def build(kind: type[Any], values: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(kind)
     if not isinstance(values, dict):
         raise ValueError(f"{kind.__name__} is {values!r}; expected settings by name, of {sorted(hints)}")
+    values = {_current_name(kind, name): value for name, value in values.items()}
     unknown = set(values) - set(hints)
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}; {kind.__name__} has {sorted(hints)}")
@@ -80,8 +107,8 @@ def _value(name: str, hint: Any, value: Any) -> Any:
     return value
 
 
-def run(kind: type[Configuration], make_stage: Callable[[Configuration], Stage]) -> None:
-    """Parse the command line, build the stage and train it."""
+def run(kind: type[Configuration], make_task: Callable[[Configuration], TrainingTask]) -> None:
+    """Parse the command line, build the training task and train it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         configuration, common = parse(kind, sys.argv[1:])
@@ -89,11 +116,11 @@ def run(kind: type[Configuration], make_stage: Callable[[Configuration], Stage])
             logging.info("%s", configuration)
             return
         torch.manual_seed(configuration.train.seed)
-        stage = make_stage(configuration)
+        task = make_task(configuration)
         if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
             configuration.train.run.mkdir(parents=True, exist_ok=True)
             (configuration.train.run / "config.txt").write_text(repr(configuration), encoding="utf-8")
-        train(stage, configuration.train)
+        train(task, configuration.train)
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     PartialState().destroy_process_group()

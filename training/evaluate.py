@@ -1,20 +1,21 @@
-"""Measure a model: on the bundled model's world, whose truth is known, and on UCF-101 as the paper does.
+"""Evaluate a model: on the moving-shapes data set, whose ground truth is known, and on UCF-101 as in the paper.
 
-    python training/evaluate.py world --model vidrd_core/demo_model --output docs/demo_evaluation
+    python training/evaluate.py shapes --model vidrd_core/demo_model --output docs/demo_evaluation
     python training/evaluate.py compare --model vidrd_core/demo_model --results runs/evaluation --dtype bf16
     python training/evaluate.py document --results runs/evaluation --document docs/evaluation.md
     accelerate launch training/evaluate.py ucf101 --model MODEL --output runs/ucf101 --trainlist trainlist01.txt \
         --videos UCF-101 --i3d i3d_torchscript.pt --c3d c3d_ucf101.pt
 
-Every command goes on where it was stopped when it is called again, except `world`. Several processes on CPUs are
-started with `torchrun --nproc-per-node 2` instead of accelerate's launcher. On several machines the folders of `ucf101`
-(--output, --real-statistics) must lie on a disk that all of them share.
+Every command resumes when it is called again, except `shapes`. Start several processes on CPUs with `torchrun
+--nproc-per-node 2` instead of accelerate's launcher. On several machines the folders of `ucf101` (--output,
+--real-statistics) must be on a shared disk.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,20 +29,23 @@ from vidrd_core.pipeline import VidRDPipeline
 from vidrd_core.runtime.allocator import keep_freed_memory
 from vidrd_core.shapes.comparison import SETS, Comparison, canonical
 from vidrd_core.shapes.document import write_document
-from vidrd_core.shapes.prompted import METHODS, WorldEvaluation, markdown_table
+from vidrd_core.shapes.prompted import METHODS, MovingShapesEvaluation, markdown_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Precision = Literal["fp32", "bf16", "fp16"]
+OLD_COMMANDS = {"world": "shapes"}
+OLD_SETS = {"remedies": "corrections", "remedies of parts": "corrections of parts"}
+OLD_REUSE = {"guidance_lead": "cleaner_overlap"}  # in stored settings
 PROMPTS = Path(__file__).parent / "configs" / "ucf101_prompts.txt"
 
 
 @dataclass(frozen=True)
-class World:
-    """Does a video show what its prompt says? Independent clips and the presets paper and smooth beside each other."""
+class Shapes:
+    """Share of videos of moving shapes that follow their prompts: independent clips, presets paper and smooth."""
 
     model: Path  # model folder
     output: Path | None = None  # name of the .json and .md files; other methods' rows of the same settings are kept
-    prompts: int = 200  # distinct captions of held-out combinations
+    prompts: int = 200  # distinct captions of the test split
     clips: int = 8  # per video
     steps: int = 50  # denoising steps per clip
     guidance_scale: float = 4.0
@@ -53,12 +57,12 @@ class World:
 
 @dataclass(frozen=True)
 class Compare:
-    """Methods side by side on long videos: seams, motion, identity, drift, repetition, flicker."""
+    """Comparison of methods on long videos: seams, motion, identity, drift, repetition, flicker."""
 
     model: Path  # model folder
     results: Path  # folder for one JSON file and one picture per method; several processes may share it
     # Those of vidrd_core.shapes.comparison.
-    sets: tuple[Literal["methods", "remedies", "remedies of parts", "sweeps"], ...] = ("methods",)
+    sets: tuple[Literal["methods", "corrections", "corrections of parts", "sweeps"], ...] = ("methods",)
     methods: tuple[str, ...] = ()  # instead of sets, for example "paper" "paper, alpha=2, match"
     videos: int = 100  # distinct prompts
     clips: int = 16  # per video
@@ -72,12 +76,12 @@ class Compare:
 
 @dataclass(frozen=True)
 class Document:
-    """Tables, charts and filmstrips of the evaluation document, made again from the results that are named."""
+    """Update the tables, charts and filmstrips of the evaluation document from stored results."""
 
     results: Path | None = None  # folder of `compare`
     document: Path = Path("docs/evaluation.md")
     ucf101: Path | None = None  # results.json of `ucf101`
-    before: Path | None = None  # folder of `compare` on the model before it was shown frames nearly clean
+    before: Path | None = None  # folder of `compare` on the model before it was trained with cleaner frames
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,9 @@ class Ucf101:
     dtype: Precision = "fp32"
 
 
-def world(options: World) -> None:
+def shapes(options: Shapes) -> None:
     pipe = load(options.model, options.dtype)
-    evaluation = WorldEvaluation(
+    evaluation = MovingShapesEvaluation(
         pipe,
         options.prompts,
         options.clips,
@@ -111,8 +115,9 @@ def world(options: World) -> None:
         path = options.output.with_suffix(".json")
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         chained = stored.get("settings", {}).pop("reuse", {})
-        if "settings" in stored and not changes(stored["settings"], settings):  # methods may be measured one by one
-            known = {name: row for name, row in stored["methods"].items() if chained.get(name) == reuse.get(name)}
+        before, now = ({name: current_settings(value) for name, value in each.items()} for each in (chained, reuse))
+        if "settings" in stored and not changes(stored["settings"], settings):  # rows of earlier calls
+            known = {name: row for name, row in stored["methods"].items() if before.get(name) == now.get(name)}
             rows = {name: row for name in METHODS if (row := {**known, **rows}.get(name)) is not None}
         settings["reuse"] = reuse
         path.write_text(json.dumps({"settings": settings, "methods": rows}, indent=2), encoding="utf-8")
@@ -153,8 +158,23 @@ def load(model: Path, dtype: Precision) -> VidRDPipeline:
     return pipe
 
 
+def current_settings(reuse: dict[str, Any]) -> dict[str, Any]:
+    """Settings of reuse under their current names."""
+    return {OLD_REUSE.get(name, name): value for name, value in reuse.items()}
+
+
+def current_arguments(arguments: list[str]) -> list[str]:
+    """Command and sets of a command line under their current names."""
+    current, option = [], ""
+    for place, argument in enumerate(arguments):
+        option = argument if argument.startswith("--") else option
+        old = OLD_COMMANDS if place == 0 else OLD_SETS if option == "--sets" else {}
+        current.append(old.get(argument, argument))
+    return current
+
+
 Command = (
-    Annotated[World, tyro.conf.subcommand("world")]
+    Annotated[Shapes, tyro.conf.subcommand("shapes")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Document, tyro.conf.subcommand("document")]
     | Annotated[Ucf101, tyro.conf.subcommand("ucf101")]
@@ -163,9 +183,9 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = tyro.cli(Command, args=arguments)
-    if isinstance(options, World):
-        world(options)
+    options = tyro.cli(Command, args=current_arguments(sys.argv[1:] if arguments is None else arguments))
+    if isinstance(options, Shapes):
+        shapes(options)
     elif isinstance(options, Compare):
         compare(options)
     elif isinstance(options, Document):

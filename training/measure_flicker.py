@@ -1,10 +1,10 @@
-"""Compare a trained video decoder with the image decoder it grew from: flicker and PSNR against the true video.
+"""Compare a trained video decoder with the image decoder it grew from: flicker and PSNR against the original video.
 
     python training/measure_flicker.py --vae runs/decoder/model --shards data/held_out --clips 64
     python training/measure_flicker.py --vae vidrd_core/demo_model/vae
 
-Without shards the clips are held-out scenes of the procedural world. Prints a table, also for latents with a little
-noise on them, as the U-Net samples them.
+Without shards the clips are held-out scenes of the moving-shapes data set. Prints a table, also for latents with a
+little noise, as sampled latents have.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor
 from vidrd_core.checkpoints import load_vae
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from vidrd_core.train.autoencoder import decode_frame_by_frame, pixels_of
-from vidrd_core.train.draws import Draw
 from vidrd_core.train.flicker import flicker, psnr
-from vidrd_core.train.sources import DataSettings, ShardSource, Source, WorldSource
+from vidrd_core.train.micro_batches import MicroBatch
+from vidrd_core.train.sources import DataSettings, MovingShapesSource, ShardSource, Source
 
 
 @dataclass(frozen=True)
 class Arguments:
     vae: Path  # folder or file of a video VAE
-    shards: tuple[Path, ...] = ()  # prepared data sets of pixels; none: the procedural world
+    shards: tuple[Path, ...] = ()  # prepared data sets of pixels; none: the moving-shapes data set
     clips: int = 32
     frames: int = 8
     size: tuple[int, int] = (256, 256)  # height and width of clips from shards
@@ -39,7 +39,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     vae = load_vae(arguments.vae, dtype=torch.float32)
-    source: Source = WorldSource(arguments.frames, "test")
+    source: Source = MovingShapesSource(arguments.frames, "test")
     if arguments.shards:
         data = DataSettings(sizes=(arguments.size,), frames=(arguments.frames,), images="none")
         source = ShardSource(arguments.shards, data, arguments.clips, arguments.seed)
@@ -47,18 +47,18 @@ def main(arguments: Arguments) -> None:
     for noise in arguments.noise:
         sums = torch.zeros(4)
         for place in range(arguments.clips):
-            draw = Draw(arguments.seed, 0, arguments.clips, 1, place, arguments.clips)
-            sums += torch.tensor(_measure(vae, pixels_of(source.batch(draw).pixels), noise, draw))
+            micro_batch = MicroBatch(arguments.seed, 0, arguments.clips, 1, place, arguments.clips)
+            sums += torch.tensor(_measure(vae, pixels_of(source.batch(micro_batch).pixels), noise, micro_batch))
         ours, our_psnr, theirs, their_psnr = (sums / arguments.clips).tolist()
         logging.info("| %.2f | image | %.4f | %.2f |", noise, theirs, their_psnr)
         logging.info("| %.2f | video | %.4f | %.2f |", noise, ours, our_psnr)
 
 
 @torch.no_grad()
-def _measure(vae: VidRDAutoencoderKL, clips: Tensor, noise: float, draw: Draw) -> list[float]:
+def _measure(vae: VidRDAutoencoderKL, clips: Tensor, noise: float, micro_batch: MicroBatch) -> list[float]:
     """Flicker and PSNR of the video decoder, then of the image decoder."""
     latents = vae.encode(clips).latent_dist.mode()
-    added = draw.normal(*latents.shape[1:], purpose="latent noise") * noise / vae.config["scaling_factor"]
+    added = micro_batch.normal(*latents.shape[1:], purpose="latent noise") * noise / vae.config["scaling_factor"]
     output, plain = vae.decode(latents + added).sample, decode_frame_by_frame(vae, latents + added)
     return [float(f(video, clips)) for video in (output, plain) for f in (flicker, psnr)]
 

@@ -1,11 +1,11 @@
-"""Store latents and text states of a prepared data set, so that training runs neither encoder.
+"""Store latents and text states of a prepared data set, so that training needs neither VAE nor text encoder.
 
     python training/prepare_embeddings.py --data data/mine --model models/vidrd --output data/mine_latents
     python training/prepare_embeddings.py --data data/mine --model models/vidrd --output data/mine_latents --device cuda
 
-``--embedding.null-captions "" watermark`` stores the text states of these, for an objective with such null captions.
+``--embedding.null-captions "" watermark`` stores the text states of these null captions (``objective.null_captions``).
 ``--model`` is a model folder with ``vae``, ``text_encoder`` and ``tokenizer`` (Stable Diffusion 2.1's or VidRD's).
-Run the same command again to go on after an interruption.
+To resume after an interruption, run the same command again.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Arguments:
     output: Path  # folder to write
     embedding: EmbeddingSettings = EmbeddingSettings()
     device: str = "cpu"
-    dry_run: bool = False  # say what would be done and stop
+    dry_run: bool = False  # print the settings and stop
 
 
 def main(arguments: Arguments) -> None:
     data = ShardDataset(arguments.data)
     for part in ("vae", "text_encoder", "tokenizer") if arguments.embedding.text else ("vae",):
         if not (arguments.model / part).is_dir():
-            raise FileNotFoundError(f"{arguments.model / part}: no such folder; --model wants a whole model folder")
+            raise FileNotFoundError(f"{arguments.model / part}: no such folder; --model needs a complete model folder")
     if arguments.dry_run:
         logging.info("%d samples; %s", len(data), arguments)
         return

@@ -1,4 +1,4 @@
-"""Render clips of the procedural world and store them as latents of a trained VAE.
+"""Render clips of the moving-shapes data set and store them as latents of a trained VAE.
 
 python training/prepare_latents.py --vae runs/demo_vae/model --output runs/demo_latents/train.safetensors
 """
@@ -13,7 +13,7 @@ import tyro
 
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from vidrd_core.runtime.allocator import keep_freed_memory
-from vidrd_core.shapes.latents import encode_world
+from vidrd_core.shapes.latents import encode_moving_shapes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Arguments:
     frames: int = 10  # per clip
     seed: int = 0
     split: str = "train"  # or "test": combinations that training never sees
-    dry_run: bool = False  # say what would be done and stop
+    dry_run: bool = False  # print the settings and stop
 
 
 if __name__ == "__main__":
@@ -35,4 +35,4 @@ if __name__ == "__main__":
         raise SystemExit
     keep_freed_memory()
     vae = VidRDAutoencoderKL.from_pretrained(arguments.vae)
-    encode_world(vae, arguments.output, arguments.clips, arguments.frames, arguments.seed, arguments.split)
+    encode_moving_shapes(vae, arguments.output, arguments.clips, arguments.frames, arguments.seed, arguments.split)

@@ -1,4 +1,4 @@
-"""Train a small CLIP text encoder and its tokenizer on the captions of the procedural world.
+"""Train a small CLIP text encoder and its tokenizer on the captions of the moving-shapes data set.
 
     python training/train_text.py --config training/configs/demo_text.yaml
 
@@ -15,7 +15,7 @@ from common import run
 
 from vidrd_core.shapes.scenes import draw_scene
 from vidrd_core.train.settings import TrainSettings
-from vidrd_core.train.text import TextStage, make_text_encoder, write_tokenizer
+from vidrd_core.train.text import TextTask, make_text_encoder, write_tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Configuration:
     train: TrainSettings
     text_encoder: dict[str, Any] = field(default_factory=dict)  # of CLIPTextConfig
     max_tokens: int = 32  # of a text
-    captions: int = 3000  # that the tokenizer's vocabulary is learned from
-    null_captions: tuple[str, ...] = ("",)  # and these, of the U-Net's objective
+    captions: int = 3000  # from which the tokenizer's vocabulary is built
+    null_captions: tuple[str, ...] = ("",)  # in the vocabulary too: those of the U-Net's objective
 
 
-def stage(configuration: Configuration) -> TextStage:
+def make_task(configuration: Configuration) -> TextTask:
     generator = torch.Generator().manual_seed(configuration.train.seed)
     captions = [draw_scene(generator).caption for _ in range(configuration.captions)]
     folder = configuration.train.run / "tokenizer"
     tokenizer = write_tokenizer(folder, [*captions, *configuration.null_captions], configuration.max_tokens)
-    return TextStage(make_text_encoder(tokenizer, **configuration.text_encoder), tokenizer)
+    return TextTask(make_text_encoder(tokenizer, **configuration.text_encoder), tokenizer)
 
 
 if __name__ == "__main__":
-    run(Configuration, stage)
+    run(Configuration, make_task)

@@ -34,7 +34,7 @@ from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.sources import DataSettings, LatentSource, ShardSource, Source
 from vidrd_core.train.start import start_defaults, start_text, start_unet, start_vae
 from vidrd_core.train.stored_text import start_stored_text
-from vidrd_core.train.unet import UNetStage
+from vidrd_core.train.unet import UNetTask
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Configuration:
     objective: UNetObjective = UNetObjective()
     previews: PreviewSettings = PreviewSettings()
     image_model: Path | None = None  # folder or checkpoint with an image U-Net to inflate: Stable Diffusion 2.1
-    video_model: Path | None = None  # a VidRD model folder or checkpoint to go on from; neither: from scratch
+    video_model: Path | None = None  # a VidRD model folder or checkpoint to fine-tune; neither: from scratch
     text_model: Path | None = None  # folder of text encoder and tokenizer; None: the starting model's own
     vae: Path | None = None  # folder or file of a VAE; None: the starting model's own
     scheduler: Path | None = None  # folder of a diffusers scheduler; None: the starting model's own noise schedule
     unet: dict[str, Any] = field(default_factory=dict)  # arguments of VidRDUNet
-    trained: tuple[str, ...] = PAPER_POLICY  # patterns of the parameters that learn; from scratch all do
+    trained: tuple[str, ...] = PAPER_POLICY  # patterns of the parameters to train; from scratch all are
     lora: LoraSettings = LoraSettings()
 
 
-def stage(configuration: Configuration) -> UNetStage:
+def make_task(configuration: Configuration) -> UNetTask:
     image, video = configuration.image_model, configuration.video_model
     objective = configuration.objective
     source, held_out = sources(configuration)
@@ -74,7 +74,7 @@ def stage(configuration: Configuration) -> UNetStage:
     text_encoder, tokenizer = start_text(places) if stored_text is None else (None, None)
     frames = configuration.data.frames if configuration.data.shards else (objective.num_frames,)
     defaults = {**start_defaults(video), "num_frames": max(frames)}
-    made = UNetStage(
+    made = UNetTask(
         unet,
         text_encoder,
         tokenizer,
@@ -87,12 +87,12 @@ def stage(configuration: Configuration) -> UNetStage:
         scheduler,
         stored_text,
     )
-    made.may_skip_parameters |= 1 in frames  # temporal layers have nothing to do
+    made.may_skip_parameters |= 1 in frames  # single frames skip the temporal layers
     return made
 
 
 def sources(configuration: Configuration) -> tuple[Source, Source | None]:
-    """Where training clips and held-out clips come from."""
+    """The sources of training clips and of held-out clips."""
     data, objective, train = configuration.data, configuration.objective, configuration.train
     if (configuration.latents is None) == (not data.shards):
         raise ValueError("set one of 'latents' and 'data.shards': what to train on")
@@ -105,4 +105,4 @@ def sources(configuration: Configuration) -> tuple[Source, Source | None]:
 
 
 if __name__ == "__main__":
-    run(Configuration, stage)
+    run(Configuration, make_task)

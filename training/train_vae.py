@@ -1,4 +1,4 @@
-"""Train the image VAE of a small VidRD on frames of the procedural world.
+"""Train the image VAE of a small VidRD on frames of the moving-shapes data set.
 
     python training/train_vae.py --config training/configs/demo_vae.yaml
 
@@ -13,7 +13,7 @@ from typing import Any
 from common import run
 
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
-from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderStage
+from vidrd_core.train.autoencoder import AutoencoderLoss, ImageAutoencoderTask
 from vidrd_core.train.settings import TrainSettings
 
 
@@ -24,9 +24,9 @@ class Configuration:
     loss: AutoencoderLoss = AutoencoderLoss()
 
 
-def stage(configuration: Configuration) -> ImageAutoencoderStage:
-    return ImageAutoencoderStage(VidRDAutoencoderKL(**configuration.model), configuration.loss)
+def make_task(configuration: Configuration) -> ImageAutoencoderTask:
+    return ImageAutoencoderTask(VidRDAutoencoderKL(**configuration.model), configuration.loss)
 
 
 if __name__ == "__main__":
-    run(Configuration, stage)
+    run(Configuration, make_task)

@@ -139,11 +139,12 @@ def prompt_per_clip() -> Rows:
     released = ReuseSettings()
     notes = note(
         "# A prompt for every clip\n\n"
-        "Each clip has a *CLIP Text Encode* of its own, so the story can turn while the picture goes on. Here the "
+        "Each clip has a *CLIP Text Encode* of its own, so the story can change while the scene continues. Here the "
         "shape is asked to change its direction from clip to clip.\n\n"
         "The preset *smooth* carries the motion over the seams. For settings of your own choose *custom* and set how "
         "strictly a clip holds on to the one before:\n\n"
-        f"- **overlap_frames**: how many frames are led along the clip before ({released.overlap_frames} of {CLIP}).\n"
+        "- **overlap_frames**: how many frames are steered along the clip before "
+        f"({released.overlap_frames} of {CLIP}).\n"
         f"- **guidance_beta**: for how much of the denoising ({released.guidance_beta}). Lower it if a new prompt does "
         "not come through.\n"
         f"- **noise_alpha**: how much noise is reused ({released.noise_alpha:g}). Lower gives a new prompt more "
@@ -296,8 +297,8 @@ def save_state() -> Rows:
         "# Save a video to continue later\n\n"
         "*Save VidRD State* writes the latents of the video so far together with what the next clip needs, into "
         "`ComfyUI/output/vidrd/my_video.safetensors`.\n\n"
-        "Continue with example 7, today or after a restart: the frames are the very ones that going on at once "
-        "would have given. To continue on another computer, copy the file into its `ComfyUI/input`.",
+        "Continue with example 7, today or after a restart: the frames are bit-identical to those of "
+        "continuing at once. To continue on another computer, copy the file into its `ComfyUI/input`.",
         (380, 420),
     )
     words = "a cyan square moves diagonally down and right over a black background"

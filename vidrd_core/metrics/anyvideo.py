@@ -1,7 +1,7 @@
 """Seams, motion and drift of any video, without a tracker and without weights.
 
-What happens between neighbouring frames is measured over the seams between clips and inside clips; where the seams do
-not show, the two agree. Optical flow is OpenCV's DIS (arXiv 1603.03590).
+Differences of neighbouring frames are measured at the seams between clips and inside clips; where seams are invisible,
+the two agree. Optical flow is OpenCV's DIS (arXiv 1603.03590).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOVING = 0.1  # pixels per frame, mean, below which a flow has no direction
 
 @dataclass
 class VideoReport:
-    """What was measured. Step t is the one from frame t - 1 to frame t; lists by step begin with step 1.
+    """The measurements of a video. Step t is the one from frame t - 1 to frame t; lists by step begin with step 1.
 
     Args:
         seams: first frame of every clip but the first.
@@ -42,7 +42,7 @@ class VideoReport:
             frames show. It has the idea, not the formula, of arXiv 1808.00449: see :func:`warping_error`.
         motion: mean length of the flow, in pixels per frame of ``size``.
         agreement: cosine of the flows of the :data:`AROUND` steps before and after this one, -1 to 1; None where
-            nothing moves. A motion that runs back is negative, even where a frame is repeated at the turn.
+            nothing moves. Reversed motion is negative, even where a frame is repeated at the turn.
         color_drift: by frame, mean red, green and blue against the first clip's, -255 to 255.
         consistency: cosine of the CLIP embeddings of the frames; None without CLIP.
         similarity: mean cosine of frames and prompt; None without CLIP or prompt.
@@ -100,7 +100,7 @@ class VideoReport:
         return {**asdict(self), "figures": self.figures()}
 
     def text(self) -> str:
-        """The report for people."""
+        """The report as text."""
         figures = self.figures()
         clips = f"{len(self.seams) + 1} clip{'s' if self.seams else ''} of up to {self.clip_length}"
         lines = [f"{self.frames} frames in {clips}, measured at {self.size[1]}x{self.size[0]}"]
@@ -163,7 +163,7 @@ def evaluate_video(
     Raises:
         ValueError: another shape, fewer than 2 frames, or an impossible clip length.
     """
-    clip_seams(2, clip_length, trim_frames, first_clip)  # refuses impossible lengths before the work
+    clip_seams(2, clip_length, trim_frames, first_clip)  # raises early on impossible lengths
     smaller = _small_frames(frames)
     before = next(smaller)
     report = VideoReport(0, clip_length, trim_frames, [], (before.shape[1], before.shape[2]), [], [], [], [], [])

@@ -119,7 +119,7 @@ def draw_curves(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def draw_profiles(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Progress of straight motions by position in a continuing clip: 1 is the true speed, below 0 runs back."""
+    """Progress of straight motions by position in a continuing clip: 1 is the true speed, below 0 is reversed."""
     figure, (axis,) = new_figure(1, 8, 4.5)
     axis.axhline(1, color=MUTED, linewidth=1)
     axis.axhline(0, color=MUTED, linewidth=1, linestyle=":")
@@ -149,7 +149,7 @@ def draw_report(report: VideoReport) -> Figure:
     series: dict[str, tuple[Sequence[float | None], str]] = {
         "Change from frame to frame": (report.change, "levels of 255"),
         "Warping error along the optical flow": (report.warping_error, "levels of 255"),
-        "Agreement of the flow before and after: below 0 the motion runs back": (report.agreement, "cosine"),
+        "Agreement of the flow before and after: below 0 the motion is reversed": (report.agreement, "cosine"),
     }
     if report.consistency is not None:
         series["CLIP consistency of neighbouring frames"] = (report.consistency, "cosine")

@@ -1,4 +1,4 @@
-"""The networks that judge videos, each from a local file: I3D for FVD, C3D for the inception score, CLIP.
+"""The networks behind the metrics, each from a local file: I3D for FVD, C3D for the inception score, CLIP.
 
 Nothing is downloaded. Frames are ``[B, 3, T, H, W]`` in [-1, 1].
 """
@@ -34,7 +34,7 @@ MIN_I3D_FRAMES = 10  # fewer do not survive I3D's temporal pooling
 
 
 class MissingWeights(FileNotFoundError):
-    """A network's file is not there; the message names the file to get."""
+    """A network's file is missing; the message names the file to get."""
 
 
 def load_torchscript(path: Path, hint: str, device: torch.device | str = "cpu") -> Any:
@@ -63,7 +63,7 @@ def file_digest(path: Path) -> str:
 
 
 def resized(frames: Tensor, size: int, antialias: bool) -> Tensor:
-    """Scale the shorter side to ``size`` pixels, smoothing what gets smaller or not, and cut out the middle square."""
+    """Scale the shorter side to ``size`` pixels, with or without antialiasing, and crop the centre square."""
     count, height, width = frames.shape[2:]
     scale = size / min(height, width)
     target = (max(size, round(height * scale)), max(size, round(width * scale)))
@@ -78,7 +78,7 @@ def resized(frames: Tensor, size: int, antialias: bool) -> Tensor:
 class I3D:
     """Video features for FVD (arXiv 1812.01717), with the call that the shared TorchScript file has.
 
-    Frames are resized without antialiasing, as in the PyTorch code for FVD that projects share: it moves the numbers.
+    Frames are resized without antialiasing, as in the PyTorch code for FVD that projects share: it changes the values.
     """
 
     module: Any

@@ -1,4 +1,4 @@
-"""What measured videos depend on, so that stored results of another model or other settings are not taken for these."""
+"""The identity of measured videos: stored results of another model or other settings must not be mixed with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..sampling.schedulers import scheduler_context
 from ..sampling.settings import SamplingSettings
 
 MODELS = ("model", "vae", "text_encoder")  # whose entries are fingerprints
-NEGATIVE_PROMPT = str(SamplingSettings.negative_prompt)  # of every evaluation, where a model brings none of its own
+NEGATIVE_PROMPT = str(SamplingSettings.negative_prompt)  # of evaluations, unless the model has its own
 
 
 def model_identity(pipe: VidRDPipeline) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def model_identity(pipe: VidRDPipeline) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs, for people: "steps was 25 and is 50"; empty where nothing does."""
+    """The differences as text, such as "steps was 25 and is 50"; empty where there are none."""
     found = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)

@@ -90,7 +90,7 @@ class Score(NamedTuple):
 
 
 class InceptionMoments:
-    """What an inception score needs of class probabilities of K classes, in separate splits."""
+    """Running statistics of the probabilities of K classes for inception scores, in separate splits."""
 
     def __init__(self, classes: int, splits: int = 10):
         if classes < 2 or splits < 1:
@@ -100,7 +100,7 @@ class InceptionMoments:
         self.neg_entropies = torch.zeros(splits, dtype=torch.float64)  # sum of p log p
 
     def update(self, probabilities: Tensor, splits: Iterable[int]) -> None:
-        """Add ``[B, K]`` rows that sum to 1; ``splits`` says where each one belongs."""
+        """Add ``[B, K]`` rows that sum to 1; ``splits``: the split of each row."""
         index = torch.tensor(list(splits))
         values = probabilities.detach().to("cpu", torch.float64)
         if values.ndim != 2 or values.shape != (len(index), self.totals.shape[1]):

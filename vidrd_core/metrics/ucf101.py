@@ -25,7 +25,7 @@ from ..video import ContactSheet, read_video, to_uint8
 from .detectors import C3D, C3D_HINT, CLIP_HINT, I3D, I3D_HINT, MIN_I3D_FRAMES, Clip, MissingWeights, file_digest
 from .files import write_json
 from .identity import NEGATIVE_PROMPT, model_identity
-from .judging import Judges, Measurements, judge_all
+from .measuring import Detectors, Measurements, measure_all
 from .moments import frechet_distance
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Ucf101Settings:
     clip: Path | None = None  # folder of a transformers CLIPModel; without it no CLIP measures
     real_statistics: Path | None = None  # folder that caches the real videos' statistics (shared too); None: in output
     count: int = 10_000  # videos to make
-    frames: int = 16  # of each video, made and real, that are judged
+    frames: int = 16  # of each video, generated and real, that are measured
     real_fps: float | None = None  # of real videos, as far as their length allows; None: as filmed, 25
     splits: int = 10  # of the inception score
     batch: int = 8  # videos at a time
@@ -114,13 +114,13 @@ def plan_classes(counts: Mapping[str, int], total: int, seed: int) -> list[str]:
 
 
 def evaluate_ucf101(pipe: VidRDPipeline, prompts: Path, settings: Ucf101Settings, name: str) -> dict[str, Any]:
-    """Make the videos, judge them and the real ones, write results; called again, go on where it stopped.
+    """Make the videos, measure them and the real ones, write results; resumes when called again.
 
     Under ``accelerate launch`` the processes share the videos; the results are the main process's.
     """
     from accelerate import PartialState
 
-    # Without an accelerator, several processes only find one another when told that they are on the CPU.
+    # Without an accelerator, several processes only connect where cpu is set.
     process = PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
     files = read_trainlist(settings.trainlist)
     texts = read_prompts(prompts)
@@ -128,28 +128,31 @@ def evaluate_ucf101(pipe: VidRDPipeline, prompts: Path, settings: Ucf101Settings
     without = sorted(set(counts) - set(texts))
     if without:
         raise ValueError(f"{prompts} has no prompt for the classes {', '.join(without)} of {settings.trainlist}")
-    judges = load_judges(settings, process.device)
-    truth: RealVideos | None = None
+    detectors = load_detectors(settings, process.device)
+    real_videos: RealVideos | None = None
     if settings.videos is not None:
-        truth = RealVideos(settings.videos, files, texts, settings, (pipe.default_size, pipe.default_size))
+        real_videos = RealVideos(settings.videos, files, texts, settings, (pipe.default_size, pipe.default_size))
     pipe.to(process.device)
 
     classes = plan_classes(counts, settings.count, settings.seed)
     generator = Generated(pipe, [texts[c] for c in classes], settings)
     identity = generator.identity | {
-        "judges": judges.identity,
+        "judges": detectors.identity,  # the key of stored states
         "prompts": file_digest(prompts),
         "trainlist": file_digest(settings.trainlist),
-        "splits": judges.splits,
+        "splits": detectors.splits,
     }
     real: Measurements | None = None
-    if truth is not None:  # the quicker part first, as it may find videos that cannot be used
+    if real_videos is not None:  # first, as it is faster and may find videos that cannot be used
         cache = settings.real_statistics or settings.output / "real"
-        compared = {"judges": judges.identity, "splits": judges.splits}
-        if judges.clip is not None:
+        compared = {"judges": detectors.identity, "splits": detectors.splits}
+        if detectors.clip is not None:
             compared["prompts"] = identity["prompts"]
-        real = judge_all(truth, len(files), settings.batch, judges, cache, truth.identity | compared, process)
-    made = judge_all(generator, settings.count, settings.batch, judges, settings.output / "state", identity, process)
+        real = measure_all(
+            real_videos, len(files), settings.batch, detectors, cache, real_videos.identity | compared, process
+        )
+    state = settings.output / "state"
+    made = measure_all(generator, settings.count, settings.batch, detectors, state, identity, process)
     results = {
         "model": name,
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
@@ -167,16 +170,21 @@ def evaluate_ucf101(pipe: VidRDPipeline, prompts: Path, settings: Ucf101Settings
     return results
 
 
-def load_judges(settings: Ucf101Settings, device: torch.device | str) -> Judges:
-    """The networks whose files were named; those that are missing are an error, none at all too."""
+def load_detectors(settings: Ucf101Settings, device: torch.device | str) -> Detectors:
+    """The networks whose files were named.
+
+    Raises:
+        MissingWeights: a file is missing, or none was named.
+        ValueError: I3D without real videos.
+    """
     if settings.videos is not None and settings.i3d is None:
         raise MissingWeights(f"real videos are for FVD, but no I3D was named; {I3D_HINT}")
     if settings.i3d is not None and settings.videos is None:
         raise ValueError("--i3d was given without --videos; FVD needs the real videos of UCF-101, name their folder")
     if settings.i3d is None and settings.c3d is None and settings.clip is None:
-        raise MissingWeights(f"nothing to judge with: {I3D_HINT}; {C3D_HINT}; {CLIP_HINT}")
+        raise MissingWeights(f"no network was named: {I3D_HINT}; {C3D_HINT}; {CLIP_HINT}")
     paths = [path for path in (settings.i3d, settings.c3d, settings.clip) if path is not None]
-    return Judges(
+    return Detectors(
         i3d=None if settings.i3d is None else I3D.load(settings.i3d, device),
         c3d=None if settings.c3d is None else C3D.load(settings.c3d, device),
         clip=None if settings.clip is None else Clip(settings.clip, device),
@@ -186,7 +194,7 @@ def load_judges(settings: Ucf101Settings, device: torch.device | str) -> Judges:
 
 
 class Generated:
-    """The videos to judge: number i from prompt i and seed + i, whatever the batch or the process.
+    """The generated videos: number i from prompt i and seed + i, whatever the batch or the process.
 
     The first few are kept as pictures in ``output/samples``.
     """
@@ -203,7 +211,7 @@ class Generated:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the videos depend on."""
+        """Settings that determine the videos."""
         settings = self.settings
         return {
             **model_identity(self.pipe),

@@ -1,13 +1,14 @@
-"""Methods side by side on the procedural world: the same prompts and seeds for each, measured with the tracker.
+"""Comparison of methods on the moving-shapes data set: the same prompts and seeds for each, measured by the tracker.
 
-Every method has one JSON file, written after each batch, so that a stopped run goes on where it was, several processes
-can share a folder by taking different methods, and tables and pictures can be made again without the model.
+Each method has one JSON file, written after each batch, so that an interrupted run resumes, several processes can share
+a folder by taking different methods, and tables and pictures can be made again without the model.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from ..sampling.windows import decode_windows
 from ..video import to_uint8
 from .measures import VideoRecord, from_json, measure, summarise, to_json
 from .methods import BASES, Job, Made, find_method
+from .names import current_definition, current_name, old_names
 from .prompted import held_out_scenes
 
 logger = logging.getLogger(__name__)
@@ -35,55 +37,66 @@ logger = logging.getLogger(__name__)
 METHODS = tuple(BASES)
 
 
-def _with_remedies(*bases: str) -> tuple[str, ...]:
-    return tuple(f"{base}, {remedy}" for base in bases for remedy in ("match", "rescale"))
+def _corrected(*bases: str) -> tuple[str, ...]:
+    return tuple(f"{base}, {correction}" for base in bases for correction in ("match", "rescale"))
 
 
-REMEDIES = _with_remedies("independent", "paper", "forward", "forward led", "joint windows", "FreeNoise")
-PART_REMEDIES = _with_remedies("last frame", "FNR", "FNR PNS", "forward guided", "forward soft")
+CORRECTED = _corrected("independent", "paper", "forward", "smooth", "joint windows", "FreeNoise")
+CORRECTED_PARTS = _corrected("last frame", "FNR", "FNR PNS", "forward guided", "forward soft")
 SWEEPS: dict[str, tuple[str, ...]] = {
     "alpha": tuple(f"paper, alpha={value}" for value in (0, 1, 2, 4, 8, "inf")),
     "beta": tuple(f"paper, beta={value}" for value in (0, 0.2, 0.4, 0.6, 0.8, 1)),
     "overlap": tuple(f"paper, overlap={value}" for value in (1, 2, 4, 6, 8)),
-    "alpha, forward led": tuple(f"forward led, alpha={value}" for value in (0, 1, 2, 4)),
-    "beta, forward led": tuple(f"forward led, beta={value}" for value in (0.4, 0.6, 0.8, 1)),
-    "overlap, forward led": tuple(f"forward led, overlap={value}" for value in (1, 2, 3, 4, 5, 6)),
-    "lead, forward led": tuple(f"forward led, lead={value}" for value in (0, 0.4, 0.6, 0.8, 0.9)),
+    "alpha, smooth": tuple(f"smooth, alpha={value}" for value in (0, 1, 2, 4)),
+    "beta, smooth": tuple(f"smooth, beta={value}" for value in (0.4, 0.6, 0.8, 1)),
+    "overlap, smooth": tuple(f"smooth, overlap={value}" for value in (1, 2, 3, 4, 5, 6)),
+    "cleaner overlap, smooth": tuple(f"smooth, cleaner_overlap={value}" for value in (0, 0.4, 0.6, 0.8, 0.9)),
 }
 SETS: dict[str, tuple[str, ...]] = {
     "methods": METHODS,
-    "remedies": REMEDIES,
-    "remedies of parts": PART_REMEDIES,
+    "corrections": CORRECTED,
+    "corrections of parts": CORRECTED_PARTS,
     "sweeps": tuple(name for names in SWEEPS.values() for name in names),
 }
 SAMPLES = 2  # videos per method whose frames are kept as pictures
 
 
 def canonical(name: str) -> str:
-    """The shortest name of a method: the base's own where the changes change nothing, so that sweeps share results."""
-    base = name.partition(",")[0].strip()
-    method = find_method(name)
-    return base if method == BASES[base] else ", ".join(part.strip() for part in name.split(","))
+    """The shortest current name of a method: its base's where the changes are none, so that sweeps share results."""
+    name = current_name(name)
+    base = name.partition(",")[0]
+    return base if find_method(name) == BASES[base] else name
 
 
 def result_path(folder: Path, name: str) -> Path:
     """The JSON file of a method; the pictures beside it end in .png."""
-    return folder / (re.sub(r"[^A-Za-z0-9.]+", "-", canonical(name)).strip("-.") + ".json")
+    return folder / _file_name(canonical(name))
+
+
+def stored_path(folder: Path, name: str) -> Path:
+    """The JSON file that holds a method's results: :func:`result_path`, or one under an old name."""
+    path = result_path(folder, name)
+    earlier = (folder / _file_name(old) for old in old_names(canonical(name)))
+    return path if path.is_file() else next((old for old in earlier if old.is_file()), path)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") + ".json"
 
 
 @dataclass
 class Comparison:
-    """One run over the same prompts and seeds.
+    """Makes and measures the videos of methods, for the same prompts and seeds.
 
     Args:
-        pipe: a pipeline whose model draws the world, in the precision to use.
+        pipe: a pipeline whose model was trained on moving shapes, in the precision to use.
         folder: where results go.
         videos: number of distinct held-out captions, one video each.
         clips: clips per video.
         num_frames: frames per clip.
         steps, guidance_scale: of sampling.
         batch: videos in one U-Net batch.
-        seed: of the first video; the others count on.
+        seed: of the first video; the following ones have the following numbers.
     """
 
     pipe: VidRDPipeline
@@ -98,7 +111,7 @@ class Comparison:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must agree for videos to stand in one table."""
+        """Settings that must be equal for results to share a table."""
         return {
             **model_identity(self.pipe),
             "clips": self.clips,
@@ -111,14 +124,14 @@ class Comparison:
 
     @torch.no_grad()
     def run(self, name: str) -> dict[str, Any]:
-        """Make and measure a method's videos, or those that are missing; returns its summary.
+        """Make and measure a method's videos, or those that are missing; returns the summary.
 
         Raises:
             ValueError: the method is not known, or its file holds results of other settings.
         """
         name = canonical(name)
         method = find_method(name)
-        path = result_path(self.folder, name)
+        _adopt(stored_path(self.folder, name), path := result_path(self.folder, name))
         records = self._finished(path, repr(method))
         scenes = held_out_scenes(self.videos, self.seed)
         while len(records) < self.videos:
@@ -148,7 +161,7 @@ class Comparison:
         if not path.is_file():
             return []
         stored = json.loads(path.read_text(encoding="utf-8"))
-        before = {"method": stored.get("definition"), **stored["settings"]}
+        before = {"method": current_definition(str(stored.get("definition"))), **stored["settings"]}
         if changed := changes(before, {"method": definition, **self.settings}):
             raise ValueError(f"{path} holds results of other settings: {changed}; choose another folder or delete it")
         return [from_json(record) for record in stored["records"]]
@@ -178,6 +191,13 @@ class Comparison:
         return torch.cat(list(decode_windows(decode, made.latents, self.num_frames)), dim=2)
 
 
+def _adopt(stored: Path, path: Path) -> None:
+    """Rename results and pictures that were stored under an old name."""
+    for suffix in (".png", ".json"):
+        if stored != path and stored.with_suffix(suffix).is_file():
+            os.replace(stored.with_suffix(suffix), path.with_suffix(suffix))
+
+
 def _save_samples(path: Path, frames: Tensor) -> None:
     """Videos as rows of frames, lossless: ``[B, 3, T, H, W]`` to a picture of B*H by T*W pixels."""
     rows = [np.concatenate(list(to_uint8(video)), axis=1) for video in frames]
@@ -193,26 +213,30 @@ def load_samples(path: Path, size: int) -> list[np.ndarray]:
 
 
 def load_results(folder: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Results by method name, without their records: those of ``names`` that exist, in that order, or all.
+    """Results by current method name, without their records: those of ``names`` that exist, in that order, or all.
 
     Raises:
-        ValueError: there is none, or they were not made with the same settings.
+        ValueError: there are none, or they were not made with the same settings.
     """
     if names is None:
         paths = sorted(folder.glob("*.json"))
     else:
-        paths = [path for name in dict.fromkeys(map(canonical, names)) if (path := result_path(folder, name)).is_file()]
+        paths = [path for name in dict.fromkeys(map(canonical, names)) if (path := stored_path(folder, name)).is_file()]
     results: dict[str, dict[str, Any]] = {}
     for path in paths:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        results[stored["method"]] = {key: value for key, value in stored.items() if key != "records"}
+        name = current_name(stored["method"])
+        if name not in results or name == stored["method"]:  # results under the current name are newer
+            definition = current_definition(str(stored.get("definition")))
+            kept = {key: value for key, value in stored.items() if key != "records"}
+            results[name] = {**kept, "method": name, "definition": definition}
     if not results:
         raise ValueError(f"{folder} has no results of these methods; make them with `training/evaluate.py compare`")
     first, *others = results.values()
     for other in others:
         if changed := changes(first["settings"], other["settings"]):
             raise ValueError(
-                f"{first['method']!r} and {other['method']!r} were made with other settings and cannot stand in one "
-                f"table: {changed}; make one of them again"
+                f"{first['method']!r} and {other['method']!r} were made with different settings and cannot "
+                f"share a table: {changed}; make one of them again"
             )
     return results

@@ -1,6 +1,6 @@
-"""Makes the generated parts of docs/evaluation.md - tables, charts, filmstrips - from stored results.
+"""Writes the generated parts of docs/evaluation.md (tables, charts, filmstrips) from stored results.
 
-The document is written by hand but for what stands between markers ``<!-- generated: NAME -->`` and
+The document is written by hand except between markers ``<!-- generated: NAME -->`` and
 ``<!-- end: NAME -->``, which is replaced. A document that does not exist begins with :data:`FRAME`.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from ..metrics import charts
 from ..metrics.files import write_json
 from ..video import ContactSheet
-from .comparison import METHODS, PART_REMEDIES, REMEDIES, SWEEPS, canonical, load_results, load_samples, result_path
+from .comparison import CORRECTED, CORRECTED_PARTS, METHODS, SWEEPS, canonical, load_results, load_samples, stored_path
 from .measures import VideoRecord, summarise
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -64,31 +64,33 @@ PROMPTED = (
     "brightness drift at the last clip",
 )
 SHOWN_FRAMES = 32  # of each video in the filmstrips
+OLD_PARTS = {"remedies": "corrections"}  # names in the markers of older documents
 
 FRAME = """\
 # Evaluation
 
 ## The measures
 
-The bundled model draws a world whose truth is known, and a tracker without anything learned finds its shape in every
-frame. Each method makes the same videos from the same prompts and seeds.
+The bundled model was trained on the moving-shapes data set, whose ground truth is known; a rule-based tracker finds the
+shape in every frame. Each method makes videos of the same prompts and seeds.
 
 - **Seam ratio**: jump of the shape's centre over the seams between clips / its mean step inside clips. 1 is perfect.
-- **Motion kept**: share of seams after which the shape moves on in the direction (or turns in the sense) it had before.
+- **Motion kept**: share of seams after which the shape keeps its direction (on an orbit: its sense of rotation).
 - **Identity**: share of videos whose shape and colour in a clip are those of clip 1.
 - **Drift**: change of the background's or the shape's mean colour against clip 1, in levels of 255, as a mean over the
-  videos where the last clip still shows it; **lost** is the share of videos where it does not, because the background
-  has become as bright as a shape, or no shape is found.
+  videos in which the tracker still finds it in the last clip; **lost** is the share of videos in which it does not,
+  because the background has become as bright as a shape, or no shape is found.
 - **Beyond 2 of 255**: share of videos whose background has drifted by more than 2 levels in the last clip; a lost
   background counts as one of them.
-- **Runs back**: share of seams after which a straight motion goes against its direction before the seam.
-- **Replays, rewinds**: share of clips whose path is their predecessor's, forwards or backwards.
-- **Flicker**: change from frame to frame beyond the true motion, in levels of 255: of background pixels, which never
-  move, and of the shape's pixels, followed along its track.
+- **Runs back**: share of seams after which a straight motion has turned against its direction before the seam.
+- **Replays, rewinds**: share of clips whose path repeats their predecessor's, forwards or backwards.
+- **Flicker**: change from frame to frame not explained by the motion, in levels of 255: of background pixels, which
+  never move, and of the shape's pixels along its track.
 - **Frames**: length of the videos. Methods that trim make shorter videos of as many clips, so their last clip is fewer
   frames away from the first: compare drift and identity at the last clip with that in mind.
 
-"truth" is the rendered world itself, "truth decoded" its pass through the model's autoencoder: the best there can be.
+"ground truth" is the rendered video itself; "ground truth decoded" is the same encoded and decoded by the model's VAE,
+the upper bound for every method.
 
 <!-- generated: settings -->
 <!-- end: settings -->
@@ -98,19 +100,20 @@ frame. Each method makes the same videos from the same prompts and seeds.
 <!-- generated: methods -->
 <!-- end: methods -->
 
-## The model before it was shown clean frames
+## The model before training with cleaner frames
 
 <!-- generated: before -->
 <!-- end: before -->
 
-## Remedies against drift
+## Drift corrections
 
-Each remedy is shown with the methods that someone would use to make a video. "last frame", "FNR" and "FNR PNS" are
-simpler than the paper's method or parts of it, "forward guided" and "forward soft" steps on the way to "forward led".
-They are made without remedies to save the hours; `training/evaluate.py compare --sets "remedies of parts"` adds them.
+Each correction is measured with the methods that one would use to make a video. "last frame", "FNR" and "FNR PNS" are
+simpler than the paper's method or parts of it; "forward guided" and "forward soft" are intermediate steps to "smooth".
+They are measured without corrections, to save hours; `training/evaluate.py compare --sets "corrections of parts"` adds
+them.
 
-<!-- generated: remedies -->
-<!-- end: remedies -->
+<!-- generated: corrections -->
+<!-- end: corrections -->
 
 ## Sweeps
 
@@ -132,13 +135,13 @@ They are made without remedies to save the hours; `training/evaluate.py compare 
 def write_document(
     document: Path, results: Path | None = None, ucf101: Path | None = None, before: Path | None = None
 ) -> list[Path]:
-    """Renew the generated parts of ``document``; pictures and a summary go into a folder beside it, named like it.
+    """Update the generated parts of ``document``; pictures and a summary go into a folder beside it, named like it.
 
     Args:
         results: the folder of a comparison.
         ucf101: the JSON file of a UCF-101 evaluation.
-        before: the folder of a comparison on the model before it was shown frames nearly clean.
-            What is None leaves its parts as they are.
+        before: the folder of a comparison on the model before it was trained with cleaner frames.
+            Parts whose results are None are left unchanged.
 
     Returns:
         All files written.
@@ -147,6 +150,9 @@ def write_document(
         ValueError: no results, results that do not belong together, or a document whose markers are broken.
     """
     text = document.read_text(encoding="utf-8") if document.is_file() else FRAME
+    for old, current in OLD_PARTS.items():
+        text = text.replace(f"generated: {old} -->", f"generated: {current} -->")
+        text = text.replace(f"end: {old} -->", f"end: {current} -->")
     parts, written = ({}, []) if results is None else _comparison(results, document.with_suffix(""))
     if before is not None:
         found = load_results(before)
@@ -166,7 +172,7 @@ def write_document(
 
 
 def _comparison(results: Path, pictures: Path) -> tuple[dict[str, str], list[Path]]:
-    """The parts of the document that a comparison makes, and the files that it wrote into ``pictures``."""
+    """The parts of the document that show a comparison, and the files written into ``pictures``."""
     found = load_results(results)
     summaries = {name: result["summary"] for name, result in found.items()}
     written: list[Path] = []
@@ -180,7 +186,7 @@ def _comparison(results: Path, pictures: Path) -> tuple[dict[str, str], list[Pat
     parts = {"settings": _settings(found)}
     methods = _chosen(summaries, METHODS)
     if methods:
-        made = {name: value for name, value in methods.items() if not name.startswith("truth")} or methods
+        made = {name: value for name, value in methods.items() if not name.startswith("ground truth")} or methods
         parts["methods"] = "\n\n".join(
             (
                 tables(methods),
@@ -190,11 +196,11 @@ def _comparison(results: Path, pictures: Path) -> tuple[dict[str, str], list[Pat
                 table(methods, PROMPTED),
             )
         )
-    remedied = _chosen(summaries, (*REMEDIES, *PART_REMEDIES))
-    remedies = _alike(results, _chosen(summaries, [n for name in remedied for n in (name.partition(",")[0], name)]))
-    if remedies:
-        parts["remedies"] = "\n\n".join(
-            (tables(remedies), picture("remedies.png", charts.draw_curves(remedies), "drift by clip number"))
+    corrected = _chosen(summaries, (*CORRECTED, *CORRECTED_PARTS))
+    pairs = _chosen(summaries, [n for name in corrected for n in (name.partition(",")[0], name)])
+    if corrections := _of_common_videos(results, pairs):
+        parts["corrections"] = "\n\n".join(
+            (tables(corrections), picture("corrections.png", charts.draw_curves(corrections), "drift by clip number"))
         )
     sweeps = _sweeps(results, summaries, picture)
     if sweeps:
@@ -220,7 +226,7 @@ def replace_part(text: str, name: str, content: str) -> str:
 
 
 def tables(summaries: Results) -> str:
-    """What happens at seams, and below it what drifts and flickers."""
+    """A table of the measures at seams, and below it one of drift and flicker."""
     return f"{table(summaries, MAIN)}\n\n{table(summaries, STEADINESS)}"
 
 
@@ -243,17 +249,17 @@ def _chosen(summaries: Results, names: Sequence[str]) -> dict[str, Mapping[str, 
     return {name: summaries[name] for name in dict.fromkeys(map(canonical, names)) if name in summaries}
 
 
-def _alike(results: Path, summaries: Results) -> Results:
-    """The summaries over the videos that all of them have: the first ones, of the same prompts and seeds."""
+def _of_common_videos(results: Path, summaries: Results) -> Results:
+    """The summaries over the videos that all methods have: the first ones, of the same prompts and seeds."""
     count = min(summary["videos"] for summary in summaries.values()) if summaries else 0
-    alike = {}
+    common = {}
     for name, summary in summaries.items():
         if summary["videos"] > count:
-            stored = json.loads(result_path(results, name).read_text(encoding="utf-8"))
+            stored = json.loads(stored_path(results, name).read_text(encoding="utf-8"))
             records = [VideoRecord(**record) for record in stored["records"][:count]]
             summary = {"frames": summary["frames"], **summarise(records, stored["settings"]["num_frames"])}
-        alike[name] = summary
-    return alike
+        common[name] = summary
+    return common
 
 
 def _sweeps(results: Path, summaries: Results, picture: Any) -> str:
@@ -262,7 +268,7 @@ def _sweeps(results: Path, summaries: Results, picture: Any) -> str:
         chosen = _chosen(summaries, names)
         if len(chosen) < 2:
             continue
-        found = _alike(results, chosen)
+        found = _of_common_videos(results, chosen)
         values = {name.rpartition("=")[2]: found[canonical(name)] for name in names if canonical(name) in found}
         field = title.partition(",")[0]
         file = "sweep_" + re.sub(r"\W+", "_", title) + ".png"
@@ -275,7 +281,7 @@ def _filmstrips(found: Results, results: Path, pictures: Path) -> list[Path]:
     """One sheet per sample prompt, a row per method."""
     samples = {}
     for name in _chosen(found, METHODS):
-        path = result_path(results, name).with_suffix(".png")
+        path = stored_path(results, name).with_suffix(".png")
         if path.is_file():
             samples[name] = load_samples(path, 64)
     if not samples:

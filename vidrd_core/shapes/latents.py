@@ -1,4 +1,4 @@
-"""Captioned clips stored as latents, so that training a U-Net need not run the VAE."""
+"""Captioned clips stored as latents, so that the training of a U-Net does not run the VAE."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ..models.autoencoder import VidRDAutoencoderKL
 from .scenes import draw_scene, render
 
 
-def encode_world(vae: VidRDAutoencoderKL, path: Path, num_clips: int, num_frames: int, seed: int, split: str) -> None:
-    """Render clips of the procedural world, encode them and write one safetensors file.
+def encode_moving_shapes(
+    vae: VidRDAutoencoderKL, path: Path, num_clips: int, num_frames: int, seed: int, split: str
+) -> None:
+    """Render clips of the moving-shapes data set, encode them and write one safetensors file.
 
     Latents are stored scaled (unit standard deviation), float16, ``[num_clips, C, num_frames, h, w]``.
     """
@@ -38,7 +40,7 @@ def encode_world(vae: VidRDAutoencoderKL, path: Path, num_clips: int, num_frames
 
 
 class LatentClips:
-    """Random clips and captions out of a file that :func:`encode_world` wrote."""
+    """Random clips and captions from a file that :func:`encode_moving_shapes` wrote."""
 
     def __init__(self, path: Path):
         with safe_open(path, "pt") as file:
@@ -49,7 +51,7 @@ class LatentClips:
         """``[count, C, num_frames, h, w]`` float32, each from a random clip and a random start, and their captions."""
         total, length = self.latents.shape[0], self.latents.shape[2]
         if num_frames > length:
-            raise ValueError(f"clips of {num_frames} frames were asked for, the file holds {length} frames per clip")
+            raise ValueError(f"num_frames is {num_frames}; expected at most {length}, the frames per clip in the file")
         chosen = torch.randint(total, (count,), generator=generator)
         starts = torch.randint(length - num_frames + 1, (count,), generator=generator)
         frames = starts[:, None] + torch.arange(num_frames)

@@ -1,8 +1,8 @@
-"""Long videos of the procedural world against their known truth: seams, motion, identity, drift, repetition, flicker.
+"""Long videos of moving shapes against their ground truth: seams, motion, identity, drift, repetition, flicker.
 
 :func:`measure` turns a video into a :class:`VideoRecord` of plain numbers; :func:`summarise` turns the records of a
-method into figures, curves by clip number and a profile of the motion inside a clip. Every quantity that the truth
-itself does not keep is left out for the motions concerned, so that rendered videos measure as perfect.
+method into figures, curves by clip number and a profile of the motion inside a clip. A quantity that
+the ground truth itself does not keep is left out for the motions concerned, so that rendered videos score perfectly.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .scenes import DIRECTIONS, SIZE, SPEED, Scene
 from .tracker import BRIGHT, NOTHING, Track, track, wrapped
 
 AROUND = 3  # steps before and after a seam that give the motion there
-STILL = 0.25  # of the true speed; a slower shape goes neither forwards nor back
+STILL = 0.25  # of the true speed; a slower shape moves neither forwards nor back
 MARGIN = 3  # pixels around a shape that count as neither shape nor background
 MIN_BACKGROUND = 400  # pixels that two clips' backgrounds must share to be compared
-SAME_PATH = 2.5  # pixels, root mean square, below which two clips' paths are one; the truth is 9 and more apart
+SAME_PATH = 2.5  # pixels, root mean square, below which two paths are the same; true ones are 9 and more apart
 MIN_SHAPE = 20  # pixels inside a shape that can be followed over a step
 DRIFT_GOAL = 2.0  # levels of 255
-STEADY = ("stays still", "bounces up and down")  # no constant speed, and their true clips may replay one another
+STEADY = ("stays still", "bounces up and down")  # no constant speed, and their true clips may repeat one another
 
 
 @dataclass
@@ -98,11 +98,11 @@ def measure(scene: Scene, frames: Tensor, starts: Sequence[int]) -> VideoRecord:
 
 
 def keeps_motion(scene: Scene, centers: Tensor, seam: int) -> bool | None:
-    """Whether the shape goes on after a seam as it went before it; None where the truth has no direction to keep.
+    """Whether the motion after a seam is that before it; None where the ground truth has no direction to keep.
 
     Straight motions: the directions of the :data:`AROUND` steps before and after lie within 45 degrees. Orbits: the
-    sense of rotation stays. Still shapes: they stay still. Bounces turn back by themselves and are left out, and so are
-    seams before which nothing was tracked. A shape that is lost after the seam has not kept its motion.
+    sense of rotation stays. Still shapes: they stay still. Bounces reverse by themselves and are left out, and so are
+    seams before which nothing was tracked. A shape that is lost after the seam counts as not kept.
     """
     first = max(0, seam - 1 - AROUND)
     before, after = centers[first:seam], centers[seam : seam + AROUND + 1]
@@ -176,7 +176,7 @@ class _Backgrounds:
         return shifts
 
     def contrasts(self) -> list[float | None]:
-        """Of backgrounds that have a pattern; a plain one has no contrast to keep."""
+        """Contrast ratios, for backgrounds with a pattern; None for plain ones."""
         ratios: list[float | None] = []
         for number in range(len(self.means)):
             pair = self._compare(number)
@@ -216,7 +216,7 @@ def _shape_color(pixels: Tensor) -> Tensor | None:
 
 
 def _shape_changes(pixels: Tensor, moves: Tensor) -> Tensor:
-    """Mean absolute change of the shape's inside over every step ``[T - 1]``, its motion taken away; NaN without one.
+    """Mean absolute change of the shape's inside over every step ``[T - 1]``, motion compensated; NaN without a shape.
 
     A shape that is lost in one of the two frames is looked for where the other frame shows it.
 
@@ -289,7 +289,7 @@ def _main_figures(records: Sequence[VideoRecord]) -> dict[str, float]:
 
 
 def _beyond(drift: float | None) -> bool:
-    """Whether a background has drifted too far; one too bright to be told from the shape has."""
+    """Whether a background has drifted too far; one as bright as a shape has."""
     return drift is None or drift > DRIFT_GOAL
 
 
@@ -316,7 +316,7 @@ def _other_figures(records: Sequence[VideoRecord]) -> dict[str, float]:
 
 
 def _runs_back(record: VideoRecord) -> list[bool]:
-    """Whether a straight motion goes against itself over each seam, by the :data:`AROUND` steps before and after."""
+    """Whether a straight motion reverses over each seam, by the :data:`AROUND` steps before and after."""
     found = []
     for start in record.starts[1:]:
         before = [v for v in record.along[max(0, start - 1 - AROUND) : start - 1] if v is not None]

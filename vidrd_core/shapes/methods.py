@@ -24,6 +24,7 @@ from ..sampling.guidance import GuidedDenoiser
 from ..sampling.schedulers import prepare_scheduler
 from ..sampling.seeds import clip_noise, clip_seed
 from ..sampling.settings import SamplingSettings
+from .names import current_name
 from .scenes import Scene, render
 
 STAGES = ("linear", "uniform", "soft")
@@ -103,8 +104,8 @@ class Chain:
         alpha, beta, overlap, order, trim: as in :class:`ReuseSettings`; trim None: the overlap in forward order.
         stages: how long the overlap frames are steered: "linear" as in the paper, "uniform" all as long as the first,
             "soft" like uniform and then less and less to the end.
-        lead: as ``cleaner_overlap`` in :class:`ReuseSettings`.
-        match, rescale: strengths of the drift remedies.
+        cleaner_overlap: as in :class:`ReuseSettings`.
+        match, rescale: strengths of the drift corrections.
     """
 
     overlap: int = 4
@@ -113,7 +114,7 @@ class Chain:
     order: str = "reverse"
     trim: int | None = None
     stages: str = "linear"
-    lead: float = 0.0
+    cleaner_overlap: float = 0.0
     match: float = 0.0
     rescale: float = 0.0
 
@@ -125,7 +126,7 @@ class Chain:
         # Soft guidance reads the states of all steps.
         beta = 1.0 if self.stages == "soft" else self.beta
         stages = "linear" if self.stages == "linear" else "uniform"
-        return ReuseSettings(self.overlap, self.alpha, beta, self.order, trim, stages, self.lead)
+        return ReuseSettings(self.overlap, self.alpha, beta, self.order, trim, stages, self.cleaner_overlap)
 
     def make(self, job: Job) -> Made:
         settings = self.settings
@@ -209,8 +210,8 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The world itself, rendered; ``decoded`` passes it through the model's autoencoder, the best there can be."""
+class GroundTruth:
+    """The rendered scenes; ``decoded``: encoded and decoded by the model's VAE, the upper bound for every method."""
 
     decoded: bool = False
 
@@ -254,8 +255,8 @@ def _triangle(size: int) -> Tensor:
 
 
 BASES: dict[str, Method] = {
-    "truth": Truth(),
-    "truth decoded": Truth(decoded=True),
+    "ground truth": GroundTruth(),
+    "ground truth decoded": GroundTruth(decoded=True),
     "independent": Chain(overlap=0, alpha=0.0, beta=0.0),
     "last frame": Chain(overlap=1, alpha=0.0, beta=1.0, order="forward"),
     "FNR": Chain(alpha=float("inf"), beta=0.0),
@@ -264,20 +265,20 @@ BASES: dict[str, Method] = {
     "forward": Chain(order="forward"),
     "forward guided": Chain(alpha=0.0, beta=1.0, order="forward", stages="uniform"),
     "forward soft": Chain(alpha=0.0, beta=0.4, order="forward", stages="soft"),
-    "forward led": Chain(overlap=5, alpha=0.0, beta=1.0, order="forward", stages="uniform", lead=0.8),
+    "smooth": Chain(overlap=5, alpha=0.0, beta=1.0, order="forward", stages="uniform", cleaner_overlap=0.8),
     "joint windows": Windows(),
     "FreeNoise": Windows(rescheduled=True, weighted=True),
 }
-REMEDIES: dict[str, float] = {"match": 1.0, "rescale": 0.7}  # their strengths where none is given
+CORRECTIONS: dict[str, float] = {"match": 1.0, "rescale": 0.7}  # of drift -> strength where none is given
 
 
 def find_method(name: str) -> Method:
-    """A method by its name and changes, ``base, field=value, remedy``; unknown words are errors that list the known.
+    """A method by its name and changes, ``base, field=value, correction``; old names are read too.
 
     Raises:
         ValueError: the base, a field or a value is not known.
     """
-    base, *changes = (part.strip() for part in name.split(","))
+    base, *changes = current_name(name).split(", ")
     if base not in BASES:
         raise ValueError(f"{base!r} is no method; known are: {', '.join(BASES)}")
     method: Any = BASES[base]
@@ -285,9 +286,9 @@ def find_method(name: str) -> Method:
     values: dict[str, Any] = {}
     for change in changes:
         field, equals, value = change.partition("=")
-        if field not in known or not (equals or field in REMEDIES):
+        if field not in known or not (equals or field in CORRECTIONS):
             raise ValueError(f"{change!r} is no change of {base!r}; known are: {', '.join(f'{k}=' for k in known)}")
-        values[field] = _value(field, value) if equals else REMEDIES[field]
+        values[field] = _value(field, value) if equals else CORRECTIONS[field]
     changed: Method = replace(method, **values)
     return changed
 

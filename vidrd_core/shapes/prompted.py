@@ -1,4 +1,4 @@
-"""Evaluation on the procedural world: does a video show what its prompt says, and does it hold over clips?"""
+"""Evaluation on the moving-shapes data set: do videos follow their prompts, and do they still in later clips?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS = {
 
 
 def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """Scenes with ``count`` distinct captions, all of combinations that training never sees."""
+    """Scenes with ``count`` distinct captions, all of combinations that are not in the training split."""
     generator = torch.Generator().manual_seed(seed)
     scenes: dict[str, Scene] = {}
     while len(scenes) < count:
@@ -34,11 +34,11 @@ def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
 
 
 @dataclass
-class WorldEvaluation:
-    """The same prompts and seeds for every method.
+class MovingShapesEvaluation:
+    """Share of videos that follow their prompts, for the same prompts and seeds with all settings.
 
     Args:
-        pipe: a pipeline whose model draws the world.
+        pipe: a pipeline whose model was trained on moving shapes.
         prompts: number of distinct held-out captions.
         clips: clips per video.
         steps, guidance_scale: of sampling.
@@ -65,7 +65,7 @@ class WorldEvaluation:
 
     @torch.no_grad()
     def _tracks(self, scenes: list[Scene], settings: ReuseSettings, first: int) -> list[list[Track]]:
-        """For each scene the tracks of its clips, frames that joining trims included."""
+        """For each scene the tracks of its clips, including the frames that are trimmed where clips are joined."""
         text = torch.cat([self.pipe.encode_text(scene.caption) for scene in scenes])
         output = self.pipe(
             prompt_embeds=text,

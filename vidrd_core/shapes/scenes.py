@@ -1,7 +1,7 @@
-"""A procedural world of moving shapes: captioned video of any length whose truth is known.
+"""The moving-shapes data set: rendered, captioned video of any length with a known ground truth.
 
-One bright shape moves over a dark background in a world that wraps around at its edges, so that every clip has a true
-continuation. A :class:`Scene` is drawn from a seed; :func:`render` makes its frames from and to any time.
+One bright shape moves over a dark background and wraps around at the edges of the frame, so that every clip has a true
+continuation. :func:`draw_scene` samples a :class:`Scene`; :func:`render` makes its frames from any time on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SIZE = 64  # pixels, height and width of the world
+SIZE = 64  # pixels, height and width of a frame
 SPEED = 2.5  # pixels per frame of the straight motions and along the orbit
 ORBIT_RADIUS = 15.0  # pixels
 BOUNCE_HEIGHT = 12.0  # pixels
@@ -74,12 +74,12 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination of colour, shape and motion is kept out of training (one in seven)."""
+        """Whether this combination of colour, shape and motion belongs to the test split (one in seven)."""
         color, shape, motion = list(COLORS).index(self.color), SHAPES.index(self.shape), MOTIONS.index(self.motion)
         return (color * 3 + shape * 5 + motion) % 7 == 0
 
     def centers(self, times: Tensor) -> Tensor:
-        """True centre ``[T, 2]`` (x, y in pixels, within the world) at ``times`` in frames."""
+        """True centre ``[T, 2]`` (x, y in pixels, within the frame) at ``times`` in frames."""
         if self.motion in DIRECTIONS:
             step_x, step_y = DIRECTIONS[self.motion]
             x, y = self.x + SPEED * step_x * times, self.y + SPEED * step_y * times
@@ -99,7 +99,7 @@ def _pick(options: Sequence[str], generator: torch.Generator) -> str:
 
 
 def draw_scene(generator: torch.Generator, split: str = "train") -> Scene:
-    """A random scene of ``split`` "train" or "test" (combinations that training never sees)."""
+    """A random scene of ``split`` "train" or "test", which share no combination of colour, shape and motion."""
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
     while True:

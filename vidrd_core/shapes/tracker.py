@@ -1,7 +1,6 @@
-"""A rule-based tracker of the procedural world: colour, shape and centre per frame, motion per clip.
+"""A rule-based tracker for the moving-shapes data set: colour, shape and centre per frame, motion per clip.
 
-The world's backgrounds are dark and its shapes bright, so a shape is where the brightest channel exceeds a threshold.
-Nothing here is learned.
+Backgrounds are dark and shapes bright, so a shape is where the brightest channel exceeds a threshold.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class Track:
-    """What the tracker saw in a clip of T frames; ``NOTHING`` and NaN where it saw no shape."""
+    """What the tracker found in a clip of T frames; ``NOTHING`` and NaN where it found no shape."""
 
     colors: list[str]
     shapes: list[str]
@@ -36,12 +35,12 @@ class Track:
 
     @property
     def color(self) -> str:
-        """The colour seen in most frames."""
+        """The colour found in most frames."""
         return Counter(self.colors).most_common(1)[0][0]
 
     @property
     def shape(self) -> str:
-        """The shape seen in most frames."""
+        """The shape found in most frames."""
         return Counter(self.shapes).most_common(1)[0][0]
 
     @property
@@ -55,12 +54,12 @@ def track(frames: Tensor) -> Track:
     if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != (SIZE, SIZE):
         raise ValueError(f"frames are {list(frames.shape)}; expected [3, T, {SIZE}, {SIZE}]")
     pixels = (frames.detach().float().cpu().clamp(-1, 1) + 1) / 2
-    seen = [_look(pixels[:, t]) for t in range(pixels.shape[1])]
-    colors, shapes, centers = zip(*seen, strict=True)
+    found = [_detect(pixels[:, t]) for t in range(pixels.shape[1])]
+    colors, shapes, centers = zip(*found, strict=True)
     return Track(list(colors), list(shapes), torch.stack(centers))
 
 
-def _look(pixels: Tensor) -> tuple[str, str, Tensor]:
+def _detect(pixels: Tensor) -> tuple[str, str, Tensor]:
     """Colour, shape and centre in one frame ``[3, H, W]``, values 0 to 1."""
     bright = pixels.amax(0)
     mask = bright > BRIGHT
@@ -75,7 +74,7 @@ def _look(pixels: Tensor) -> tuple[str, str, Tensor]:
 
 
 def _circular_center(mask: Tensor) -> Tensor:
-    """Centre of mass (x, y) of a mask ``[H, W]`` in a world that wraps around."""
+    """Centre of mass (x, y) of a mask ``[H, W]`` that wraps around at its edges."""
     angles = (torch.arange(SIZE) + 0.5) * (2 * math.pi / SIZE)
     center = []
     for weights in (mask.sum(0).float(), mask.sum(1).float()):
@@ -103,7 +102,7 @@ def _best_shape(mask: Tensor, center: Tensor) -> str:
 
 
 def wrapped(difference: Tensor) -> Tensor:
-    """Displacements in a world that wraps around: -32 to 32 pixels."""
+    """Displacements where the frame wraps around: -32 to 32 pixels."""
     return (difference + SIZE / 2) % SIZE - SIZE / 2
 
 
@@ -117,7 +116,7 @@ def _residual(centers: Tensor, path: Tensor, free: bool = True) -> float:
 
 
 def classify_motion(centers: Tensor) -> str:
-    """Which motion of the world a path ``[T, 2]`` follows; T of at least 4."""
+    """The motion that a path ``[T, 2]`` follows, or ``NOTHING``; T of at least 4."""
     if bool(torch.isnan(centers).any()):
         return NOTHING
     times = torch.arange(len(centers), dtype=torch.float32)

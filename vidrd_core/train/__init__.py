@@ -1,1 +1,1 @@
-"""Training: the loop that every stage shares, and the stages themselves."""
+"""Training: the loop that all tasks share, and the tasks: image VAE, text encoder, U-Net, video decoder."""

@@ -1,7 +1,8 @@
-"""An adversarial loss for video: a spatio-temporal patch discriminator that plays against the decoder.
+"""An adversarial loss for video: a spatio-temporal patch discriminator trained against the decoder.
 
-The recipe of VQGAN (arXiv 2012.09841, section 3.1): hinge loss, a late start, and a weight that makes the adversarial
-gradient as long as the reconstruction's at the decoder's last layer; here at its last temporal convolution.
+The recipe of VQGAN (arXiv 2012.09841, section 3.1): hinge loss, a late start, and an adaptive weight that gives
+the adversarial gradient the norm of the reconstruction's at the decoder's last layer; here its last temporal
+convolution.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import torch.nn.functional as F
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-MOST_WEIGHT = 1e4  # of the adaptive weight
+MAX_WEIGHT = 1e4  # of the adaptive weight
 
 
 @dataclass(frozen=True)
 class AdversarySettings:
-    """The discriminator and its part of the loss; our own defaults."""
+    """The discriminator and its loss; our own defaults."""
 
     weight: float = 0.0  # of the adversarial loss, times the adaptive weight; 0: none
-    start_samples: int = 0  # samples after which it joins
+    start_samples: int = 0  # samples after which the adversarial loss starts
     channels: int = 64  # of the discriminator's first layer
     layers: int = 3  # that halve the resolution
 
@@ -45,39 +46,39 @@ class PatchDiscriminator(nn.Module):
 
 
 class Adversary:
-    """The discriminator and both sides of its game."""
+    """The discriminator, with the generator's and the discriminator's loss."""
 
     def __init__(self, settings: AdversarySettings):
         self.settings = settings
         self.discriminator = PatchDiscriminator(settings.channels, settings.layers)
 
-    def play(
+    def losses(
         self, call: nn.Module, reconstruction: Tensor, output: Tensor, target: Tensor, last: nn.Parameter
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """What both sides add to the loss; one backward pass then trains both, each against the other as it is.
+        """Generator and discriminator loss, added up, so that one backward pass trains both against each other.
 
         Args:
             call: the discriminator, perhaps wrapped for several processes.
-            reconstruction: the decoder's other losses.
+            reconstruction: sum of the decoder's other losses.
             output, target: clips ``[B, 3, T, H, W]``.
-            last: the parameter at which the gradients' lengths are compared.
+            last: the parameter at which the norms of the gradients are compared.
         """
-        # The decoder's side: gradients run through the discriminator, not into it.
+        # Generator loss: gradients flow through the discriminator, not into its weights.
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        fooled = -torch.func.functional_call(self.discriminator, fixed, (output,)).mean()
-        weight = self.settings.weight * _adaptive_weight(reconstruction, fooled, last)
+        generator = -torch.func.functional_call(self.discriminator, fixed, (output,)).mean()
+        weight = self.settings.weight * _adaptive_weight(reconstruction, generator, last)
 
-        # The discriminator's side: real clips and the decoder's, which get no gradient.
+        # Discriminator loss on real and decoded clips; the latter are detached.
         real, fake = call(torch.cat((target, output.detach().to(target.dtype)))).chunk(2)
-        judged = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-        # Only the gradient of the decoder's side counts: its value may be far below zero and says nothing of the fit.
-        played = weight * (fooled - fooled.detach())
+        discriminator = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        # Only the gradient of the generator loss is kept: its value may be far below zero and says nothing of the fit.
+        gradient_only = weight * (generator - generator.detach())
         figures: dict[str, float | Tensor] = {
-            "adversarial": fooled.item(),
+            "adversarial": generator.item(),
             "adversarial_weight": float(weight),
-            "discriminator": judged.item(),
+            "discriminator": discriminator.item(),
         }
-        return played + judged, figures
+        return gradient_only + discriminator, figures
 
 
 def _adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter) -> Tensor:
@@ -87,4 +88,4 @@ def _adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Param
         (gradient,) = torch.autograd.grad(loss, last, retain_graph=True)
         mean: Tensor = reduce(gradient, "mean")  # type: ignore[assignment]
         lengths.append(mean.norm())
-    return (lengths[0] / (lengths[1] + 1e-4)).clamp(0, MOST_WEIGHT).detach()
+    return (lengths[0] / (lengths[1] + 1e-4)).clamp(0, MAX_WEIGHT).detach()

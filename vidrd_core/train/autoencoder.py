@@ -1,4 +1,4 @@
-"""Training the autoencoder: first as an image VAE on frames, later only the decoder's temporal layers on clips."""
+"""Training the autoencoder: first an image VAE on frames, then only the decoder's temporal layers on clips."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..models.autoencoder import VidRDAutoencoderKL
 from .adversarial import Adversary, AdversarySettings
 from .distributed import gathered
-from .draws import Draw
 from .flicker import flicker, psnr
+from .micro_batches import MicroBatch
 from .perceptual import MultiScaleFeatureLoss
-from .sources import ReadAhead, Source, WorldSource
-from .stage import Outcome, Stage
+from .sources import MovingShapesSource, Prefetcher, Source
+from .task import Outcome, TrainingTask
 
 SCALING_SAMPLES = 256  # frames from which the latents' standard deviation is measured
 
@@ -28,7 +28,7 @@ class AutoencoderLoss:
     """Weights of the autoencoder's losses; ours, since the paper names none."""
 
     kl: float = 1e-3  # on the mean Kullback-Leibler divergence per latent
-    contrast: float = 0.0  # more weight for pixels that stand out from their frame's mean colour
+    contrast: float = 0.0  # extra weight of pixels by their distance to the frame's mean colour
     edges: float = 0.5  # L1 of differences between neighbouring pixels, for crisp outlines
     motion: float = 0.0  # L1 of differences between neighbouring frames, against flicker
 
@@ -45,21 +45,21 @@ class AutoencoderLoss:
         return loss, {"l1": l1.item()}
 
 
-class ImageAutoencoderStage(Stage):
+class ImageAutoencoderTask(TrainingTask):
     """The image VAE: encoder and decoder on single frames."""
 
     def __init__(self, vae: VidRDAutoencoderKL, weights: AutoencoderLoss, source: Source | None = None):
         super().__init__({"vae": vae}, {"vae": _Reconstruction(vae)})
         self.vae = vae
         self.weights = weights
-        self.source = source or WorldSource(1)
+        self.source = source or MovingShapesSource(1)
 
-    def loss(self, draw: Draw) -> Outcome:
-        batch = self.source.batch(draw)
+    def loss(self, micro_batch: MicroBatch) -> Outcome:
+        batch = self.source.batch(micro_batch)
         frames = pixels_of(batch.pixels).to(self.device)
         side = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
         shape = (self.vae.config["latent_channels"], 1, frames.shape[3] // side, frames.shape[4] // side)
-        noise = draw.normal(*shape, purpose="posterior").to(self.device)
+        noise = micro_batch.normal(*shape, purpose="posterior").to(self.device)
         output, mean, logvar = self.calls["vae"](frames, noise)
         loss, figures = self.weights(output, frames)
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
@@ -71,28 +71,28 @@ class ImageAutoencoderStage(Stage):
         vae = gathered(self.vae)
         if not self.is_main:
             return
-        draw = Draw(1, 0, SCALING_SAMPLES, SCALING_SAMPLES)
-        frames = pixels_of(self.source.batch(draw).pixels).to(vae.device)
+        micro_batch = MicroBatch(1, 0, SCALING_SAMPLES, SCALING_SAMPLES)
+        frames = pixels_of(self.source.batch(micro_batch).pixels).to(vae.device)
         with torch.no_grad():
             latents = torch.cat([vae.encode(part).latent_dist.mode() for part in frames.split(32)])
         vae.register_to_config(scaling_factor=round(1.0 / latents.float().std().item(), 5))
         vae.save_pretrained(folder)
 
 
-class TemporalDecoderStage(Stage):
-    """The decoder's temporal layers on clips; the encoder and all spatial layers stay as they are.
+class TemporalDecoderTask(TrainingTask):
+    """The decoder's temporal layers on clips; the encoder and all spatial layers are frozen.
 
     Args:
         vae: with temporal layers; those of its parameters that need gradients, or else the temporal ones, are trained.
         weights: of the pixel losses.
-        num_frames: per clip of the procedural world, where there is no ``source``.
+        num_frames: per clip of the moving-shapes data set, where there is no ``source``.
         source, held_out: of clips as pixels ``[B, 3, T, H, W]``.
         perceptual: a loss on frames ``[N, 3, H, W]``, and its weight; None takes the built-in one.
-        adversary: the spatio-temporal discriminator's settings; weight 0 leaves it out.
-        latent_noise: largest standard deviation of noise on the latents, in units of the diffusion model's latents.
+        adversary: settings of the spatio-temporal discriminator; weight 0: none.
+        latent_noise: largest standard deviation of the noise added to the latents, in units of the scaled latents.
     """
 
-    opponents = frozenset({"discriminator"})
+    discriminators = frozenset({"discriminator"})
 
     def __init__(
         self,
@@ -117,38 +117,41 @@ class TemporalDecoderStage(Stage):
         super().__init__(modules, {"vae": _Decoding(vae)})
         self.vae = vae
         self.weights = weights
-        self.source: Any = WorldSource(num_frames) if source is None else ReadAhead(source)
-        self.held_out_source = held_out or (WorldSource(num_frames, "test") if source is None else None)
+        self.source: Any = MovingShapesSource(num_frames) if source is None else Prefetcher(source)
+        self.held_out_source = held_out or (MovingShapesSource(num_frames, "test") if source is None else None)
         self.perceptual = (perceptual or MultiScaleFeatureLoss()).requires_grad_(False)
         self.perceptual_weight = perceptual_weight
         self.latent_noise = latent_noise
 
-    def loss(self, draw: Draw) -> Outcome:
-        batch = self.source.batch(draw)
+    def loss(self, micro_batch: MicroBatch) -> Outcome:
+        batch = self.source.batch(micro_batch)
         clips = pixels_of(batch.pixels).to(self.device)
-        output = self.calls["vae"](self._latents(clips, draw))
+        output = self.calls["vae"](self._latents(clips, micro_batch))
 
-        # Against the true clip.
+        # Reconstruction of the original clip.
         loss, figures = self.weights(output, clips)
         if self.perceptual_weight:
             self.perceptual.to(self.device)
-            felt = self.perceptual(frames_of(output).float(), frames_of(clips).float())
-            loss = loss + self.perceptual_weight * felt
-            figures["perceptual"] = felt.item()
+            perceptual = self.perceptual(frames_of(output).float(), frames_of(clips).float())
+            loss = loss + self.perceptual_weight * perceptual
+            figures["perceptual"] = perceptual.item()
         figures["flicker"] = flicker(output.detach(), clips).item()
 
-        # Against the discriminator, which joins at the start of a step: for all processes and micro batches at once.
-        if self.adversary is not None and draw.step * draw.batch_size >= self.adversary.settings.start_samples:
-            played, more = self.adversary.play(
+        # The adversarial loss starts with a step, so for all processes and micro batches at once.
+        if (
+            self.adversary is not None
+            and micro_batch.step * micro_batch.batch_size >= self.adversary.settings.start_samples
+        ):
+            adversarial, more = self.adversary.losses(
                 self.calls["discriminator"], loss, output, clips, last_temporal_weight(self.vae)
             )
-            loss, figures = loss + played, {**figures, **more}
+            loss, figures = loss + adversarial, {**figures, **more}
         return Outcome(loss, figures, batch.items)
 
-    def held_out(self, draw: Draw) -> Outcome | None:
+    def held_out(self, micro_batch: MicroBatch) -> Outcome | None:
         if self.held_out_source is None:
             return None
-        batch = self.held_out_source.batch(draw)
+        batch = self.held_out_source.batch(micro_batch)
         clips = pixels_of(batch.pixels).to(self.device)
         latents = self.vae.encode(clips).latent_dist.mode()
         output = self.vae.decode(latents).sample
@@ -167,26 +170,26 @@ class TemporalDecoderStage(Stage):
         if self.is_main:
             vae.save_pretrained(folder)
 
-    def _latents(self, clips: Tensor, draw: Draw) -> Tensor:
+    def _latents(self, clips: Tensor, micro_batch: MicroBatch) -> Tensor:
         with torch.no_grad():
             latents = self.vae.encode(clips).latent_dist.mode()
-        # What the U-Net samples is never quite clean: the decoder learns to even out small errors over time.
-        noise = draw.normal(*latents.shape[1:], purpose="latent noise").to(latents)
-        share = torch.stack([torch.rand((), generator=g) for g in draw.generators("noise share")]).to(latents)
+        # Sampled latents keep some noise: the decoder learns to smooth small errors over time.
+        noise = micro_batch.normal(*latents.shape[1:], purpose="latent noise").to(latents)
+        share = torch.stack([torch.rand((), generator=g) for g in micro_batch.generators("noise share")]).to(latents)
         scale = self.latent_noise * share / self.vae.config["scaling_factor"]
         return latents + noise * scale[:, None, None, None, None]
 
 
 def decode_frame_by_frame(vae: VidRDAutoencoderKL, latents: Tensor) -> Tensor:
-    """What the image decoder makes of ``[B, C, T, h, w]``: every frame alone, without temporal layers."""
+    """Decode ``[B, C, T, h, w]`` as the image decoder does: each frame alone, without temporal layers."""
     frames = rearrange(latents, "b c t h w -> (b t) c 1 h w")
     return rearrange(vae.decode(frames).sample, "(b t) c 1 h w -> b c t h w", b=len(latents))
 
 
 def last_temporal_weight(vae: VidRDAutoencoderKL) -> nn.Parameter:
-    """The weight of the decoder's last temporal convolution, where the adversarial loss is weighed."""
-    stage: Any = vae.decoder.up_blocks[-1]
-    return stage.temp_convs[-1].convs[-1].weight
+    """The weight of the decoder's last temporal convolution, for the adaptive weight of the adversarial loss."""
+    block: Any = vae.decoder.up_blocks[-1]
+    return block.temp_convs[-1].convs[-1].weight
 
 
 def frames_of(clips: Tensor) -> Tensor:
@@ -201,7 +204,9 @@ def pixels_of(pixels: Tensor | None) -> Tensor:
         ValueError: the data set holds latents.
     """
     if pixels is None:
-        raise ValueError("the data set holds latents, an autoencoder trains on pixels: give the data set before that")
+        raise ValueError(
+            "the data set holds latents, an autoencoder trains on pixels: name the data set that prepare_data.py wrote"
+        )
     return pixels
 
 

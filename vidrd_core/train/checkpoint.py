@@ -1,6 +1,6 @@
-"""Trainer state on disk: safetensors and JSON, replaced as a whole so that one good checkpoint always exists.
+"""Trainer state on disk: safetensors and JSON, replaced atomically so that one complete checkpoint always exists.
 
-The weights are stored whole, whatever number of processes shared them, so that a run may go on with another number.
+Weights are stored unsharded, so that a run may continue with another number of processes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .distributed import shared_like, whole
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a fresh folder and put it in the place of ``folder``; what was there stays until then.
+    """Let ``write`` fill a new folder, then replace ``folder`` with it.
 
     Killed at any moment, ``folder`` or, between two renames, ``folder`` + ".old" is complete: see :func:`recover`.
 
     Raises:
-        OSError: the fresh folder cannot be written; the old one is as it was.
+        OSError: the new folder cannot be written; the old one is unchanged.
     """
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     recover(folder)
@@ -64,9 +64,9 @@ def save_checkpoint(
     is_main: bool = True,
     write_more: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write weights, their average, the optimiser's state and ``state``; ``folder`` changes all at once.
+    """Write weights, EMA weights, the optimiser's state and ``state``, atomically.
 
-    Every process calls it, since the weights may be in pieces; the main one writes.
+    Every process must call it, since the weights may be sharded; the main one writes.
 
     Raises:
         OSError: the disk is full or not writable; the last checkpoint is kept.
@@ -104,7 +104,7 @@ def stored_step(folder: Path) -> int | None:
 def load_checkpoint(
     folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: EMAModel
 ) -> dict[str, Any]:
-    """Restore what :func:`save_checkpoint` wrote and return its ``state``; empty where there is no checkpoint.
+    """Restore what :func:`save_checkpoint` wrote; returns its ``state``, empty where there is no checkpoint.
 
     Raises:
         ValueError: the checkpoint is of other parameters.
@@ -133,7 +133,7 @@ def load_checkpoint(
 
 @contextmanager
 def averaged(parameters: Mapping[str, nn.Parameter], ema: EMAModel) -> Iterator[None]:
-    """The averaged weights in place of the current ones."""
+    """The EMA weights in place of the current ones."""
     kept = [p.detach().clone() for p in parameters.values()]
     with torch.no_grad():
         for parameter, shadow in zip(parameters.values(), ema.shadow_params, strict=True):
@@ -151,7 +151,7 @@ def _stored(tensor: Tensor) -> Tensor:
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of each tensor that others are too: 8-bit optimisers share their tables, safetensors takes no such."""
+    """Copies of tensors that share memory: 8-bit optimisers share their tables, which safetensors refuses."""
     seen: set[int] = set()
     alone = {}
     for name, tensor in tensors.items():
@@ -161,14 +161,14 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _restored(value: Tensor, parameter: nn.Parameter) -> Any:
-    """A piece of optimiser state: counters stay on the CPU, as numbers where they were numbers."""
+    """An entry of optimiser state: counters stay on the CPU, as numbers where they were numbers."""
     if value.ndim == 0:
         return value if value.is_floating_point() else int(value)
     return shared_like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 
 def _flush(folder: Path) -> None:
-    """Make sure that a power cut after the renames finds the files' contents on the disk."""
+    """fsync all files, so that their contents survive a power cut after the renames."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb+") as handle:

@@ -1,7 +1,6 @@
-"""One process or many: the accelerate set-up, and tensors that several processes hold in pieces.
+"""One process or several: the set-up of accelerate, and sharded tensors.
 
-Which processes there are, and how they share the model (DDP, FSDP, DeepSpeed), is accelerate's configuration; the
-loop only asks here.
+The number of processes and the kind of parallelism (DDP, FSDP, DeepSpeed) are accelerate's configuration.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def make_accelerator(settings: TrainSettings, may_skip_parameters: bool) -> Accelerator:
-    """The accelerate object of a run, on the devices and processes that its launcher arranged.
+    """The ``Accelerator`` of a run, on the devices and processes of its launcher.
 
     Raises:
-        ValueError: the batch cannot be shared out, or the precision or the kind of sharding is not supported.
+        ValueError: the batch cannot be divided evenly, or the precision or kind of sharding is not supported.
     """
     AcceleratorState._reset_state()  # of an earlier run in this process, perhaps of another precision
     precision = "no" if settings.precision == "fp32" else settings.precision
@@ -41,13 +40,11 @@ def make_accelerator(settings: TrainSettings, may_skip_parameters: bool) -> Acce
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if settings.optimizer == "muon" and sharded:
         kind = accelerator.distributed_type.value
-        raise ValueError(f"optimizer is 'muon', which needs whole matrices; {kind} shares them out in pieces: use DDP")
+        raise ValueError(f"optimizer is 'muon', which needs whole matrices; {kind} shards them: use DDP")
     deepspeed: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     if is_deepspeed(accelerator):
         if deepspeed.zero_stage > 2:
-            raise ValueError(
-                f"zero_stage is {deepspeed.zero_stage}; expected 0 to 2: use FSDP to share the weights out"
-            )
+            raise ValueError(f"zero_stage is {deepspeed.zero_stage}; expected 0 to 2: use FSDP to shard the weights")
         deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = settings.micro_batches(
             accelerator.num_processes
         )[0]
@@ -66,25 +63,25 @@ def prepare(
     """Wrap the modules with trained parameters, and the optimiser.
 
     Raises:
-        ValueError: FSDP or DeepSpeed was asked for and several modules are trained.
+        ValueError: several modules are trained under FSDP or DeepSpeed.
     """
     trained = {name: call for name, call in calls.items() if any(p.requires_grad for p in call.parameters())}
     if len(trained) > 1 and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
-            f"{accelerator.distributed_type.value} shares out one model, this stage trains {sorted(trained)}: use DDP"
+            f"{accelerator.distributed_type.value} shards one model, this task trains {sorted(trained)}: use DDP"
         )
     *wrapped, optimizer = accelerator.prepare(*trained.values(), optimizer)
     return dict(zip(trained, wrapped, strict=True)), optimizer
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of one that the processes hold in pieces; every process must call it."""
+    """The full tensor of a sharded one; every process must call it."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
 def shared_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """``tensor`` on the device, and in the pieces, of ``model``."""
+    """``tensor`` on the device of ``model``, and sharded like it."""
     mesh = getattr(model, "device_mesh", None)
     if mesh is None:
         return tensor.to(model.device)
@@ -94,7 +91,7 @@ def shared_like(tensor: Tensor, model: Tensor) -> Tensor:
 
 
 def gathered(module: Module) -> Module:
-    """A diffusers model with whole weights: itself, or where it is in pieces a copy; every process must call it."""
+    """A diffusers model with full weights: itself, or a copy where it is sharded; every process must call it."""
     if not any(hasattr(p, "full_tensor") for p in module.parameters()):
         return module
     state = {name: whole(value).cpu() for name, value in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""How much a video flickers, and how close it is to the true one."""
+"""Flicker and PSNR of decoded clips against the original ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters learn."""
+"""Which parameters are trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAPER_POLICY = ("*temp_convs*", "*temp_norm*", "*temp_attn*", "*attn1*", "*attn2
 
 
 def freeze(model: nn.Module, trained: Sequence[str]) -> None:
-    """Let only parameters whose name matches one of the ``trained`` patterns (``*`` matches anything) learn.
+    """Freeze all parameters but those that match one of the ``trained`` patterns (``*`` matches anything).
 
     Raises:
         ValueError: a pattern matches no parameter.

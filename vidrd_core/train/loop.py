@@ -1,7 +1,7 @@
-"""The training loop that every stage shares: schedule, accumulation, clipping, EMA, statistics, checkpoints, resuming.
+"""The training loop that all tasks share: schedule, accumulation, clipping, EMA, statistics, checkpoints, resuming.
 
-Progress is counted in samples. Everything random comes from (seed, step, sample number), see ``draws``, so that a run
-that is killed and started again with the same command continues exactly as if it had never stopped.
+Progress is counted in samples. All randomness comes from (seed, step, sample number), see :mod:`.micro_batches`: a run
+that is killed and started again with the same command is bit-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .distributed import is_deepspeed, make_accelerator, prepare
-from .draws import Draw
-from .failures import LossWatch, memory_advice, stop
+from .errors import LossWatch, memory_advice, unusable_loss
+from .micro_batches import MicroBatch
 from .optimizers import make_optimizer
 from .settings import TrainSettings
-from .stage import Stage
 from .statistics import Means, Statistics
+from .task import TrainingTask
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def count_parameters(modules: Mapping[str, nn.Module]) -> str:
     return "; ".join(lines)
 
 
-def train(stage: Stage, settings: TrainSettings) -> None:
-    """Train ``stage`` until ``settings.samples`` are reached, resuming from the run folder where there is a checkpoint.
+def train(task: TrainingTask, settings: TrainSettings) -> None:
+    """Train ``task`` until ``settings.samples`` are reached; resumes where the run folder holds a checkpoint.
 
     Raises:
         FloatingPointError: the loss is no longer finite, or explodes; the last checkpoint is kept.
@@ -55,7 +55,7 @@ def train(stage: Stage, settings: TrainSettings) -> None:
         OSError: a checkpoint cannot be written; the one before is kept.
         ValueError: settings that do not fit, or a run folder of another model.
     """
-    trainer = Trainer(stage, settings)
+    trainer = Trainer(task, settings)
     bar = tqdm(
         total=settings.steps * settings.batch_size,
         initial=trainer.step * settings.batch_size,
@@ -65,7 +65,7 @@ def train(stage: Stage, settings: TrainSettings) -> None:
         disable=not trainer.accelerator.is_main_process,
     )
     while trainer.step < settings.steps:
-        with memory_advice(settings, trainer.draw.micro_batch):
+        with memory_advice(settings, trainer.micro_batch.size):
             trainer.take_step()
         samples, last = trainer.step * settings.batch_size, trainer.step == settings.steps
         bar.update(settings.batch_size)
@@ -74,47 +74,47 @@ def train(stage: Stage, settings: TrainSettings) -> None:
         if last or settings.crosses(samples, settings.save_samples):
             trainer.save()
         if settings.crosses(samples, settings.validate_samples):
-            with memory_advice(settings, trainer.draw.micro_batch, previewing=True):
+            with memory_advice(settings, trainer.micro_batch.size, previewing=True):
                 trainer.validate()
     bar.close()
     trainer.close()
 
 
 class Trainer:
-    """A stage in training, from its first step or from the run folder's checkpoint."""
+    """Trains a task, from the first step or from the run folder's checkpoint."""
 
-    def __init__(self, stage: Stage, settings: TrainSettings):
-        self.stage = stage
+    def __init__(self, task: TrainingTask, settings: TrainSettings):
+        self.task = task
         self.settings = settings
-        self.accelerator = make_accelerator(settings, stage.may_skip_parameters)
+        self.accelerator = make_accelerator(settings, task.may_skip_parameters)
         main = self.accelerator.is_main_process
         if main:
             settings.run.mkdir(parents=True, exist_ok=True)
             for name in ("checkpoint", "model"):
                 checkpoint.recover(settings.run / name)
-            logger.info("%s", count_parameters(stage.modules))
+            logger.info("%s", count_parameters(task.modules))
         self.accelerator.wait_for_everyone()
 
         # Models and optimiser, on their devices.
-        for module in stage.modules.values():
+        for module in task.modules.values():
             if settings.gradient_checkpointing and any(p.requires_grad for p in module.parameters()):
                 getattr(module, "enable_gradient_checkpointing", lambda: None)()
         calls, optimizer = prepare(
-            self.accelerator, stage.calls, make_optimizer(trained_parameters(stage.modules), settings)
+            self.accelerator, task.calls, make_optimizer(trained_parameters(task.modules), settings)
         )
-        stage.place(calls, self.accelerator.device, main)
-        stage.set_training(True)
+        task.place(calls, self.accelerator.device, main)
+        task.set_training(True)
         self.optimizer = optimizer
-        self.parameters = trained_parameters(stage.modules)
+        self.parameters = trained_parameters(task.modules)
         averages: Any = [p.detach().float() for p in self.parameters.values()]
         self.ema = EMAModel(averages, decay=settings.ema_decay, use_ema_warmup=False)
 
-        # Where the run stands.
+        # Position in the run.
         self.watch = LossWatch(settings)
         state = self._resume()
         self.step = state.get("step", 0)
         micro, _ = settings.micro_batches(self.accelerator.num_processes)
-        self.draw = Draw(
+        self.micro_batch = MicroBatch(
             settings.seed,
             self.step,
             settings.batch_size,
@@ -125,35 +125,35 @@ class Trainer:
         self.statistics = Statistics(
             settings.run, self.step * settings.batch_size, self._gather, main, settings.tensorboard
         )
-        if main:  # what was counted since the last line belongs to the next
+        if main:  # metrics since the last line of statistics belong to the next line
             self.statistics.means.sums = {name: (t, n) for name, (t, n) in state.get("means", {}).items()}
 
     def take_step(self) -> None:
         """One step of the optimiser, over all processes and micro batches."""
-        stage, accelerator = self.stage, self.accelerator
-        self.draw = replace(self.draw, step=self.step)
+        task, accelerator = self.task, self.accelerator
+        self.micro_batch = replace(self.micro_batch, step=self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(self.step * self.settings.batch_size)
 
         # Gradients.
         loss = torch.zeros((), device=accelerator.device)
         items: list[str] = []
-        for draw in self.draw.of_step():
-            draw.seed_dropout()
+        for micro_batch in self.micro_batch.of_step():
+            micro_batch.seed_dropout()
             with accelerator.accumulate(*self._wrapped()):
                 with accelerator.autocast():
-                    outcome = stage.loss(draw)
-                loss += outcome.loss.detach() / draw.parts
+                    outcome = task.loss(micro_batch)
+                loss += outcome.loss.detach() / micro_batch.parts
                 items += outcome.items
                 self.statistics.add(outcome.figures)
                 accelerator.backward(outcome.loss)
 
-        # The weights change only where all is well.
+        # The weights change only where loss and gradients are usable.
         total = float(accelerator.reduce(loss, "mean"))  # type: ignore[arg-type]
         norm = self._clip()
         problem = self.watch.problem(total, norm, self._overflows(norm))
         if problem:
-            raise stop(problem, self.step, self._gather(items), self.settings)
+            raise unusable_loss(problem, self.step, self._gather(items), self.settings)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.parameters.values())
@@ -167,12 +167,12 @@ class Trainer:
         return self.statistics.write(samples, rate=self.settings.rate(samples))
 
     def save(self) -> None:
-        """The model with its averaged weights, then a checkpoint: one of the last step means that all is written."""
+        """Write the model with its EMA weights, then the checkpoint, which implies that the model is complete."""
         with checkpoint.averaged(self.parameters, self.ema):
             if self.accelerator.is_main_process:
-                checkpoint.replace_folder(self.settings.run / "model", self.stage.export)
+                checkpoint.replace_folder(self.settings.run / "model", self.task.export)
             else:
-                self.stage.export(self.settings.run / "model")
+                self.task.export(self.settings.run / "model")
         state: dict[str, Any] = {
             "step": self.step,
             "batch_size": self.settings.batch_size,
@@ -183,30 +183,30 @@ class Trainer:
         }
         folder = self.settings.run / "checkpoint"
         main = self.accelerator.is_main_process
-        if is_deepspeed(self.accelerator):  # the engine holds the optimiser's state, a piece on each process
+        if is_deepspeed(self.accelerator):  # its engine holds the optimiser's state, sharded over the processes
             self._engine().save_checkpoint(str(self.settings.run / "deepspeed"), tag=f"step-{self.step}")
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         checkpoint.save_checkpoint(folder, self.parameters, optimizer, self.ema, state, main)
         self.accelerator.wait_for_everyone()
 
     def validate(self) -> None:
-        """The held-out loss and a preview, with the averaged weights."""
+        """The held-out loss and a preview, with the EMA weights."""
         samples = self.step * self.settings.batch_size
         with checkpoint.averaged(self.parameters, self.ema), torch.no_grad():
-            self.stage.set_training(False)
+            self.task.set_training(False)
             means = Means()
-            draw = replace(self.draw, seed=0, step=0)
+            micro_batch = replace(self.micro_batch, seed=0, step=0)
             for _ in range(HELD_OUT_BATCHES):
                 with self.accelerator.autocast():
-                    outcome = self.stage.held_out(draw)
+                    outcome = self.task.held_out(micro_batch)
                 if outcome is not None:
                     means.add({"loss": float(outcome.loss), **outcome.figures})
-                draw = draw.following()
+                micro_batch = micro_batch.following()
             found = means.over(self._gather)
             if found:
                 self.statistics.note({"samples": samples, **{f"held_out/{n}": value for n, value in found.items()}})
-            self.stage.preview(self.settings.run / "previews" / f"{samples:09d}")
-            self.stage.set_training(True)
+            self.task.preview(self.settings.run / "previews" / f"{samples:09d}")
+            self.task.set_training(True)
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
@@ -216,19 +216,21 @@ class Trainer:
     # -- parts of the above --------------------------------------------------------------------------------------------
 
     def _wrapped(self) -> list[nn.Module]:
-        return [call for call in self.stage.calls.values() if any(p.requires_grad for p in call.parameters())]
+        return [call for call in self.task.calls.values() if any(p.requires_grad for p in call.parameters())]
 
     def _clip(self) -> float:
-        """Clip the gradients, those of opponents apart, and return their norm before that."""
+        """Clip the gradients, those of discriminators separately; returns the norm of the others before clipping."""
         norm = 0.0
-        for playing in (True, False):
-            group = [p for n, p in self.parameters.items() if (n.split(".")[0] not in self.stage.opponents) == playing]
+        for of_model in (True, False):
+            group = [
+                p for n, p in self.parameters.items() if (n.split(".")[0] not in self.task.discriminators) == of_model
+            ]
             if group:
-                # accelerate's takes fp16's scale off all gradients, once; a model with opponents is never in pieces
-                clip: Any = self.accelerator.clip_grad_norm_ if playing else nn.utils.clip_grad_norm_
+                # accelerate's also unscales all fp16 gradients, once; a task with discriminators is never sharded
+                clip: Any = self.accelerator.clip_grad_norm_ if of_model else nn.utils.clip_grad_norm_
                 found: Any = clip(group, self.settings.clip_norm)
                 found = 0.0 if found is None else float(getattr(found, "full_tensor", lambda f=found: f)())
-                norm = found if playing or not torch.isfinite(torch.tensor(found)) else norm
+                norm = found if of_model or not torch.isfinite(torch.tensor(found)) else norm
         return norm
 
     def _overflows(self, norm: float) -> bool:
@@ -246,14 +248,14 @@ class Trainer:
         folder = self.settings.run / "checkpoint"
         steps = self._gather([checkpoint.stored_step(folder)])
         if len(set(steps)) > 1:
-            raise ValueError(f"processes find different steps in {folder}, {steps}: put 'run' on a disk that all share")
+            raise ValueError(f"processes find different steps in {folder}, {steps}: put 'run' on a shared disk")
         state = checkpoint.load_checkpoint(folder, self.parameters, optimizer, self.ema)
         if not state:
             return {}
         before = state.get("batch_size", self.settings.batch_size)
         if before != self.settings.batch_size:
             raise ValueError(
-                f"{folder} is of a run with batch_size {before}, this is {self.settings.batch_size}: go on with "
+                f"{folder} is of a run with batch_size {before}, this is {self.settings.batch_size}: continue with "
                 f"{before} (micro_batch and the number of processes may change), or use another run"
             )
         self.watch.mean, self.watch.count = state.get("loss_mean", 0.0), state.get("loss_count", 0)

@@ -1,4 +1,4 @@
-"""LoRA of the U-Net through PEFT, written so that ComfyUI's LoRA loader and diffusers take it as it is."""
+"""LoRA of the U-Net through PEFT, saved in the layout that ComfyUI's LoRA loader and diffusers read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank changes of layers in place of training their weights."""
+    """Low-rank adapters that are trained in place of the weights."""
 
     rank: int = 0  # 0: no LoRA
     alpha: float | None = None  # changes count alpha / rank; None: the rank
@@ -31,7 +31,7 @@ class LoraSettings:
 
 
 def add_lora(unet: VidRDUNet, settings: LoraSettings) -> None:
-    """Freeze the U-Net and give the layers that match low-rank changes, which are trained.
+    """Freeze the U-Net and add trainable low-rank adapters to the layers that match.
 
     Raises:
         ValueError: no layer matches.
@@ -61,8 +61,8 @@ def add_lora(unet: VidRDUNet, settings: LoraSettings) -> None:
 def save_lora(unet: VidRDUNet, path: Path, is_main: bool = True, prediction: str | None = None) -> None:
     """Write the LoRA as ``unet.<layer>.lora_A.weight`` and ``lora_B``, to be used at strength 1; a collective call.
 
-    The scale alpha / rank is multiplied into B, so that a loader needs to know nothing else. The metadata name the rank
-    and, where it is given, the prediction type of the model that the LoRA is for.
+    The scale alpha / rank is multiplied into B, so that a loader needs no alpha. The metadata hold the rank and,
+    where it is given, the prediction type of the model that the LoRA is for.
     """
     from peft.utils import get_peft_model_state_dict
 

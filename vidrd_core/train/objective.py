@@ -1,4 +1,4 @@
-"""What the U-Net is to predict from what noise, and how much each noise level counts."""
+"""The U-Net's training objective: noise, diffusion times, prediction target, and the weight of each noise level."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..reuse.noise import initial_noise, progressive_noise
 from ..reuse.settings import ReuseSettings
-from .draws import Draw
+from .micro_batches import MicroBatch
 
 PREDICTIONS = ("epsilon", "v_prediction")
 NOISE_LEVELS = 10  # bins of the loss by noise level, in the statistics
@@ -20,29 +20,30 @@ NOISE_LEVELS = 10  # bins of the loss by noise level, in the statistics
 
 @dataclass(frozen=True)
 class UNetObjective:
-    """What the U-Net learns from. The paper names no values; these are ours."""
+    """Settings of the U-Net's objective. The paper names no values; these are ours."""
 
     num_frames: int = 8  # frames per video clip of stored latents
     image_share: float = 0.0  # share of steps that are single frames
     images_per_clip: int = 8  # single frames in place of one clip, to keep the cost of a step even
     caption_dropout: float = 0.1  # share of captions that a null caption replaces, for classifier-free guidance
-    null_captions: tuple[str, ...] = ("",)  # which; of several each as often. What guidance steers away from by default
-    # What is drawn and how it moves is decided in the noisy steps, where the plain epsilon loss (1) is faint. The loss
-    # of v-prediction weighs a step by 1 + 1 / SNR; this is the most that a step may weigh.
+    null_captions: tuple[str, ...] = ("",)  # one of these, with equal probability
+    # Content and motion are decided at high noise, where the plain epsilon loss (weight 1) has small gradients. The
+    # loss of v-prediction weighs a step by 1 + 1 / SNR; this is an upper bound of that weight.
     max_weight: float = 1.0
-    # Diffusion times are drawn evenly, but for this share of logit-normal ones (arXiv 2403.03206, section 3.1):
+    # Diffusion times are sampled uniformly, but for this share of logit-normal ones (arXiv 2403.03206, section 3.1):
     # sigmoid(mean + std * normal) of the longest time.
     focus_share: float = 0.0
     focus_mean: float = 0.0
     focus_std: float = 1.0
-    # Share of clips of which one frame is shown with only ``anchor_level`` of its diffusion time, in the manner of
-    # Diffusion Forcing (arXiv 2407.01392). From there, captions and frame order decide where the others are: what moves
-    # which way is learned in far fewer samples than from clips that are equally noisy throughout.
-    anchor_share: float = 0.0
-    anchor_level: float = 0.2
+    # Share of clips of which one frame is less noisy than the others: its diffusion time is the clip's times
+    # ``cleaner_frame_level``. Per-frame noise levels are the idea of Diffusion Forcing (arXiv 2407.01392). Given that
+    # frame, caption and frame order decide what the others show, so the direction of motion is learned from far fewer
+    # samples than from clips of one noise level.
+    cleaner_frame_share: float = 0.0
+    cleaner_frame_level: float = 0.2
     min_snr: float = 0.0  # gamma of min-SNR weighting (arXiv 2303.09556), 5 in its paper; 0: off
     prediction: str | None = None  # "epsilon" or "v_prediction"; None: the starting model's, from scratch epsilon
-    offset_noise: float = 0.0  # standard deviation of noise that is the same in all of a clip's channel; 0: off
+    offset_noise: float = 0.0  # standard deviation of noise that is constant over a clip's channel; 0: off
     progressive_alpha: float = 0.0  # progressive noise prior within a clip (arXiv 2305.10474); 0: independent frames
     continuation_share: float = 0.0  # share of clips whose noise is made by FNR and PNS from a predecessor's
     continuation: ReuseSettings = field(default_factory=ReuseSettings)
@@ -53,8 +54,8 @@ class UNetObjective:
             "image_share",
             "caption_dropout",
             "focus_share",
-            "anchor_share",
-            "anchor_level",
+            "cleaner_frame_share",
+            "cleaner_frame_level",
             "continuation_share",
         ):
             if not 0 <= getattr(self, name) <= 1:
@@ -84,23 +85,23 @@ def make_scheduler(prediction: str = "epsilon") -> DDIMScheduler:
     )
 
 
-def draw_noise(objective: UNetObjective, draw: Draw, shape: torch.Size) -> Tensor:
+def draw_noise(objective: UNetObjective, micro_batch: MicroBatch, shape: torch.Size) -> Tensor:
     """The noise of a batch ``[B, C, T, h, w]``, float32 on the CPU, of unit variance but for ``offset_noise``.
 
-    A continuation's noise is what :func:`vidrd_core.reuse.noise.initial_noise` makes of a predecessor's, itself a first
-    clip's: without a progressive prior that is independent noise again, with one the frames' dependence runs back over
-    the overlap as it does when clips are chained.
+    A continuation's noise is made by :func:`vidrd_core.reuse.noise.initial_noise` from a predecessor's, itself a first
+    clip's: without a progressive prior that is independent noise again; with one, the correlation of the frames is
+    reversed over the overlap, as when clips are chained.
     """
-    each = (shape[0] // draw.micro_batch, *shape[1:])  # several images may stand in a sample's place
+    each = (shape[0] // micro_batch.size, *shape[1:])  # a sample may be several single images
 
     def normal(purpose: str, *size: int) -> Tensor:
-        return rearrange(draw.normal(*(size or each), purpose=purpose), "micro n ... -> (micro n) ...")
+        return rearrange(micro_batch.normal(*(size or each), purpose=purpose), "micro n ... -> (micro n) ...")
 
     noise = progressive_noise(normal("noise"), objective.progressive_alpha)
     if objective.continuation_share and shape[2] > 1:
         settings = objective.continuation
         settings.check(shape[2])
-        chosen = torch.stack([torch.rand((), generator=g) for g in draw.generators("continuation")])
+        chosen = torch.stack([torch.rand((), generator=g) for g in micro_batch.generators("continuation")])
         follows = repeat(chosen < objective.continuation_share, "micro -> (micro n)", n=each[0])
         continued = initial_noise(noise, normal("fresh noise"), settings)
         noise = torch.where(follows[:, None, None, None, None], continued, noise)
@@ -109,9 +110,9 @@ def draw_noise(objective: UNetObjective, draw: Draw, shape: torch.Size) -> Tenso
     return noise
 
 
-def draw_times(objective: UNetObjective, draw: Draw, count: int, num_train_timesteps: int) -> Tensor:
+def draw_times(objective: UNetObjective, micro_batch: MicroBatch, count: int, num_train_timesteps: int) -> Tensor:
     """Diffusion times of ``count`` clips, ``[count]``."""
-    each, generators = count // draw.micro_batch, draw.generators("time")
+    each, generators = count // micro_batch.size, micro_batch.generators("time")
     times = torch.cat([torch.randint(num_train_timesteps, (each,), generator=g) for g in generators])
     if not objective.focus_share:
         return times
@@ -122,36 +123,41 @@ def draw_times(objective: UNetObjective, draw: Draw, count: int, num_train_times
     return torch.where(focused, near, times)
 
 
-def show_anchors(
-    objective: UNetObjective, draw: Draw, scheduler: Any, noisy: Tensor, latents: Tensor, noise: Tensor, times: Tensor
+def add_cleaner_frames(
+    objective: UNetObjective,
+    micro_batch: MicroBatch,
+    scheduler: Any,
+    noisy: Tensor,
+    latents: Tensor,
+    noise: Tensor,
+    times: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Noisy clips ``[B, C, T, h, w]`` some of which show one frame with less noise, and which frames count.
+    """Noisy clips ``[B, C, T, h, w]``, some with one frame less noisy than the others, and the mask of the loss.
 
-    Frames that are shown do not count: they do not hold the noise that the clip's diffusion time says. What counts is
-    1, the rest 0, ``[B, T]``.
+    The mask ``[B, T]`` is 1 for frames that count in the loss and 0 for cleaner frames, whose noise is not that of the
+    clip's diffusion time.
     """
     counted = torch.ones(noisy.shape[0], noisy.shape[2], device=noisy.device)
-    if not objective.anchor_share or noisy.shape[2] == 1:
+    if not objective.cleaner_frame_share or noisy.shape[2] == 1:
         return noisy, counted
-    each = noisy.shape[0] // draw.micro_batch
-    drawn = torch.cat([torch.rand(each, 2, generator=g) for g in draw.generators("anchor")])
-    clips = torch.nonzero(drawn[:, 0] < objective.anchor_share).flatten().to(noisy.device)
+    each = noisy.shape[0] // micro_batch.size
+    drawn = torch.cat([torch.rand(each, 2, generator=g) for g in micro_batch.generators("anchor")])
+    clips = torch.nonzero(drawn[:, 0] < objective.cleaner_frame_share).flatten().to(noisy.device)
     frames = (drawn[:, 1] * noisy.shape[2]).long().to(noisy.device)[clips]
-    shown = (times[clips] * objective.anchor_level).long()
-    anchors = scheduler.add_noise(latents[clips, :, frames], noise[clips, :, frames], shown)
+    cleaner_times = (times[clips] * objective.cleaner_frame_level).long()
     noisy = noisy.clone()
-    noisy[clips, :, frames] = anchors
+    noisy[clips, :, frames] = scheduler.add_noise(latents[clips, :, frames], noise[clips, :, frames], cleaner_times)
     counted[clips, frames] = 0
     return noisy, counted
 
 
 def target_of(objective: UNetObjective, scheduler: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-    """What the U-Net is to predict, ``[B, C, T, h, w]``."""
+    """The target of the prediction, ``[B, C, T, h, w]``."""
     return scheduler.get_velocity(latents, noise, times) if objective.prediction == "v_prediction" else noise
 
 
 def weights_of(objective: UNetObjective, alphas_cumprod: Tensor) -> Tensor:
-    """How much the squared error at these noise levels counts, ``[B]``."""
+    """Weight of the squared error at these noise levels, ``[B]``."""
     if objective.min_snr:
         snr = alphas_cumprod / (1 - alphas_cumprod)
         bounded = snr.clamp(max=objective.min_snr)

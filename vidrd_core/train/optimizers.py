@@ -12,7 +12,7 @@ from torch import nn
 from .settings import TrainSettings
 
 SMALLEST_MATRIX = (
-    16  # rows and columns; what is narrower, such as the first and the last convolution, is no hidden layer
+    16  # rows and columns; narrower ones, such as the first and the last convolution, are no hidden layers
 )
 
 
@@ -38,7 +38,7 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainSettin
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon takes a parameter: matrices and kernels of hidden layers; no embeddings, ends, norms and biases."""
+    """Whether Muon trains a parameter: weights of hidden layers; no embeddings, first or last layers, norms, biases."""
     if parameter.ndim < 2 or "embedding" in name.rsplit(".", 2)[-2]:
         return False
     return min(parameter.shape[0], parameter.numel() // parameter.shape[0]) >= SMALLEST_MATRIX
@@ -47,7 +47,7 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
 class MuonAdamW(torch.optim.AdamW):
     """Muon (PyTorch's own; Jordan 2024) for hidden matrices and kernels, AdamW for everything else, at one rate.
 
-    Muon's step is orthogonal: every direction of a weight matrix moves alike, also those whose gradient is faint. A
+    Muon orthogonalises the update: all directions of a weight matrix get equal steps, also those of small gradients. A
     kernel ``[O, I, ...]`` is the matrix ``[O, I * ...]``. Steps are scaled to AdamW's size (arXiv 2502.16982, section
     2.2), so that AdamW's learning rates and weight decay suit. The state is one momentum per parameter, half of
     AdamW's.
@@ -77,9 +77,9 @@ class MuonAdamW(torch.optim.AdamW):
         for group in groups:
             if group["hidden"]:
                 for parameter, flat in zip(group["params"], self._flat, strict=True):
-                    flat.data = parameter.data.flatten(1)  # a view, anew: the parameter may have moved to a device
+                    flat.data = parameter.data.flatten(1)  # a new view: the parameter may have moved to a device
                     flat.grad = None if parameter.grad is None else parameter.grad.flatten(1)
-                    self._muon.state[flat] = self.state[parameter]  # one dictionary, that of checkpoints
+                    self._muon.state[flat] = self.state[parameter]  # shared with the state that checkpoints store
                 self._muon.param_groups[0]["lr"] = group["lr"]
                 self._muon.step()
                 self._muon.zero_grad()

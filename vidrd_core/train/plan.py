@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data.shards import SampleInfo
-from .draws import derived_generator
+from .micro_batches import derived_generator
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ def assign(
     frames: Sequence[int],
     images_as_video: bool,
 ) -> dict[Shape, list[int]]:
-    """Put samples into buckets by frame count and aspect ratio; those that fit none are left out and logged.
+    """Put samples into buckets by frame count and aspect ratio; those that fit none are skipped and logged.
 
     Args:
-        sizes: (height, width) in pixels to choose from, by the nearest aspect ratio, and of several alike the largest
-            that the sample fills; stored latents keep their own.
+        sizes: (height, width) in pixels to choose from, by the nearest aspect ratio, and of several equally near the
+            largest that the sample fills; stored latents keep their own size.
         frames: clip lengths to choose from; a video takes the longest that it fills.
         images_as_video: images become videos, of the longest length; else they are single frames.
     """
@@ -54,7 +54,7 @@ def assign(
             size = _nearest(sample, sizes)
         buckets.setdefault(Shape(count, *size), []).append(index)
     if short:
-        logger.info("%d of %d samples are shorter than %d frames and are left out", short, len(samples), min(frames))
+        logger.info("%d of %d samples are shorter than %d frames and are skipped", short, len(samples), min(frames))
     return buckets
 
 

@@ -1,4 +1,4 @@
-"""Videos that a run makes of the same prompts and seeds every now and then, chained clips included."""
+"""Validation videos, of the same prompts and seeds at every interval, chained clips included."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_previews(
     progressive_alpha: float = 0.0,
     texts: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """One MP4 file for each prompt; every process samples, since the model may be in pieces, the main one writes.
+    """One MP4 file for each prompt; every process samples, since the model may be sharded; the main one writes.
 
     ``progressive_alpha`` is that of the noise prior that the model is trained with. ``texts`` holds the states
     ``[1, M, D]`` of every prompt and of the default negative prompt where the pipeline has no text encoder.

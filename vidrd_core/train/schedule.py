@@ -1,4 +1,4 @@
-"""A run's noise schedule and prediction type: the starting model's, unless the configuration says otherwise."""
+"""Noise schedule and prediction type of a run: the starting model's, unless the configuration overrides them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .objective import PREDICTIONS
 
 logger = logging.getLogger(__name__)
 
-# What of a diffusers scheduler a model was trained with, and what says how it is best sampled.
+# Settings of a diffusers scheduler that a model is trained with, and those that only concern sampling.
 SCHEDULE = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
     "prediction_type",
@@ -38,8 +38,8 @@ def start_scheduler(
         for_lora: a LoRA is to be trained, which is used with the model as it is.
 
     Raises:
-        ValueError: ``scheduler`` has none, a LoRA would be trained otherwise than its model, or nothing can be trained
-            with the schedule.
+        ValueError: ``scheduler`` has none, a LoRA would be trained otherwise than its model, or the schedule
+            cannot be trained with.
     """
     given = None if scheduler is None else stored_schedule(scheduler)
     if scheduler is not None and given is None:
@@ -54,16 +54,16 @@ def start_scheduler(
         )  # fmt: skip
     made = _ddim({**(chosen or {}), **({} if prediction is None else {"prediction_type": prediction})})
     if own is not None:
-        _tell_changes(model, _ddim(own), made, for_lora)
+        _warn_of_changes(model, _ddim(own), made, for_lora)
     _check(made)
     logger.info("noise schedule: %s", {k: made.config[k] for k in SCHEDULE if made.config[k] is not None})
     return made
 
 
 def stored_schedule(place: Path) -> dict[str, Any] | None:
-    """What a model, or a scheduler folder, says of the noise schedule, by diffusers' names; None where it says nothing.
+    """The noise schedule that a model or scheduler folder states, by diffusers' names; None where it states none.
 
-    A folder of one component takes it from the model folder around it; the released file was trained as the release.
+    A component's folder takes it from the model folder around it; the released file has the release's schedule.
     """
     around = [place.parent] if (place / "config.json").is_file() else []
     for folder in [place, place / "scheduler", *(a / "scheduler" for a in around)]:
@@ -84,7 +84,7 @@ def _ddim(schedule: dict[str, Any]) -> Any:
     return DDIMScheduler(**{**RELEASED_SCHEDULER, **schedule})
 
 
-def _tell_changes(model: Path | None, own: Any, made: Any, for_lora: bool) -> None:
+def _warn_of_changes(model: Path | None, own: Any, made: Any, for_lora: bool) -> None:
     before, now = ({k: s.config[k] for k in SCHEDULE} for s in (own, made))
     changed = {k: f"{before[k]} -> {now[k]}" for k in SCHEDULE if before[k] != now[k]}
     if changed and for_lora:
@@ -94,8 +94,8 @@ def _tell_changes(model: Path | None, own: Any, made: Any, for_lora: bool) -> No
         )
     if changed:
         logger.warning(
-            "the configuration changes the noise schedule of %s: %s. The model has to learn that anew, and what is "
-            "exported says so",
+            "the configuration changes the noise schedule of %s: %s. The model has to adapt to that, and the exported "
+            "folder has the new schedule",
             model, changed,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How long, how fast, how precisely and from which seed to train: the settings that every stage shares."""
+"""The settings that all training tasks share: length, learning rate, precision, optimiser, seed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class TrainSettings:
     run: Path  # folder of statistics, checkpoint and exported models
     samples: int  # total number of training samples
     batch_size: int  # samples per step, of all processes together
-    stop_samples: int | None = None  # end here already, the learning rate still laid out for ``samples``
-    micro_batch: int | None = None  # samples that one process takes through the model at once; None: its whole share
+    stop_samples: int | None = None  # stop early, with the learning-rate schedule of ``samples``
+    micro_batch: int | None = None  # samples of one forward pass of one process; None: its whole share of the batch
     learning_rate: float = 5e-4  # peak
     warmup_samples: int = 10_000  # linear from zero to the peak
     final_rate: float = 0.05  # the cosine ends at this share of the peak
@@ -30,8 +30,8 @@ class TrainSettings:
     save_samples: int = 20_000  # between checkpoints
     validate_samples: int = 0  # between held-out losses and validation videos; 0: never
     precision: str = "fp32"  # "bf16", "fp16": autocast the forward pass; fp16 scales the loss and needs a GPU
-    # "adamw8bit": a quarter of the optimiser's memory, needs bitsandbytes. "muon": orthogonal steps for hidden layers,
-    # which learn faint signals in fewer samples; at AdamW's learning rates.
+    # "adamw8bit": a quarter of the optimiser's memory; needs bitsandbytes. "muon": orthogonalised updates of hidden
+    # layers, which learn from small gradients in fewer samples; at AdamW's learning rates.
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, about 30% slower
     explosion: float = 100.0  # a loss this many times its running mean stops the run; 0: only one that is not finite
@@ -71,13 +71,13 @@ class TrainSettings:
         """Samples of a forward pass on one process, and how many such passes make a step.
 
         Raises:
-            ValueError: the batch cannot be shared out evenly.
+            ValueError: the batch cannot be divided evenly.
         """
         share, rest = divmod(self.batch_size, processes)
         micro = self.micro_batch or share
         if rest or share == 0 or share % micro:
             raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared out to {processes} processes in micro batches of "
+                f"batch_size {self.batch_size} cannot be divided among {processes} processes in micro batches of "
                 f"{micro or 1}: make it a multiple of {processes * (micro or 1)}"
             )
         return micro, share // micro

@@ -1,7 +1,7 @@
-"""Where batches come from: a file of stored latents, prepared shards, or the procedural world.
+"""Sources of batches: a file of stored latents, prepared shards, or the moving-shapes data set.
 
-A batch is a pure function of its :class:`Draw`; so it may be read ahead in the background, and any process can read its
-own part.
+A batch is a pure function of its :class:`MicroBatch`, so it can be prefetched in the background, and each process reads
+its own part.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..data.panzoom import pan_and_zoom
 from ..data.shards import BrokenItem, SampleInfo, ShardDataset
 from ..shapes.latents import LatentClips
 from ..shapes.scenes import draw_scene, render
-from .draws import Draw
+from .micro_batches import MicroBatch
 from .plan import BatchPlan, Shape, assign, interleaved
 
 logger = logging.getLogger(__name__)
 
 IMAGE_MARGIN = 1.5  # how much larger than the clip an image is read, for the camera to move in
-MOST_BROKEN = 50  # samples that may fail one after the other before the data set counts as broken
+MAX_BROKEN = 50  # samples in a row that cannot be read, before the data set counts as broken
 
 
 @dataclass
@@ -34,15 +34,15 @@ class ClipBatch:
     """Clips with their captions; either ``pixels [B, 3, T, H, W]`` in [-1, 1] or scaled ``latents [B, C, T, h, w]``."""
 
     captions: list[str]
-    items: list[str]  # names to tell in errors
+    items: list[str]  # names, for error messages
     pixels: Tensor | None = None
     latents: Tensor | None = None
     text: Tensor | None = None  # states [B, M, D] where they are stored
 
 
 class Source(Protocol):
-    def batch(self, draw: Draw) -> ClipBatch:
-        """The clips of a draw: as many for each of its samples as the kind of the step asks for."""
+    def batch(self, micro_batch: MicroBatch) -> ClipBatch:
+        """The clips of a micro batch: one for each sample, or several single images where the step is one of images."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DataSettings:
     held_out: tuple[Path, ...] = ()  # the same, for the held-out loss
     sizes: tuple[tuple[int, int], ...] = ((256, 256),)  # height and width in pixels; the nearest aspect is taken
     frames: tuple[int, ...] = (8,)  # clip lengths; a video takes the longest that it fills
-    images: str = "video"  # "video": pan and zoom over images; "frame": only as single frames; "none"
+    images: str = "video"  # "video": clips that pan and zoom over images; "frame": only single frames; "none"
     workers: int = 4  # threads that read and decode in the background
 
     def __post_init__(self) -> None:
@@ -65,15 +65,15 @@ class DataSettings:
             raise ValueError(f"sizes are {self.sizes}; expected multiples of 8 pixels")
 
 
-class WorldSource:
-    """Clips of the procedural world, drawn anew for every sample."""
+class MovingShapesSource:
+    """Clips of the moving-shapes data set, rendered from a new random scene for every sample."""
 
     def __init__(self, num_frames: int, split: str = "train"):
         self.num_frames = num_frames
         self.split = split
 
-    def batch(self, draw: Draw) -> ClipBatch:
-        scenes = [draw_scene(generator, self.split) for generator in draw.generators()]
+    def batch(self, micro_batch: MicroBatch) -> ClipBatch:
+        scenes = [draw_scene(generator, self.split) for generator in micro_batch.generators()]
         captions = [scene.caption for scene in scenes]
         return ClipBatch(captions, captions, pixels=render(scenes, self.num_frames))
 
@@ -87,10 +87,10 @@ class LatentSource:
         self.image_share = image_share
         self.images_per_clip = images_per_clip
 
-    def batch(self, draw: Draw) -> ClipBatch:
-        image, _ = interleaved(draw.step, self.image_share)
+    def batch(self, micro_batch: MicroBatch) -> ClipBatch:
+        image, _ = interleaved(micro_batch.step, self.image_share)
         count, frames = (self.images_per_clip, 1) if image else (1, self.num_frames)
-        parts = [self.clips.batch(count, frames, generator) for generator in draw.generators()]
+        parts = [self.clips.batch(count, frames, generator) for generator in micro_batch.generators()]
         captions = [caption for _, captions in parts for caption in captions]
         return ClipBatch(captions, captions, latents=torch.cat([latents for latents, _ in parts]))
 
@@ -134,14 +134,14 @@ class ShardSource:
         """Whether every sample has text states, so that no caption needs to be encoded."""
         return all("text.npy" in info.members for data in self.datasets for info in data.samples)
 
-    def batch(self, draw: Draw) -> ClipBatch:
-        image, number = interleaved(draw.step, self.image_share)
+    def batch(self, micro_batch: MicroBatch) -> ClipBatch:
+        image, number = interleaved(micro_batch.step, self.image_share)
         plan, each = (self.frames, self.images_per_clip) if image else (self.clips, 1)
         assert plan is not None
         shape, chosen = plan.batch(number)
         jobs = [
             (chosen[place * each + part], chosen, shape, generator)
-            for place, generator in zip(draw.places, draw.generators(), strict=True)
+            for place, generator in zip(micro_batch.places, micro_batch.generators(), strict=True)
             for part in range(each)
         ]
         if each == 1:
@@ -153,17 +153,17 @@ class ShardSource:
         return _collate(items)
 
     def _read(self, index: int, others: Sequence[int], shape: Shape, generator: torch.Generator) -> dict[str, Any]:
-        """One sample, or where it is broken the next of its batch that is not."""
+        """One sample, or where it cannot be read the next of its batch that can."""
         start = list(others).index(index)
         candidates = [*others[start:], *others[:start]]
-        for candidate in dict.fromkeys(candidates[:MOST_BROKEN]):
+        for candidate in dict.fromkeys(candidates[:MAX_BROKEN]):
             try:
                 return self._open(candidate, shape, generator)
             except BrokenItem as error:
                 if error.key not in self.broken:
                     self.broken.add(error.key)
-                    logger.warning("left out a broken sample, %d so far: %s", len(self.broken), error)
-        raise ValueError(f"{len(candidates)} samples of a batch are all broken: the data set needs to be made anew")
+                    logger.warning("skipped a sample that cannot be read, %d so far: %s", len(self.broken), error)
+        raise ValueError(f"none of {len(candidates)} samples of a batch can be read: prepare the data set again")
 
     def _open(self, index: int, shape: Shape, generator: torch.Generator) -> dict[str, Any]:
         dataset, place = self.places[index]
@@ -214,17 +214,19 @@ def _collate(items: Sequence[dict[str, Any]]) -> ClipBatch:
     )
 
 
-class ReadAhead:
-    """Reads the next draw's batch in the background while the present one is trained on."""
+class Prefetcher:
+    """Prefetches the next micro batch in the background while the current one is trained on."""
 
     def __init__(self, source: Source):
         self.source = source
-        self.thread = ThreadPoolExecutor(1, "ahead")
-        self.next: tuple[Draw, Future[ClipBatch]] | None = None
+        self.thread = ThreadPoolExecutor(1, "prefetch")
+        self.next: tuple[MicroBatch, Future[ClipBatch]] | None = None
 
-    def batch(self, draw: Draw) -> ClipBatch:
+    def batch(self, micro_batch: MicroBatch) -> ClipBatch:
         waiting, self.next = self.next, None
-        ready = waiting[1].result() if waiting is not None and waiting[0] == draw else self.source.batch(draw)
-        following = draw.following()
+        ready = (
+            waiting[1].result() if waiting is not None and waiting[0] == micro_batch else self.source.batch(micro_batch)
+        )
+        following = micro_batch.following()
         self.next = following, self.thread.submit(self.source.batch, following)
         return ready

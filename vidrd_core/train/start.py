@@ -1,4 +1,4 @@
-"""What a U-Net run starts from: Stable Diffusion inflated, a VidRD model or checkpoint, or nothing."""
+"""The models that a training run starts from: Stable Diffusion inflated, a VidRD model or checkpoint, or random."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def start_unet(
 
     Args:
         image_model: a folder or checkpoint with an image U-Net to inflate.
-        video_model: a VidRD folder or checkpoint to go on from; at most one of the two.
+        video_model: a VidRD folder or checkpoint to fine-tune; at most one of the two.
         config: arguments of :class:`VidRDUNet`; from scratch all, for an image model's folder those to change.
-        trained: patterns of the parameters that learn.
-        lora: of rank 0, or trained in place of weights.
+        trained: patterns of the parameters to train.
+        lora: rank 0: none; else it is trained in place of the weights.
 
     Raises:
-        ValueError: both models are given, the weights do not fit, or ``config`` is given with a model that is as it is.
+        ValueError: both models are given, the weights do not fit, or ``config`` is given with a model that has its own.
     """
     if image_model is not None and video_model is not None:
         raise ValueError("image_model and video_model are both set: choose one to start from")
@@ -61,7 +61,7 @@ def start_unet(
 
 
 def start_defaults(video_model: Path | None) -> dict[str, Any]:
-    """What the model folder that a run goes on from recommends to its users, for the folder that the run writes."""
+    """The recommended settings ("defaults") of the starting model's folder, for the folder that the run exports."""
     if video_model is None or not (video_model / "model_index.json").is_file():
         return {}
     return dict(read_json(video_model / "model_index.json").get("defaults") or {})
@@ -117,6 +117,6 @@ def start_video_vae(place: Path) -> VidRDAutoencoderKL:
 
 
 def own_memory(model: nn.Module) -> None:
-    """Let go of the file that the weights are mapped to, since they will change or the file may."""
+    """Copy memory-mapped weights into memory, since training changes them and the file may change too."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

@@ -1,4 +1,4 @@
-"""Text states that were prepared with the data: what a run has in place of a text encoder."""
+"""Text states stored with the data, which replace the text encoder in a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERANCE = 0.05  # between the same states, stored in float16 by different mach
 
 @dataclass(frozen=True)
 class StoredText:
-    """What takes the text encoder's place.
+    """Stored text states, in place of a text encoder.
 
     Args:
         null: states of the null captions ``[K, M, D]``; None where no caption is dropped.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..shapes.scenes import BACKGROUNDS, COLORS, KINDS, MOTIONS, SHAPES, draw_scene
-from .draws import Draw
-from .stage import Outcome, Stage
+from .micro_batches import MicroBatch
+from .task import Outcome, TrainingTask
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -83,11 +83,11 @@ def encode_text(
     return states[torch.tensor([places[text] for text in texts], device=device)]
 
 
-class TextStage(Stage):
-    """A text encoder from scratch: its mean state must tell, through linear heads, what a caption of the world says.
+class TextTask(TrainingTask):
+    """A text encoder from scratch: linear heads classify, from its mean state, the attributes that a caption names.
 
-    This stands in for CLIP's pre-training: the U-Net then finds colour, shape, motion and background in the text states
-    without having to learn reading first. The heads are thrown away.
+    On captions of the moving-shapes data set this replaces CLIP's pre-training: colour, shape, motion and background
+    can be read off the text states before the U-Net's training starts. The heads are discarded.
     """
 
     def __init__(self, encoder: CLIPTextModel, tokenizer: CLIPTokenizer):
@@ -102,11 +102,13 @@ class TextStage(Stage):
         }
         width = encoder.config.hidden_size
         heads = nn.ModuleDict({name: nn.Linear(width, len(known)) for name, known in self.attributes.items()})
-        reader = _Reader(encoder, heads)
-        super().__init__({"text_encoder": encoder, "heads": heads}, {"text_encoder": reader, "heads": nn.Identity()})
+        classifier = _Classifier(encoder, heads)
+        super().__init__(
+            {"text_encoder": encoder, "heads": heads}, {"text_encoder": classifier, "heads": nn.Identity()}
+        )
 
-    def loss(self, draw: Draw) -> Outcome:
-        scenes = [draw_scene(generator) for generator in draw.generators()]
+    def loss(self, micro_batch: MicroBatch) -> Outcome:
+        scenes = [draw_scene(generator) for generator in micro_batch.generators()]
         captions = [scene.caption for scene in scenes]
         scores = self.calls["text_encoder"](self.tokenizer, captions, self.device)
         losses, hits = [], 0.0
@@ -122,8 +124,8 @@ class TextStage(Stage):
             self.tokenizer.save_pretrained(folder / "tokenizer")
 
 
-class _Reader(nn.Module):
-    """Captions to the scores of every head, in one call that can be wrapped for several processes."""
+class _Classifier(nn.Module):
+    """Captions to the scores of all heads, in one call that can be wrapped for several processes."""
 
     def __init__(self, encoder: CLIPTextModel, heads: nn.ModuleDict):
         super().__init__()

@@ -17,24 +17,24 @@ from ..models.autoencoder import VidRDAutoencoderKL
 from ..models.layers import TempConv
 from ..models.unet import VidRDUNet
 from .distributed import gathered
-from .draws import Draw
 from .freezing import PAPER_POLICY, freeze
 from .lora import save_lora
+from .micro_batches import MicroBatch
 from .objective import (
     UNetObjective,
+    add_cleaner_frames,
     by_noise_level,
     draw_noise,
     draw_times,
     make_scheduler,
-    show_anchors,
     target_of,
     weights_of,
 )
 from .previews import PreviewSettings, write_previews
-from .sources import ClipBatch, ReadAhead, Source
-from .stage import Outcome, Stage
+from .sources import ClipBatch, Prefetcher, Source
 from .start import start_text
 from .stored_text import StoredText
+from .task import Outcome, TrainingTask
 from .text import encode_text
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 ENCODED_FRAMES = 16  # that the VAE encodes at once
 
 
-class UNetStage(Stage):
+class UNetTask(TrainingTask):
     """Noise prediction on latents; trains those parameters of U-Net and text encoder that need gradients.
 
     Args:
@@ -50,11 +50,11 @@ class UNetStage(Stage):
         source: of training clips.
         held_out: of clips for the held-out loss, or None.
         vae: encodes pixels, decodes previews and completes the exported model; None where latents are stored.
-        previews: validation videos.
+        previews: settings of the validation videos.
         defaults: what exported models recommend, see :class:`vidrd_core.VidRDPipeline`.
         scheduler: the noise schedule and prediction type, of :func:`vidrd_core.train.schedule.start_scheduler`; None:
             Stable Diffusion's, with the objective's prediction.
-        stored_text: what takes the text encoder's place, of
+        stored_text: replaces the text encoder, of
             :func:`vidrd_core.train.stored_text.start_stored_text`.
 
     Raises:
@@ -88,7 +88,7 @@ class UNetStage(Stage):
         self.tokenizer = tokenizer
         self.stored_text = stored_text
         self.null_states: Tensor | None = None if stored_text is None else stored_text.null
-        self.source = ReadAhead(source)
+        self.source = Prefetcher(source)
         self.held_out_source = held_out
         self.previews = previews or PreviewSettings()
         self.defaults = {"num_frames": objective.num_frames, **(defaults or {})}
@@ -100,7 +100,7 @@ class UNetStage(Stage):
             raise ValueError(f"the objective is {objective.prediction}, the scheduler {predicted}: make them agree")
         self.objective = replace(objective, prediction=predicted)
         self.has_lora = hasattr(unet, "peft_config")
-        self.may_skip_parameters = objective.image_share > 0  # temporal layers, by single frames
+        self.may_skip_parameters = objective.image_share > 0  # temporal layers, in steps of single frames
         for module in unet.modules():
             if isinstance(module, TempConv):
                 module.set_dropout(objective.temp_conv_dropout)
@@ -108,14 +108,16 @@ class UNetStage(Stage):
         if self.previews.prompts and vae is None:
             logger.warning("previews.prompts are set, but there is no VAE to decode with, so none are made: set 'vae'")
 
-    def loss(self, draw: Draw) -> Outcome:
-        return self._loss(self.source.batch(draw), draw)
+    def loss(self, micro_batch: MicroBatch) -> Outcome:
+        return self._loss(self.source.batch(micro_batch), micro_batch)
 
-    def held_out(self, draw: Draw) -> Outcome | None:
-        return None if self.held_out_source is None else self._loss(self.held_out_source.batch(draw), draw)
+    def held_out(self, micro_batch: MicroBatch) -> Outcome | None:
+        return (
+            None if self.held_out_source is None else self._loss(self.held_out_source.batch(micro_batch), micro_batch)
+        )
 
     def export(self, folder: Path) -> None:
-        """A model folder that the pipeline loads, or the rest of it where VAE or text encoder is missing; or a LoRA."""
+        """Write a model folder for the pipeline (without VAE or text encoder where there is none), or a LoRA file."""
         if self.has_lora:
             save_lora(self.unet, folder / "lora.safetensors", self.is_main, self.objective.prediction)
             return
@@ -141,14 +143,16 @@ class UNetStage(Stage):
 
     # -- parts of the loss ---------------------------------------------------------------------------------------------
 
-    def _loss(self, batch: ClipBatch, draw: Draw) -> Outcome:
+    def _loss(self, batch: ClipBatch, micro_batch: MicroBatch) -> Outcome:
         objective = self.objective
         latents = self._latents(batch)
-        text = self._text(batch, draw)
-        noise = draw_noise(objective, draw, latents.shape).to(self.device)
-        times = draw_times(objective, draw, latents.shape[0], self.scheduler.config.num_train_timesteps).to(self.device)
+        text = self._text(batch, micro_batch)
+        noise = draw_noise(objective, micro_batch, latents.shape).to(self.device)
+        times = draw_times(objective, micro_batch, latents.shape[0], self.scheduler.config.num_train_timesteps).to(
+            self.device
+        )
         noisy = self.scheduler.add_noise(latents, noise, times)
-        noisy, counted = show_anchors(objective, draw, self.scheduler, noisy, latents, noise, times)
+        noisy, counted = add_cleaner_frames(objective, micro_batch, self.scheduler, noisy, latents, noise, times)
         predicted = self.calls["unet"](noisy, times, text).sample
         target = target_of(objective, self.scheduler, latents, noise, times)
         errors = ((predicted.float() - target).square().mean((1, 3, 4)) * counted).sum(1) / counted.sum(1)
@@ -172,12 +176,12 @@ class UNetStage(Stage):
             latents = rearrange(torch.cat(parts), "(b t) c 1 h w -> b c t h w", b=len(clips))
             return latents.float() * self.vae.config["scaling_factor"]
 
-    def _text(self, batch: ClipBatch, draw: Draw) -> Tensor:
-        """Text states ``[B, M, D]``; null captions take the place of a share."""
+    def _text(self, batch: ClipBatch, micro_batch: MicroBatch) -> Tensor:
+        """Text states ``[B, M, D]``; a share of the captions is replaced by null captions."""
         dropout, nulls = self.objective.caption_dropout, self.objective.null_captions
-        each = len(batch.captions) // draw.micro_batch
-        drawn = torch.cat([torch.rand(each, generator=g) for g in draw.generators("caption")]).tolist()
-        # A draw below the dropout replaces the caption; its place below it picks by what.
+        each = len(batch.captions) // micro_batch.size
+        drawn = torch.cat([torch.rand(each, generator=g) for g in micro_batch.generators("caption")]).tolist()
+        # A number below the dropout replaces the caption; its position below the dropout chooses the null caption.
         emptied = [int(d / dropout * len(nulls)) if d < dropout else None for d in drawn]
         with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
             if batch.text is None:
@@ -214,4 +218,4 @@ class UNetStage(Stage):
         )
 
 
-__all__ = ["PAPER_POLICY", "UNetObjective", "UNetStage", "freeze", "make_scheduler"]
+__all__ = ["PAPER_POLICY", "UNetObjective", "UNetTask", "freeze", "make_scheduler"]

@@ -1,7 +1,7 @@
-"""Where randomness comes from: a pure function of the seed, the step and the sample's index in the whole run.
+"""Micro batches and their random numbers, which depend only on the seed, the step and the sample's index in the run.
 
-However many processes and micro batches share a step, sample number i of a run is drawn with the same numbers, so that
-two processes see what one would, and a resumed run what an unbroken one would.
+However many processes and micro batches share a step, sample number i of a run gets the same random numbers, so that
+two processes see what one would see, and a resumed run sees what an uninterrupted one would see.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ def derived_generator(*parts: int | str) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One micro batch of one process: which samples of the run it is made of.
+class MicroBatch:
+    """One micro batch of one process: which samples of the run are in it.
 
     Args:
         seed: of the run.
         step: counted from 0.
         batch_size: samples of the step, on all processes together.
-        micro_batch: samples of this draw.
-        process, processes: who draws.
-        part: number of the micro batch within the process' share of the step.
+        size: samples in it.
+        process, processes: number of the process, and how many there are.
+        part: number of the micro batch in the process' share of the step.
     """
 
     seed: int
     step: int
     batch_size: int
-    micro_batch: int
+    size: int
     process: int = 0
     processes: int = 1
     part: int = 0
@@ -49,35 +49,35 @@ class Draw:
     @property
     def parts(self) -> int:
         """Micro batches of a process in one step."""
-        return self.batch_size // (self.micro_batch * self.processes)
+        return self.batch_size // (self.size * self.processes)
 
     @property
     def places(self) -> range:
         """Places of the samples within the step's batch."""
-        first = (self.part * self.processes + self.process) * self.micro_batch
-        return range(first, first + self.micro_batch)
+        first = (self.part * self.processes + self.process) * self.size
+        return range(first, first + self.size)
 
     @property
     def samples(self) -> list[int]:
         """Numbers of the samples in the whole run."""
         return [self.step * self.batch_size + place for place in self.places]
 
-    def of_step(self) -> Iterator[Draw]:
-        """All draws of this process in the step."""
+    def of_step(self) -> Iterator[MicroBatch]:
+        """All micro batches of this process in the step."""
         return (replace(self, part=part) for part in range(self.parts))
 
-    def following(self) -> Draw:
-        """The draw that this process makes next."""
+    def following(self) -> MicroBatch:
+        """The micro batch that this process takes next."""
         if self.part + 1 < self.parts:
             return replace(self, part=self.part + 1)
         return replace(self, step=self.step + 1, part=0)
 
     def generators(self, purpose: str = "sample") -> list[torch.Generator]:
-        """A generator for each sample."""
+        """A generator for each sample. The ``purpose`` is part of the seed: another word changes every run."""
         return [derived_generator(self.seed, purpose, sample) for sample in self.samples]
 
     def normal(self, *shape: int, purpose: str) -> Tensor:
-        """Standard normal ``[micro_batch, *shape]``, float32 on the CPU, each sample's from its own generator."""
+        """Standard normal ``[size, *shape]``, float32 on the CPU, each sample's from its own generator."""
         return torch.stack([torch.randn(shape, generator=g) for g in self.generators(purpose)])
 
     def seed_dropout(self) -> None:

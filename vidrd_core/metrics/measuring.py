@@ -1,8 +1,7 @@
-"""Run any number of videos past the judging networks, in several processes, and go on after a stop.
+"""Metrics of any number of videos, in several processes, resumable.
 
-Each process adds up its own share in a file that also lists the videos it has judged. A later run, with as many
-processes or another number, in batches of the same size or another, reads what all the files have and does the rest. On
-several machines the folder must be one that all of them share.
+Each process accumulates its share in a file that also lists the videos it has measured. A later run, with any number of
+processes and any batch size, reads all files and measures the remaining videos. Several machines need a shared folder.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ SAVE_EVERY = 10  # batches
 
 
 class Measurements:
-    """Running statistics of judged videos."""
+    """Running statistics of the measured videos."""
 
     def __init__(self) -> None:
         self.videos = 0
@@ -77,8 +76,8 @@ class Measurements:
 
 
 @dataclass
-class Judges:
-    """The networks at hand; None where one is not used."""
+class Detectors:
+    """The networks to use; None where one is not used."""
 
     i3d: I3D | None = None
     c3d: C3D | None = None
@@ -86,8 +85,8 @@ class Judges:
     splits: int = 10  # of the inception score
     identity: list[str] = field(default_factory=list)  # digests of their files
 
-    def judge(self, frames: Tensor, prompts: Sequence[str], splits: Sequence[int], found: Measurements) -> None:
-        """Add videos ``[B, 3, T, H, W]`` in [-1, 1] to ``found``; ``splits`` are theirs in the inception score."""
+    def measure(self, frames: Tensor, prompts: Sequence[str], splits: Sequence[int], found: Measurements) -> None:
+        """Add videos ``[B, 3, T, H, W]`` in [-1, 1] to ``found``; ``splits``: of each, in the inception score."""
         if self.i3d is not None:
             features = self.i3d(frames)
             found.features = found.features or Moments(features.shape[1])
@@ -103,21 +102,21 @@ class Judges:
         found.videos += len(frames)
 
 
-def judge_all(
+def measure_all(
     source: Source,
     total: int,
     batch: int,
-    judges: Judges,
+    detectors: Detectors,
     folder: Path,
     identity: dict[str, Any],
     process: Any,
 ) -> Measurements:
-    """Judge videos 0 to ``total`` - 1 of ``source``; returns what all processes have measured, in each of them.
+    """Measure videos 0 to ``total`` - 1 of ``source``; returns the measurements of all processes, in each of them.
 
     Args:
-        source: gives frames ``[B, 3, T, H, W]`` and prompts for the numbers of videos.
-        folder: where the state lies; everything that was judged once is kept there.
-        identity: what the numbers depend on; a state of another identity is refused.
+        source: returns frames ``[B, 3, T, H, W]`` and prompts of the videos with the given numbers.
+        folder: of the state, which holds everything measured so far.
+        identity: what the measurements depend on; a state of another identity is refused.
         process: accelerate's ``PartialState``, or anything with its ``process_index``, ``num_processes`` and
             ``wait_for_everyone``.
 
@@ -138,7 +137,7 @@ def judge_all(
     finished: list[int] = []
     for count, numbers in enumerate(mine, 1):
         frames, prompts = source(numbers)
-        judges.judge(frames, prompts, [n * judges.splits // total for n in numbers], found)
+        detectors.measure(frames, prompts, [n * detectors.splits // total for n in numbers], found)
         finished += numbers
         if count % SAVE_EVERY == 0 or count == len(mine):
             _write(path, found, finished, wanted)
@@ -150,8 +149,8 @@ def judge_all(
     if everything.videos != total:
         raise ValueError(
             f"{folder} has {everything.videos} of {total} videos after all processes have ended: on several machines "
-            "it must be on a disk that they share; copy the part-* files of all machines into such a folder and run "
-            "the same command again, nothing is judged twice"
+            "it must be on a shared disk; copy the part-* files of all machines into such a folder and run the same "
+            "command again, no video is measured twice"
         )
     return everything
 

@@ -1,4 +1,4 @@
-"""What a training stage is to the loop: models, a loss on a draw, and something to write."""
+"""The interface of a training task: its models, the loss of a micro batch, and the files to export."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .draws import Draw
+from .micro_batches import MicroBatch
 
 
 @dataclass
 class Outcome:
-    """What a micro batch gave.
+    """The loss of a micro batch, and what to log.
 
     Args:
-        loss: mean over the micro batch; gradients flow from it.
-        figures: what to log: a number, or a tensor of several whose mean over everything counts.
-        items: names of the samples, told where something goes wrong.
+        loss: mean over the micro batch, with its graph.
+        figures: metrics to log by name: a number, or a tensor of several, of which the mean over all is logged.
+        items: names of the samples, for error messages.
     """
 
     loss: Tensor
@@ -28,16 +28,16 @@ class Outcome:
     items: list[str] = field(default_factory=list)
 
 
-class Stage(ABC):
-    """A model in training. Parameters that need no gradient are frozen.
+class TrainingTask(ABC):
+    """Models in training, and their loss. Parameters that need no gradient are frozen.
 
     Args:
         modules: the models by name, as they are saved; those without trained parameters are only kept on the device.
-        calls: what :meth:`loss` calls in place of a module, for one whose training pass is not its ``forward``: a
-            module around it, under the same name.
+        calls: for a module whose training pass is not its ``forward``, a module around it, under the same name, that
+            :meth:`loss` calls instead.
     """
 
-    opponents: frozenset[str] = frozenset()  # modules that play against the others: their gradients are clipped apart
+    discriminators: frozenset[str] = frozenset()  # names of modules whose gradients are clipped separately
     may_skip_parameters = False  # whether a step may leave some trained parameters without gradient
 
     def __init__(self, modules: Mapping[str, nn.Module], calls: Mapping[str, nn.Module] | None = None):
@@ -47,7 +47,7 @@ class Stage(ABC):
         self.is_main = True
 
     def place(self, calls: Mapping[str, nn.Module], device: torch.device, is_main: bool) -> None:
-        """Train with ``calls``, which are wrapped for several processes, on ``device``; ``is_main`` may write files."""
+        """Train with ``calls``, wrapped for several processes, on ``device``; only ``is_main`` writes files."""
         self.calls.update(calls)
         self.device = device
         self.is_main = is_main
@@ -61,16 +61,16 @@ class Stage(ABC):
             module.train(on and any(p.requires_grad for p in module.parameters()))
 
     @abstractmethod
-    def loss(self, draw: Draw) -> Outcome:
+    def loss(self, micro_batch: MicroBatch) -> Outcome:
         """The loss of one micro batch."""
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Write what later stages and users load; called on every process with the averaged weights in place."""
+        """Write the files that later tasks and users load; called on every process, with EMA weights in the modules."""
 
-    def held_out(self, draw: Draw) -> Outcome | None:
-        """The loss on data that is not trained on; None: there is none. Called without gradients."""
+    def held_out(self, micro_batch: MicroBatch) -> Outcome | None:
+        """The loss on held-out data; None: there are none. Called without gradients."""
         return None
 
-    def preview(self, folder: Path) -> None:  # noqa: B027 (most stages have nothing to show)
-        """Write pictures or videos to look at; called on every process with the averaged weights in place."""
+    def preview(self, folder: Path) -> None:  # noqa: B027 (most tasks make no previews)
+        """Write validation videos; called on every process, with EMA weights in the modules."""

@@ -1,4 +1,4 @@
-"""The procedural world and the tracker that measures it."""
+"""The moving-shapes data set and its tracker."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def test_a_caption_says_colour_shape_motion_and_background():
     assert scene(kind="gradient").caption == "a red circle moves left over a dark blue gradient"
 
 
-def test_the_world_has_the_promised_variety():
+def test_the_data_set_has_the_documented_variety():
     assert len(COLORS) >= 6 and len(SHAPES) >= 4 and len(MOTIONS) >= 8 and len(KINDS) >= 3 and len(BACKGROUNDS) >= 3
 
 
@@ -59,7 +59,7 @@ def test_an_unknown_split_is_refused():
 
 @pytest.mark.parametrize("motion", MOTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_tracker_recovers_the_truth(motion, shape):
+def test_the_tracker_recovers_the_ground_truth(motion, shape):
     generator = torch.Generator().manual_seed(MOTIONS.index(motion) * 10 + SHAPES.index(shape))
     for color in COLORS:
         truth = dataclasses.replace(draw_scene(generator), color=color, shape=shape, motion=motion)
@@ -71,7 +71,7 @@ def test_the_tracker_recovers_the_truth(motion, shape):
         assert float(error.max()) < 2
 
 
-def test_the_tracker_sees_nothing_in_an_empty_world():
+def test_the_tracker_finds_nothing_in_an_empty_frame():
     seen = track(torch.full((3, 8, SIZE, SIZE), -0.8))
     assert (seen.color, seen.shape, seen.motion) == (NOTHING, NOTHING, NOTHING)
 
