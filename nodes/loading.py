@@ -36,7 +36,7 @@ def load_unet(path: Path, weight_dtype: str) -> tuple[Any, Any]:
     if "text_encoder" not in checkpoint.names:
         return model, None
     text, text_config = checkpoints.text_encoder_state_dict(checkpoint)
-    tokenizer = checkpoint.homes.get("tokenizer")
+    tokenizer = checkpoint.part_paths.get("tokenizer")
     return model, build_clip(text, text_config, tokenizer, folder_paths.get_folder_paths("embeddings"))
 
 

@@ -21,7 +21,7 @@ from ..vidrd_core.sampling.seeds import MAX_SEED, clip_seed
 from . import states
 from .clips import Overrides, first_clip, next_clip
 from .files import output_path
-from .identity import conditioning_hash, described, hashed, model_identity, old_model_identity
+from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
 from .latents import KEY, known_context, prior_of, tail_hash, video_samples, with_prior
 from .native.model import vidrd_model
 
@@ -52,7 +52,7 @@ class Plan:
         if begins or number:
             del overrides["prior_trajectory"], overrides["clip_frames"]
         values = [before, model, conditionings, self.seeds[number], self.cfg, overrides, None if begins else reuse]
-        return hashed(values)
+        return json_hash(values)
 
 
 def per_clip_prompts(text: str, num_clips: int) -> list[str]:
@@ -126,7 +126,7 @@ class ClipStore:
         self.name = name
         self.node = node
         self.root: Path | None = output_path(name) / "clips" if name else None
-        self.folders = [hashed(one)[:12] for one in dict.fromkeys((start, old_start or start))]
+        self.folders = [json_hash(one)[:12] for one in dict.fromkeys((start, old_start or start))]
         self.line: list[str] = []  # files of the clips so far
         self.kept_line: list[str] = []
 
@@ -140,7 +140,7 @@ class ClipStore:
     def save(self, number: int, clip: SavedClip) -> None:
         if self.root is not None:
             follows = self.line[-1] if self.line else None
-            digest = hashed([clip.content(), clip.signatures, follows])[:12]
+            digest = json_hash([clip.content(), clip.signatures, follows])[:12]
             self.write(replace(clip, follows=follows, file=f"{self.folders[0]}/clip_{number:04d}_{digest}.safetensors"))
 
     def adopt(self, clip: SavedClip, signature: str) -> None:
@@ -323,7 +323,7 @@ def start_of(latent: dict[str, Any], video: Tensor) -> str:
     prior = prior_of(latent)
     context = {key: value for key, value in known_context(latent).items() if key != "model"}  # which counts by itself
     past = None if prior is None else [prior.trajectory.noise, *prior.trajectory.states]
-    return hashed([old_start_of(latent, video), described(context), described(past)])
+    return json_hash([old_start_of(latent, video), as_json(context), as_json(past)])
 
 
 def old_start_of(latent: dict[str, Any], video: Tensor) -> str:

@@ -370,7 +370,8 @@ def test_wrong_shapes_missing_and_unexpected_weights_are_listed(tmp_path: Path) 
         with pytest.raises(CheckpointError, match=message):
             load(folder)
     report = inspect(folder)
-    assert "1 misshapen" in str(report) and "2 missing" in str(report) and "1 unexpected: odd.weight" in str(report)
+    text = str(report)
+    assert "1 with wrong shapes" in text and "2 missing" in text and "1 unexpected: odd.weight" in text
 
 
 def test_missing_temporal_weights_are_an_error_for_a_video_model(tmp_path: Path) -> None:

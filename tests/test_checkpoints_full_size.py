@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from vidrd_core import VidRDAutoencoderKL, VidRDUNet
 from vidrd_core.checkpoints import inspect
-from vidrd_core.models.autoencoder import OLD_ATTENTION_NAMES
+from vidrd_core.models.old_names import OLD_ATTENTION_NAMES
 
 pytestmark = pytest.mark.slow
 

@@ -46,7 +46,7 @@ def test_an_output_of_a_compiled_unet_is_not_overwritten_by_the_next_call() -> N
         assert isinstance(timestep, torch.Tensor)
         return VidRDUNetOutput(sample=place.copy_(sample))
 
-    step = compiling._Step(graph)
+    step = compiling._CompiledUNet(graph)
     first, second = (step(torch.full((3,), value), 500, None).sample for value in (1.0, 2.0))
     assert first.tolist() == [1, 1, 1] and second.tolist() == [2, 2, 2]
 

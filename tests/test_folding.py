@@ -10,7 +10,7 @@ import torch
 from components import relative_error, tiny_unet, tiny_vae
 from einops import rearrange
 
-from vidrd_core.models import layers
+from vidrd_core.models import folding
 
 CLIPS = [(2, 6, 4, 3, 5), (1, 6, 4, 3, 5), (2, 6, 1, 3, 5), (1, 1, 4, 1, 1), (3, 8, 2, 16, 16)]
 
@@ -28,30 +28,30 @@ def is_view(out: torch.Tensor, source: torch.Tensor) -> bool:
 @pytest.mark.parametrize("shape", CLIPS)
 def test_the_layers_views_are_those_of_their_patterns(shape: tuple[int, ...], layout: torch.memory_format) -> None:
     clip = torch.randn(shape).contiguous(memory_format=layout)
-    frames = layers.fold_frames(clip)
+    frames = folding.fold_frames(clip)
     assert same(frames, rearrange(clip, "b c t h w -> (b t) c h w"))
-    assert same(layers.unfold_frames(frames, shape[2]), rearrange(frames, "(b t) c h w -> b c t h w", t=shape[2]))
-    tokens = layers.to_tokens(frames)
+    assert same(folding.unfold_frames(frames, shape[2]), rearrange(frames, "(b t) c h w -> b c t h w", t=shape[2]))
+    tokens = folding.to_tokens(frames)
     assert same(tokens, rearrange(frames, "n c h w -> n (h w) c"))
-    assert same(layers.to_images(tokens, shape[3]), rearrange(tokens, "n (h w) c -> n c h w", h=shape[3]))
-    over_frames = layers.swap_first(tokens, shape[2])
+    assert same(folding.to_images(tokens, shape[3]), rearrange(tokens, "n (h w) c -> n c h w", h=shape[3]))
+    over_frames = folding.swap_first(tokens, shape[2])
     assert same(over_frames, rearrange(tokens, "(b t) n c -> (b n) t c", t=shape[2]))
     count = tokens.shape[1]
-    assert same(layers.swap_first(over_frames, count), rearrange(over_frames, "(b n) t c -> (b t) n c", n=count))
+    assert same(folding.swap_first(over_frames, count), rearrange(over_frames, "(b n) t c -> (b t) n c", n=count))
     heads = 2 if shape[1] % 2 == 0 else 1
-    split = layers.split_heads(tokens, heads)
+    split = folding.split_heads(tokens, heads)
     assert same(split, rearrange(tokens, "b n (h d) -> b h n d", h=heads))
-    assert same(layers.merge_heads(split), rearrange(split, "b h n d -> b n (h d)"))
+    assert same(folding.merge_heads(split), rearrange(split, "b h n d -> b n (h d)"))
 
 
 @pytest.mark.parametrize("shape", CLIPS)
 def test_in_channels_last_memory_clips_frames_and_tokens_are_views_of_one_another(shape: tuple[int, ...]) -> None:
     clip = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
-    frames = layers.fold_frames(clip)
-    tokens = layers.to_tokens(frames)
-    images = layers.to_images(tokens, shape[3])
-    back = layers.unfold_frames(images, shape[2])
-    for out in (frames, tokens, images, back, layers.split_heads(tokens, 1)):
+    frames = folding.fold_frames(clip)
+    tokens = folding.to_tokens(frames)
+    images = folding.to_images(tokens, shape[3])
+    back = folding.unfold_frames(images, shape[2])
+    for out in (frames, tokens, images, back, folding.split_heads(tokens, 1)):
         assert is_view(out, clip)
     assert frames.is_contiguous(memory_format=torch.channels_last)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -72,7 +72,7 @@ def test_an_exported_model_gives_what_the_model_gives(part: str, size: int) -> N
         model, arguments = tiny_unet(), (latents, torch.tensor(500), text, False)
         call = lambda model: model(*arguments)[0]  # noqa: E731
     else:
-        model, arguments = tiny_vae().decoder, (layers.fold_frames(latents), 4)
+        model, arguments = tiny_vae().decoder, (folding.fold_frames(latents), 4)
         call = lambda model: model(*arguments)  # noqa: E731
     exported = torch.export.export(model, arguments, strict=False).module()
     assert relative_error(call(exported), call(model)) < 1e-5

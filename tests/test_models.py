@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.allocations import tensor_peak
 from vidrd_core import VidRDAutoencoderKL, VidRDUNet
-from vidrd_core.models import layers
+from vidrd_core.models import fast_paths
 from vidrd_core.models.layers import TransformerBlock
 
 IMAGE_UNET = {
@@ -400,7 +400,7 @@ def test_working_on_some_frames_at_a_time_changes_no_result(size: int, monkeypat
     frames = torch.rand(2, 3, 5, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = vae.encode(frames).latent_dist.mode()
     expected = vae.decode(latents).sample
-    monkeypatch.setattr(layers, "PART_SIZE", size)
+    monkeypatch.setattr(fast_paths, "CHUNK_ELEMENTS", size)
     assert relative_error(vae.encode(frames).latent_dist.mode(), latents) < 1e-5
     assert relative_error(vae.decode(latents).sample, expected) < 1e-5
 
@@ -410,7 +410,7 @@ def test_inference_gives_what_training_mode_gives() -> None:
     torch.manual_seed(0)
     unet, vae = tiny_unet(), tiny_vae()
     latents, text = torch.randn(2, 4, 4, 16, 24), torch.randn(2, 5, unet.config.cross_attention_dim)
-    assert latents[:, 0].numel() > layers.ROW_TOKENS
+    assert latents[:, 0].numel() > fast_paths.CONVOLUTION_TOKENS
     for work in (lambda: unet(latents, 7, text).sample, lambda: vae.decode(latents).sample):
         given = latents.clone()
         with torch.enable_grad():
@@ -424,17 +424,17 @@ def test_inference_gives_what_training_mode_gives() -> None:
 @torch.no_grad()
 def test_a_linear_layer_over_many_tokens_gives_what_torchs_own_gives(bias: bool) -> None:
     layer, few, many = nn.Linear(24, 40, bias=bias), torch.randn(3, 5, 24), torch.randn(2, 7, 1024, 24).transpose(0, 1)
-    assert torch.equal(layers.linear(layer, few), layer(few))
-    assert relative_error(layers.linear(layer, many), layer(many)) < 1e-6
+    assert torch.equal(fast_paths.linear(layer, few), layer(few))
+    assert relative_error(fast_paths.linear(layer, many), layer(many)) < 1e-6
     called = []
     layer.register_forward_hook(lambda *_: called.append(True))
-    layers.linear(layer, many)
+    fast_paths.linear(layer, many)
     assert called  # a layer that more than its weights belongs to is called itself
 
 
 @torch.no_grad()
 def test_a_sum_in_place_keeps_the_wider_type_of_the_two() -> None:
     narrow, wide = torch.ones(2, dtype=torch.bfloat16), torch.full((2,), 2.0**-12)
-    assert torch.equal(layers.add(narrow, wide), torch.full((2,), 1 + 2.0**-12))
+    assert torch.equal(fast_paths.add(narrow, wide), torch.full((2,), 1 + 2.0**-12))
     own = torch.ones(2)
-    assert layers.add(own, wide) is own
+    assert fast_paths.add(own, wide) is own

@@ -17,7 +17,9 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-SMALL = 50_000_000  # parameters up to which a text encoder is held in float32 whatever the host's default is
+MAX_FLOAT32_PARAMETERS = (
+    50_000_000  # parameters up to which a text encoder is held in float32 whatever the host's default is
+)
 
 
 class TextModel(comfy.clip_model.CLIPTextModel):
@@ -86,13 +88,13 @@ def build_clip(
 
     parameters = comfy.utils.calculate_parameters(state)
     target = SimpleNamespace(params={}, clip=Encoders, tokenizer=Tokenizers)
-    options = {"dtype": torch.float32} if parameters <= SMALL else {}
+    options = {"dtype": torch.float32} if parameters <= MAX_FLOAT32_PARAMETERS else {}
     clip = comfy.sd.CLIP(target, embedding_directory=embeddings, parameters=parameters, model_options=options)
-    load(clip, state, width)
+    load_weights(clip, state, width)
     return clip
 
 
-def load(clip: comfy.sd.CLIP, state: Mapping[str, Tensor], width: int) -> None:
+def load_weights(clip: comfy.sd.CLIP, state: Mapping[str, Tensor], width: int) -> None:
     """Load every tensor; a missing projection of the pooled output, which VidRD does not use, becomes the identity."""
     named = {k if k.startswith(("text_model.", "text_projection")) else f"text_model.{k}": v for k, v in state.items()}
     named.pop("text_model.embeddings.position_ids", None)

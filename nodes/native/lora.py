@@ -1,4 +1,4 @@
-"""LoRA spellings that ComfyUI does not look for by itself: PEFT's, old diffusers' and the original SD names.
+"""LoRA key names that ComfyUI does not look for by itself: PEFT's, old diffusers' and the original SD names.
 
 kohya's ``lora_unet_down_blocks_...`` and ``diffusion_model.*`` need no help, since the U-Net has diffusers' names.
 """
@@ -12,33 +12,33 @@ import comfy.lora
 import comfy.utils
 
 PREFIX = "diffusion_model."
-MARK = "vidrd_models"  # on ComfyUI's function, once it has been extended
+EXTENDED_CLASSES = "vidrd_models"  # on ComfyUI's function, once it has been extended
 
 
 def accept_diffusers_lora(model_class: type) -> None:
-    """Let ComfyUI's LoRA loaders know the further spellings, for models of ``model_class`` only.
+    """Let ComfyUI's LoRA loaders know these further key names, for models of ``model_class`` only.
 
     ComfyUI has no hook for a model to name its LoRA keys, so its function is wrapped once; other models get exactly
     what they got before.
     """
     original = comfy.lora.model_lora_keys_unet
-    if hasattr(original, MARK):
-        getattr(original, MARK).add(model_class)
+    if hasattr(original, EXTENDED_CLASSES):
+        getattr(original, EXTENDED_CLASSES).add(model_class)
         return
     classes = {model_class}
 
     def model_lora_keys_unet(model: Any, key_map: dict[str, Any] | None = None) -> dict[str, Any]:
         key_map = original(model, {} if key_map is None else key_map)
         if isinstance(model, tuple(classes)):
-            key_map.update(spellings(model))
+            key_map.update(lora_keys(model))
         return key_map
 
-    setattr(model_lora_keys_unet, MARK, classes)
+    setattr(model_lora_keys_unet, EXTENDED_CLASSES, classes)
     comfy.lora.model_lora_keys_unet = model_lora_keys_unet
 
 
-def spellings(model: Any) -> dict[str, str]:
-    """LoRA key -> weight, for the spellings that ComfyUI lacks."""
+def lora_keys(model: Any) -> dict[str, str]:
+    """LoRA key -> weight, for the key names that ComfyUI lacks."""
     original_names = original_sd_names(model.model_config.unet_config)
     found: dict[str, str] = {}
     for key in model.state_dict():

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...vidrd_core.models.fingerprints import fingerprint, same_model
 from ...vidrd_core.models.unet import VidRDUNet
 from .lora import accept_diffusers_lora
-from .operations import attend, ready
+from .operations import core_operations, host_attention
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ class NativeUNet(VidRDUNet):
     """The U-Net with the call signature of ComfyUI's models."""
 
     def __init__(self, *args: Any, dtype: torch.dtype | None = None, operations: Any = None, **kwargs: Any):
-        layers = ready(operations, attention_function=staticmethod(attend))
+        layers = core_operations(operations, attention_function=staticmethod(host_attention))
         super().__init__(*args, dtype=dtype, operations=layers, **kwargs)
         self.storage_dtype = dtype
-        self.ignored: set[str] = set()
+        self.warned_patches: set[str] = set()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,7 +76,7 @@ class NativeUNet(VidRDUNet):
         """``x``: ``[B, C, T, h, w]``; ``timesteps``: ``[B]``; ``context``: ``[B, M, D]``."""
         if control is not None:
             raise ValueError("a ControlNet is applied to the conditioning; VidRD's model has no ControlNets: remove it")
-        self.tell_ignored(transformer_options or {})
+        self.warn_unsupported_patches(transformer_options or {})
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
             self.predict,
             self,
@@ -86,16 +86,16 @@ class NativeUNet(VidRDUNet):
         )
         return executor.execute(x, timesteps, context)
 
-    def tell_ignored(self, transformer_options: Mapping[str, Any]) -> None:
+    def warn_unsupported_patches(self, transformer_options: Mapping[str, Any]) -> None:
         """Warn, once, of patches that other nodes put into the blocks of Stable Diffusion's U-Net."""
         patches = {*transformer_options.get("patches", {}), *transformer_options.get("patches_replace", {})}
-        if not patches <= self.ignored:
+        if not patches <= self.warned_patches:
             logger.warning(
                 "VidRD's U-Net has no place for the patches %s, so they do nothing: remove the node that changes the "
                 "model's blocks (FreeU, perturbed attention, IP-Adapter and the like).",
                 ", ".join(sorted(patches)),
             )
-            self.ignored |= patches
+            self.warned_patches |= patches
 
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor, *_: Any, **__: Any) -> Tensor:
         return super().forward(x, timesteps, context).sample
@@ -213,7 +213,7 @@ def build_model(
 
 
 def stored_fingerprint(unet: NativeUNet, state: Mapping[str, Tensor]) -> str:
-    """:func:`fingerprint` of the weights as they are stored; in fp8 they would be blurred."""
+    """:func:`fingerprint` of the weights as they are stored; fp8 would round them."""
     weights = [state[name] for name, _ in unet.named_parameters()]
     read: Any = SimpleNamespace(config=unet.config, parameters=lambda: weights)  # the part of a module that is read
     return fingerprint(read)

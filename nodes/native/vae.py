@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ...vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from ...vidrd_core.sampling.windows import decode_windows
-from .operations import ready
+from .operations import core_operations
 
 WINDOW = 8  # frames, the clip length of the release, on which its decoder was trained
 
-# The smallest stock autoencoder: it lets ComfyUI's VAE fill in every attribute that its version wants.
-STAND_IN = {
+# The smallest stock autoencoder, replaced at once: with it ComfyUI's VAE sets every attribute that its version needs.
+PLACEHOLDER_CONFIG = {
     "ddconfig": {
         "double_z": True,
         "z_channels": 4,
@@ -36,10 +36,10 @@ STAND_IN = {
     },
     "embed_dim": 4,
 }
-# Numbers of the stored type at the peak per output pixel and frame. Decoding holds 512 (benchmarks/peak_memory.py
+# Values of the stored type held at the peak, per pixel and frame. Decoding holds 512 (benchmarks/peak_memory.py
 # --estimate); as many again and some are left for the work space of convolutions. ComfyUI's figure for its own: 2178.
-DECODE_NUMBERS = 1200
-ENCODE_NUMBERS = 1767
+DECODE_VALUES = 1200
+ENCODE_VALUES = 1767
 
 
 class NativeAutoencoder(VidRDAutoencoderKL):
@@ -68,14 +68,14 @@ class NativeAutoencoder(VidRDAutoencoderKL):
         batch, _channels, num_frames, height, width = latents.shape
         factor = self.spatial_factor
         shape = (batch, self.config.out_channels, num_frames, height * factor, width * factor)
-        home = comfy.model_management.intermediate_device()
-        frames = torch.empty(shape, dtype=torch.float32, device=home)
+        output_device = comfy.model_management.intermediate_device()
+        frames = torch.empty(shape, dtype=torch.float32, device=output_device)
         start = 0
         for piece in decode_windows(
             lambda z: super(NativeAutoencoder, self).decode(z).sample.float(), latents, self.window
         ):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            frames[:, :, start : start + piece.shape[2]] = piece.to(home)
+            frames[:, :, start : start + piece.shape[2]] = piece.to(output_device)
             start += piece.shape[2]
         return frames
 
@@ -90,10 +90,10 @@ class VidRDVAE(comfy.sd.VAE):
     def __init__(self, state: Mapping[str, Tensor], config: Mapping[str, Any], window: int = WINDOW):
         from comfy.ldm.models.autoencoder import AutoencoderKL
 
-        super().__init__(sd=AutoencoderKL(**STAND_IN).state_dict(), config={"params": STAND_IN})
+        super().__init__(sd=AutoencoderKL(**PLACEHOLDER_CONFIG).state_dict(), config={"params": PLACEHOLDER_CONFIG})
         known = inspect.signature(VidRDAutoencoderKL.__init__).parameters
         model = NativeAutoencoder(
-            **{k: v for k, v in config.items() if k in known}, operations=ready(comfy.ops.disable_weight_init)
+            **{k: v for k, v in config.items() if k in known}, operations=core_operations(comfy.ops.disable_weight_init)
         )
         model.load_state_dict(dict(state))
         model.window = window
@@ -125,12 +125,10 @@ class VidRDVAE(comfy.sd.VAE):
 
     def _decode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
         pixels = math.prod(shape[-2:]) * self.first_stage_model.spatial_factor**2
-        return DECODE_NUMBERS * pixels * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
+        return DECODE_VALUES * pixels * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
 
     def _encode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return (
-            ENCODE_NUMBERS * math.prod(shape[-2:]) * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
-        )
+        return ENCODE_VALUES * math.prod(shape[-2:]) * self._window(shape[2]) * comfy.model_management.dtype_size(dtype)
 
 
 def to_image(pixels: Tensor) -> Tensor:

@@ -329,9 +329,9 @@ def test_a_closure_that_holds_itself_ends(model: Any, part: Any) -> None:
     def patch(args: dict[str, Any]) -> Any:
         return (patch, later)[0] and args["denoised"]
 
-    unfinished = part("nodes.identity").hashed(part("nodes.identity").described(patch))  # later is not there yet
+    unfinished = part("nodes.identity").json_hash(part("nodes.identity").as_json(patch))  # later is not there yet
     later = 1
-    assert part("nodes.identity").hashed(part("nodes.identity").described(patch)) != unfinished
+    assert part("nodes.identity").json_hash(part("nodes.identity").as_json(patch)) != unfinished
 
 
 def test_masks_and_hooks_of_a_conditioning_count(many: Any, conds: Any, part: Any, model: Any) -> None:

@@ -1,13 +1,14 @@
 """Recognise, read safely, convert and write checkpoints of every layout people have VidRD weights in.
 
-Rooms: ``reading`` opens files, ``recognition`` finds the models in them, ``naming`` and ``configs`` turn names and
-shapes into ours, ``loading`` builds models, ``assembly`` puts a pipeline together, ``writing`` writes, ``report`` tells
-what is there.
+``recognition`` finds the models in a file or folder, ``naming`` renames their parameters, ``configs`` infers their
+configurations, ``loading`` builds models, ``assembly`` puts a pipeline together, ``writing`` writes, ``report``
+describes what is there. :mod:`vidrd_core.weight_files` opens the files.
 Nothing that a file holds is ever executed, and no pickle is ever written.
 """
 
 from __future__ import annotations
 
+from ..weight_files import CheckpointError
 from .assembly import load_pipeline_parts
 from .loading import (
     load_text_encoder,
@@ -17,7 +18,6 @@ from .loading import (
     unet_state_dict,
     vae_state_dict,
 )
-from .reading import CheckpointError
 from .report import CheckpointReport, PartReport, inspect
 from .writing import convert, save_model
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from ..weight_files import CheckpointError, read_json
 from .configs import is_temporal
-from .loading import SPOKEN, find_part, load_part, resolve_config
-from .reading import CheckpointError, read_json
+from .loading import PART_LABELS, find_part, load_part, resolve_config
 from .recognition import PART_NAMES, Checkpoint, Part, recognise
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _temporal_unet(sources: Sequence[Checkpoint]) -> Part:
             return part
     if found:  # an image U-Net or one of another family; the error tells which
         resolve_config(found[0][1], found[0][1].state())
-    held = "; ".join(f"{c.path} holds {', '.join(SPOKEN[n] for n in c.names) or 'no model'}" for c in sources)
+    held = "; ".join(f"{c.path} holds {', '.join(PART_LABELS[n] for n in c.names) or 'no model'}" for c in sources)
     raise CheckpointError(f"there is no VidRD U-Net ({held}): name the released ModelT2V.pth or another VidRD U-Net")
 
 
@@ -137,7 +137,7 @@ def _first(checkpoints: Sequence[Checkpoint], name: str) -> Part:
             return part
     where = ", ".join(str(c.path) for c in checkpoints)
     raise CheckpointError(
-        f"there is no {SPOKEN[name]} in {where}: give a Stable Diffusion 2.1 folder or file as the base"
+        f"there is no {PART_LABELS[name]} in {where}: give a Stable Diffusion 2.1 folder or file as the base"
     )
 
 
@@ -193,7 +193,7 @@ def _tokenizer(checkpoints: Sequence[Checkpoint], given: str | Path | None) -> P
     if given is not None:
         folders = [Path(given)]
     else:
-        folders = [c.homes["tokenizer"] for c in checkpoints if "tokenizer" in c.homes]
+        folders = [c.part_paths["tokenizer"] for c in checkpoints if "tokenizer" in c.part_paths]
     for folder in folders:
         if any((folder / n).is_file() for n in ("vocab.json", "tokenizer.json")):
             return folder
@@ -207,13 +207,13 @@ def _tokenizer(checkpoints: Sequence[Checkpoint], given: str | Path | None) -> P
 def _scheduler(sources: Sequence[Checkpoint], everything: Sequence[Checkpoint]) -> tuple[str, dict[str, Any]]:
     """The sampler of a VidRD model folder as it is; the base's noise schedule for DDIM; else the released values."""
     for checkpoint in everything:
-        home = checkpoint.homes.get("scheduler")
-        if home is None or not (home / "scheduler_config.json").is_file():
+        scheduler_folder = checkpoint.part_paths.get("scheduler")
+        if scheduler_folder is None or not (scheduler_folder / "scheduler_config.json").is_file():
             continue
-        config = read_json(home / "scheduler_config.json")
+        config = read_json(scheduler_folder / "scheduler_config.json")
         unet = checkpoint.part("unet") if checkpoint in sources and checkpoint.kind == "model_folder" else None
         if unet is not None and is_temporal(unet.state()):
-            return _known_scheduler(home, config), config
+            return _known_scheduler(scheduler_folder, config), config
         kept = {k: v for k, v in config.items() if k in RELEASED_SCHEDULER}
         if kept.get("prediction_type", "epsilon") != "epsilon":
             logger.warning(
@@ -226,10 +226,12 @@ def _scheduler(sources: Sequence[Checkpoint], everything: Sequence[Checkpoint]) 
     return "DDIMScheduler", dict(RELEASED_SCHEDULER)
 
 
-def _known_scheduler(home: Path, config: Mapping[str, Any]) -> str:
+def _known_scheduler(scheduler_folder: Path, config: Mapping[str, Any]) -> str:
     import diffusers
 
     name = str(config.get("_class_name", "DDIMScheduler"))
     if not name.endswith("Scheduler") or not hasattr(diffusers, name):
-        raise CheckpointError(f"{home} names the scheduler {name}, which diffusers does not have: use DDIMScheduler")
+        raise CheckpointError(
+            f"{scheduler_folder} names the scheduler {name}, which diffusers does not have: use DDIMScheduler"
+        )
     return name

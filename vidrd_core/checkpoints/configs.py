@@ -1,4 +1,4 @@
-"""What the shapes of weights say: which family they are of, and the configuration of the model that fits them."""
+"""Infer from the names and shapes of weights which family they are of, and the configuration that fits them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .reading import CheckpointError
+from ..weight_files import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -14,8 +14,8 @@ HEAD_WIDTH = 64  # channels per attention head in Stable Diffusion 2.x and in CL
 SD1_HEADS = 8  # heads at every resolution in Stable Diffusion 1.x
 NORM_GROUPS = 32  # of every Stable Diffusion
 
-# Name fragments that only another family has, and what to say of it.
-FOREIGN: dict[str, tuple[tuple[str, str], ...]] = {
+# Parts of names that only another model family has, and how messages call it.
+UNSUPPORTED_MODELS: dict[str, tuple[tuple[str, str], ...]] = {
     "unet": (
         ("spatial_res_block", "a Stable Video Diffusion U-Net"),
         ("transformer_in", "a ModelScope or zeroscope video U-Net, whose temporal layers differ"),
@@ -37,7 +37,7 @@ FOREIGN: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "text_encoder": (("lora_", "a LoRA, not a whole model"),),
 }
-STRANGERS = (  # files that hold none of our parts
+OTHER_MODELS = (  # files that hold no U-Net, VAE or text encoder of ours
     ("lora_", "a LoRA"),
     ("motion_modules", "an AnimateDiff motion module"),
     ("controlnet", "a ControlNet"),
@@ -48,21 +48,21 @@ STRANGERS = (  # files that hold none of our parts
 )
 
 
-def foreign(part: str, names: Iterable[str]) -> str | None:
-    """What the weights of ``part`` are, where they are of a family that our models cannot be; else None."""
+def unsupported_model(part: str, names: Iterable[str]) -> str | None:
+    """What the weights of ``part`` are, where they are of a family that is not supported; else None."""
     names = list(names)
-    return next((what for fragment, what in FOREIGN[part] if any(fragment in n for n in names)), None)
+    return next((what for fragment, what in UNSUPPORTED_MODELS[part] if any(fragment in n for n in names)), None)
 
 
-def stranger(names: Iterable[str]) -> str | None:
-    """What a file is in which no part of ours was found, where its names tell."""
+def other_model(names: Iterable[str]) -> str | None:
+    """What a file without any part of ours holds, where its names show it; else None."""
     names = list(names)
-    return next((what for fragment, what in STRANGERS if any(fragment in n for n in names)), None)
+    return next((what for fragment, what in OTHER_MODELS if any(fragment in n for n in names)), None)
 
 
 def describe(part: str, shapes: Shapes) -> str:
     """The family of a part's weights in words."""
-    other = foreign(part, shapes)
+    other = unsupported_model(part, shapes)
     if other:
         return other
     temporal = is_temporal(shapes)
@@ -95,7 +95,7 @@ def infer_config(part: str, shapes: Shapes, hyper_parameters: Mapping[str, Any] 
     try:
         return rules[part](shapes, hyper_parameters or {})
     except KeyError as error:
-        raise CheckpointError(f"the {part} lacks {error}, so its sizes cannot be told: choose another file") from error
+        raise CheckpointError(f"the {part} lacks {error}, so its sizes are unknown: choose another file") from error
     except IndexError as error:
         raise CheckpointError(f"the {part} has weights of odd shapes: choose another file") from error
 
@@ -168,6 +168,6 @@ def _check_divisible(what: str, widths: list[int], *units: int) -> None:
         odd = [w for w in widths if w % unit]
         if odd:
             raise CheckpointError(
-                f"the {what} is {odd[0]} channels wide, no multiple of {unit}, so its heads and norms cannot be told "
+                f"the {what} is {odd[0]} channels wide, no multiple of {unit}, so its heads and norms are unknown "
                 "from shapes: pass its config, or a folder with config.json"
             )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .configs import describe, foreign, infer_config, is_temporal
-from .reading import CheckpointError, copied
+from ..weight_files import CheckpointError, copy_tensors
+from .configs import describe, infer_config, is_temporal, unsupported_model
 from .recognition import Checkpoint, Part, recognise
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Source = str | Path | Checkpoint
-SPOKEN = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
+PART_LABELS = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder"}
 
 
 def load_unet(
@@ -45,7 +45,7 @@ def load_unet(
         path: a file or folder, see :func:`vidrd_core.checkpoints.inspect`.
         dtype: of the weights; None keeps the stored one.
         device: where the weights go.
-        config: the U-Net's configuration; None takes the file's or folder's own, else what the shapes say.
+        config: the U-Net's configuration; None takes the file's or folder's own, else it is inferred from the shapes.
         operations: namespace of leaf layers, default ``torch.nn``.
         inflate: accept an image U-Net; its temporal layers start as the identity.
 
@@ -119,24 +119,26 @@ def find_part(path: Source, name: str) -> Part:
     checkpoint = path if isinstance(path, Checkpoint) else recognise(path)
     part = checkpoint.part(name)
     if part is None:
-        there = ", ".join(SPOKEN[n] for n in checkpoint.names) or "no model"
-        raise CheckpointError(f"{path} holds no {SPOKEN[name]} (it holds: {there}): choose a file or folder with one")
+        there = ", ".join(PART_LABELS[n] for n in checkpoint.names) or "no model"
+        raise CheckpointError(
+            f"{path} holds no {PART_LABELS[name]} (it holds: {there}): choose a file or folder with one"
+        )
     return part
 
 
 def resolve_config(
     part: Part, state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, inflate: bool = False
 ) -> dict[str, Any]:
-    """The constructor configuration for a part: given, or brought along, or told from the shapes.
+    """The constructor configuration for a part: given, stored with the weights, or inferred from the shapes.
 
     Raises:
         CheckpointError: the weights are of another family.
     """
     where = part.stored.path
     shapes = {k: tuple(v.shape) for k, v in state.items()}
-    other = foreign(part.name, shapes)
+    other = unsupported_model(part.name, shapes)
     if other:
-        raise CheckpointError(f"{where} holds {other}, which is no VidRD {SPOKEN[part.name]}: choose another file")
+        raise CheckpointError(f"{where} holds {other}, which is no VidRD {PART_LABELS[part.name]}: choose another file")
     temporal = is_temporal(shapes)
     if part.name == "unet" and not (temporal or inflate):
         raise CheckpointError(
@@ -149,7 +151,7 @@ def resolve_config(
             given = infer_config(part.name, shapes, part.stored.hyper_parameters)
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        logger.info("%s: configuration of the %s told from the shapes: %s", where, SPOKEN[part.name], given)
+        logger.info("%s: configuration of the %s inferred from the shapes: %s", where, PART_LABELS[part.name], given)
     if part.name == "text_encoder":
         return given
     return _temporal_settings(part, given, shapes, inflate)
@@ -191,7 +193,7 @@ def empty_model(name: str, config: Mapping[str, Any], dtype: torch.dtype | None 
         check_settings(VidRDUNet, config, FIXED_SETTINGS)
         return build_empty(VidRDUNet, {**config, **made})
     except (ValueError, TypeError, IndexError) as error:
-        raise CheckpointError(f"its configuration is not one of a VidRD {SPOKEN[name]}: {error}") from error
+        raise CheckpointError(f"its configuration is not one of a VidRD {PART_LABELS[name]}: {error}") from error
 
 
 def _empty_text_encoder(config: Mapping[str, Any], dtype: torch.dtype | None) -> CLIPTextModel:
@@ -211,17 +213,17 @@ def check_fit(part: Part, model: nn.Module, state: Mapping[str, Tensor], inflate
     """Raise CheckpointError unless names and shapes of ``state`` are those of ``model``."""
     from ..models.inflate import compare
 
-    shapes = {own_name(model, k): tuple(v.shape) for k, v in state.items()}
+    shapes = {installed_name(model, k): tuple(v.shape) for k, v in state.items()}
     problem = compare(model, shapes).problem(temporal_may_miss=inflate)
     if problem:
         raise CheckpointError(
-            f"{part.stored.path}: the {SPOKEN[part.name]} does not fit the configuration from {part.config_source}: "
-            f"{problem}. "
+            f"{part.stored.path}: the {PART_LABELS[part.name]} does not fit the configuration from "
+            f"{part.config_source}: {problem}. "
             "Pass the configuration it was trained with, or choose another file"
         )
 
 
-def own_name(model: nn.Module, name: str) -> str:
+def installed_name(model: nn.Module, name: str) -> str:
     """A parameter's name in the installed transformers, whose versions before 5 put ``text_model.`` before it."""
     return f"text_model.{name}" if hasattr(model, "text_model") else name
 
@@ -247,10 +249,10 @@ def load_part(
     check_fit(part, model, state, inflate)
     if needs_copy(state, dtype, device):
         del state
-        weights = copied(part.state, dtype, device)
+        weights = copy_tensors(part.state, dtype, device)
     else:
         weights = iter(state.items())
-    assign_weights(model, ((own_name(model, k), v) for k, v in weights), temporal_may_miss=inflate)
+    assign_weights(model, ((installed_name(model, k), v) for k, v in weights), temporal_may_miss=inflate)
     if inflate:
         initialise_missing(model, device)
     for buffer_name, buffer in model.named_buffers():

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .reading import CheckpointError
+from ..weight_files import CheckpointError
 
 # Of a CLIP text model's dict, what is no weight of the text encoder: a constant, and the projection of CLIP itself.
 CLIP_EXTRAS = ("embeddings.position_ids", "text_projection.weight", "text_projection", "logit_scale")
@@ -38,7 +38,7 @@ def to_our_names(part: str, layout: str, state: Mapping[str, Tensor]) -> dict[st
 
 
 def _diffusers_vae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    from ..models.autoencoder import rename_old_attention
+    from ..models.old_names import rename_old_attention
 
     return {rename_old_attention(k): v for k, v in state.items()}
 

@@ -11,16 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .configs import stranger
+from ..weight_files import CheckpointError, MissingFileError, StoredWeights, open_weights, read_json, weight_files
+from .configs import other_model
 from .naming import to_our_names
-from .reading import CheckpointError, MissingFileError, StoredWeights, open_weights, read_json, weight_files
 
 PART_NAMES = ("unet", "vae", "text_encoder")
 CONFIG_KEY = "vidrd_config"  # safetensors metadata of files that this package writes
 PART_OF_CLASS = {"VidRDUNet": "unet", "VidRDAutoencoderKL": "vae", "CLIPTextModel": "text_encoder"}
 
-# One weight that every model of a kind has, and one more that settles the layout.
-ANCHORS = (
+# By which a model and its layout are recognised: two weights that every such model has.
+SIGNATURES = (
     ("unet", "diffusers", "time_embedding.linear_1.weight", "conv_in.weight"),
     ("unet", "ldm", "time_embed.0.weight", "input_blocks.0.0.weight"),
     ("vae", "diffusers", "decoder.conv_norm_out.weight", "encoder.conv_in.weight"),
@@ -74,14 +74,14 @@ class Checkpoint:
     path: Path
     kind: str  # a key of KINDS
     found: dict[str, Part] = field(default_factory=dict)  # parts of a file
-    homes: dict[str, Path] = field(default_factory=dict)  # folders or files of parts; also tokenizer and scheduler
+    part_paths: dict[str, Path] = field(default_factory=dict)  # folders or files; also of tokenizer and scheduler
     other: list[str] = field(default_factory=list)  # names of weights that belong to no part
     roots: list[Path] = field(default_factory=list)  # model folders, whose components' configurations may be of use
 
     @property
     def names(self) -> list[str]:
         """The parts there are."""
-        return [n for n in PART_NAMES if n in self.found or n in self.homes]
+        return [n for n in PART_NAMES if n in self.found or n in self.part_paths]
 
     @cached_property
     def _opened(self) -> dict[str, Part]:
@@ -95,11 +95,11 @@ class Checkpoint:
         """
         if name in self.found:
             return self.found[name]
-        if name in self.homes and name not in self._opened:
-            inner = recognise(self.homes[name])
+        if name in self.part_paths and name not in self._opened:
+            inner = recognise(self.part_paths[name])
             part = inner.part(name)
             if part is None:
-                raise CheckpointError(f"{self.homes[name]} should hold the {name} but holds {_list(inner.names)}")
+                raise CheckpointError(f"{self.part_paths[name]} should hold the {name} but holds {_list(inner.names)}")
             self._opened[name] = part
         return self._opened.get(name)
 
@@ -120,14 +120,14 @@ def recognise(path: str | Path) -> Checkpoint:
         return _release_folder(path, released[0])
     if (path / "config.json").is_file():
         return _component_folder(path)
-    homes = {n: path / n for n in PART_NAMES if (path / n).is_dir() and weight_files(path / n)}
+    part_paths = {n: path / n for n in PART_NAMES if (path / n).is_dir() and weight_files(path / n)}
     extras = {n: path / n for n in ("tokenizer", "scheduler") if (path / n).is_dir()}
-    if homes or (path / "model_index.json").is_file():
-        return Checkpoint(path, "model_folder", homes={**homes, **extras}, roots=[path])
+    if part_paths or (path / "model_index.json").is_file():
+        return Checkpoint(path, "model_folder", part_paths={**part_paths, **extras}, roots=[path])
     if weight_files(path):
         raise CheckpointError(
             f"{path} holds weights but no config.json: put the config.json that belongs to them beside them, "
-            "or name the weights file itself, whose sizes are then told from its shapes"
+            "or name the weights file itself, whose configuration is then inferred from its shapes"
         )
     content = _list([p.name for p in path.iterdir()])
     raise CheckpointError(
@@ -138,14 +138,14 @@ def recognise(path: str | Path) -> Checkpoint:
 def _release_folder(path: Path, checkpoint: Path) -> Checkpoint:
     """``ModelT2V.pth``, ``vae_finetuned/`` and a Stable Diffusion folder side by side."""
     main = recognise(checkpoint)
-    homes: dict[str, Path] = {}
+    part_paths: dict[str, Path] = {}
     roots = sorted(p for p in path.iterdir() if (p / "model_index.json").is_file())
     for folder in roots:
-        homes.update({n: h for n, h in recognise(folder).homes.items() if n != "unet"})
+        part_paths.update({n: h for n, h in recognise(folder).part_paths.items() if n != "unet"})
     if (path / "vae_finetuned").is_dir():
-        homes["vae"] = path / "vae_finetuned"
+        part_paths["vae"] = path / "vae_finetuned"
         main.found.pop("vae", None)  # as in the release, where the fine-tuned VAE is given
-    return Checkpoint(path, "release_folder", found=main.found, homes=homes, other=main.other, roots=roots)
+    return Checkpoint(path, "release_folder", found=main.found, part_paths=part_paths, other=main.other, roots=roots)
 
 
 def _component_folder(path: Path) -> Checkpoint:
@@ -183,21 +183,21 @@ def _metadata_config(stored: StoredWeights) -> dict[str, Any]:
         config = json.loads(stored.metadata[CONFIG_KEY])
     except ValueError as error:
         raise CheckpointError(
-            f"{stored.path}: its metadata {CONFIG_KEY} is no JSON ({error}): convert it anew"
+            f"{stored.path}: its metadata {CONFIG_KEY} is no JSON ({error}): convert it again"
         ) from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{stored.path}: its metadata {CONFIG_KEY} is no JSON object: convert it anew")
+        raise CheckpointError(f"{stored.path}: its metadata {CONFIG_KEY} is no JSON object: convert it again")
     return config
 
 
 def _find_parts(stored: StoredWeights) -> dict[str, Part]:
     tensors = stored.tensors()
     found: dict[str, Part] = {}
-    for name, layout, anchor, witness in ANCHORS:
+    for name, layout, key, second_key in SIGNATURES:
         if name in found:
             continue
-        prefixes = [k.removesuffix(anchor) for k in tensors if k == anchor or k.endswith("." + anchor)]
-        prefixes = [p for p in prefixes if p + witness in tensors]
+        prefixes = [k.removesuffix(key) for k in tensors if k == key or k.endswith("." + key)]
+        prefixes = [p for p in prefixes if p + second_key in tensors]
         if layout == "clip":
             prefixes = [p.removesuffix("text_model.") for p in prefixes]
         prefixes = [p for p in prefixes if not _is_other_copy(p, tensors)]
@@ -221,7 +221,7 @@ def _is_other_copy(prefix: str, tensors: Mapping[str, Tensor]) -> bool:
 
 def _nothing_found(path: Path, stored: StoredWeights) -> CheckpointError:
     names = list(stored.tensors())
-    what = stranger(names)
+    what = other_model(names)
     guess = f"looks like {what}; it " if what else ""
     return CheckpointError(
         f"{path} {guess}holds no U-Net, VAE or CLIP text encoder known here (its weights begin {_list(names[:3])}): "

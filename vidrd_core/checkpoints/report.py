@@ -1,4 +1,4 @@
-"""Say what a file or folder is, which parts it has and whether they are whole."""
+"""Say what a file or folder is, which parts it has and whether they are complete."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .configs import describe, foreign, is_temporal
-from .loading import SPOKEN, empty_model, own_name, resolve_config
-from .reading import CheckpointError
+from ..weight_files import CheckpointError
+from .configs import describe, is_temporal, unsupported_model
+from .loading import PART_LABELS, empty_model, installed_name, resolve_config
 from .recognition import KINDS, PART_NAMES, Part, recognise
 
 
@@ -57,7 +57,7 @@ class CheckpointReport:
         for part in self.parts.values():
             lines += _part_lines(part)
         if self.absent:
-            lines.append(f"  not in it: {', '.join(SPOKEN.get(n, n) for n in self.absent)}")
+            lines.append(f"  not in it: {', '.join(PART_LABELS.get(n, n) for n in self.absent)}")
         if self.other:
             lines.append(f"  not used: {len(self.other)} other weights, for example {', '.join(self.other[:3])}")
         return "\n".join(lines)
@@ -82,7 +82,7 @@ def inspect(path: str | Path) -> CheckpointReport:
         parts[name] = _inspect_part(part)
         files.update(part.stored.files)
     absent = [n for n in PART_NAMES if n not in parts]
-    absent += [n for n in ("tokenizer", "scheduler") if n not in checkpoint.homes]
+    absent += [n for n in ("tokenizer", "scheduler") if n not in checkpoint.part_paths]
     size = sum(f.stat().st_size for f in files)
     return CheckpointReport(checkpoint.path, checkpoint.kind, parts, absent, checkpoint.other, size)
 
@@ -94,9 +94,9 @@ def _inspect_part(part: Part) -> PartReport:
         state = part.select(part.stored.tensors())
         return dataclasses.replace(_measure(part, state), problem=str(error))
     report = _measure(part, state)
-    family = foreign(part.name, state)
+    family = unsupported_model(part.name, state)
     if family:
-        return dataclasses.replace(report, problem=f"{family}: no VidRD {SPOKEN[part.name]}")
+        return dataclasses.replace(report, problem=f"{family}: no VidRD {PART_LABELS[part.name]}")
     try:
         # An image U-Net is reported as one, not as an error: it is what training starts from.
         config = resolve_config(part, state, inflate=part.name == "unet")
@@ -123,7 +123,7 @@ def _compare(part: Part, report: PartReport, config: dict[str, Any], state: Mapp
     from ..models.inflate import compare
 
     model = empty_model(part.name, config)
-    fit = compare(model, {own_name(model, k): tuple(v.shape) for k, v in state.items()})
+    fit = compare(model, {installed_name(model, k): tuple(v.shape) for k, v in state.items()})
     # A model without any temporal layer is an image model, which is another thing than a damaged video model.
     missing = fit.missing + (fit.missing_temporal if is_temporal(state) else [])
     return dataclasses.replace(
@@ -137,18 +137,22 @@ def _part_lines(part: PartReport) -> list[str]:
         ", ".join(part.dtypes) if len(part.dtypes) == 1 else ", ".join(f"{d} ({n})" for d, n in part.dtypes.items())
     )
     lines = [
-        f"  {SPOKEN[part.name]}: {part.description}",
+        f"  {PART_LABELS[part.name]}: {part.description}",
         f"    {part.parameters / 1e6:.1f} M parameters{temporal}; {dtypes}; {_bytes(part.size)}",
         f"    from {part.source}; configuration from {part.config_source}",
     ]
-    for title in ("missing", "unexpected", "misshapen"):
-        names = getattr(part, title)
+    for title, names in (
+        ("missing", part.missing),
+        ("unexpected", part.unexpected),
+        ("with wrong shapes", part.misshapen),
+    ):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             lines.append(f"    {len(names)} {title}: {', '.join(names[:4])}{more}")
-    lines.append(
-        f"    cannot be used: {part.problem}" if part.problem else f"    {'whole' if part.is_whole else 'broken'}"
-    )
+    if part.problem:
+        lines.append(f"    cannot be used: {part.problem}")
+    else:
+        lines.append(f"    {'complete' if part.is_whole else 'incomplete or damaged'}")
     return lines
 
 

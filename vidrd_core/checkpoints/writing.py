@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..files import write_tensors
+from ..weight_files import CheckpointError, copy_tensors, read_json
 from .assembly import Assembly, Paths, assemble
 from .loading import check_fit, empty_model, needs_copy, stored_dtype
-from .reading import CheckpointError, copied, read_json
 from .recognition import CONFIG_KEY, PART_NAMES, Part
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _write_part(part: Part, config: Mapping[str, Any], folder: Path, dtype: torc
     check_fit(part, model, state)
     if needs_copy(state, dtype):
         del state
-        state = dict(copied(part.state, dtype))
+        state = dict(copy_tensors(part.state, dtype))
     folder.mkdir()
     if part.name == "text_encoder":
         model.config.architectures = ["CLIPTextModel"]

@@ -16,22 +16,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from .fast_paths import chunked_frames, group_norm, memory_format, silu
+from .folding import fold_frames, to_images, to_tokens, unfold_frames
 from .inflate import inflate
-from .layers import (
-    Attention,
-    Downsample,
-    ResnetBlock,
-    TempConv,
-    Upsample,
-    fold_frames,
-    frame_layout,
-    group_norm,
-    in_parts,
-    silu,
-    to_images,
-    to_tokens,
-    unfold_frames,
-)
+from .layers import Attention, Downsample, ResnetBlock, TempConv, Upsample
+from .old_names import rename_old_attention
 
 EPS = 1e-6  # of every GroupNorm in Stable Diffusion's VAE
 TEMP_CONV_DROPOUT = 0.1  # of the release
@@ -64,13 +53,13 @@ class FrameAttention(Attention):
         return x + unfold_frames(to_images(h, x.shape[3]), 1)
 
 
-class Stage(nn.Module):
-    """One resolution: residual blocks, each followed by a Temp-Conv where asked for, then a change of resolution."""
+class ResolutionBlock(nn.Module):
+    """Residual blocks of one resolution, each followed by a Temp-Conv if ``temporal``, then a change of resolution."""
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]
     resnets: nn.ModuleList
-    temp_convs: nn.ModuleList  # only where the stage is temporal
+    temp_convs: nn.ModuleList  # only where the block is temporal
 
     def __init__(
         self,
@@ -81,17 +70,19 @@ class Stage(nn.Module):
         temporal: bool = False,
         downsample: bool = False,
         upsample: bool = False,
-        **made: Any,
+        **layer_kwargs: Any,
     ):
         super().__init__()
         widths = [(in_channels if i == 0 else out_channels, out_channels) for i in range(num_layers)]
-        self.resnets = nn.ModuleList([ResnetBlock(i, o, groups, EPS, **made) for i, o in widths])
+        self.resnets = nn.ModuleList([ResnetBlock(i, o, groups, EPS, **layer_kwargs) for i, o in widths])
         if temporal:
-            self.temp_convs = nn.ModuleList([TempConv(o, 3, groups, TEMP_CONV_DROPOUT, **made) for _, o in widths])
+            self.temp_convs = nn.ModuleList(
+                [TempConv(o, 3, groups, TEMP_CONV_DROPOUT, **layer_kwargs) for _, o in widths]
+            )
         if downsample:
-            self.downsamplers = nn.ModuleList([Downsample(out_channels, asymmetric=True, **made)])
+            self.downsamplers = nn.ModuleList([Downsample(out_channels, asymmetric=True, **layer_kwargs)])
         if upsample:
-            self.upsamplers = nn.ModuleList([Upsample(out_channels, **made)])
+            self.upsamplers = nn.ModuleList([Upsample(out_channels, **layer_kwargs)])
 
     def steps(self, num_frames: int = 1) -> Iterator[Callable[[Tensor], Tensor]]:
         """What to apply one after the other to frames ``[B*T, C, 1, H, W]``, so that norms work per frame.
@@ -101,14 +92,14 @@ class Stage(nn.Module):
         """
         for index, resnet in enumerate(self.resnets):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                yield partial(self._gradient_checkpointing_func, self.row, index, num_frames)
+                yield partial(self._gradient_checkpointing_func, self.layer, index, num_frames)
             else:
-                yield partial(in_parts, resnet)
+                yield partial(chunked_frames, resnet)
                 yield partial(self.over_clip, index, num_frames)
         for resample in (*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
-            yield partial(in_parts, resample)
+            yield partial(chunked_frames, resample)
 
-    def row(self, index: int, num_frames: int, x: Tensor) -> Tensor:
+    def layer(self, index: int, num_frames: int, x: Tensor) -> Tensor:
         """Residual block ``index`` per frame, then its Temp-Conv over the clip."""
         return self.over_clip(index, num_frames, self.resnets[index](x))
 
@@ -122,10 +113,10 @@ class Stage(nn.Module):
 class MidBlock(nn.Module):
     """Residual block, attention, residual block; no temporal layers."""
 
-    def __init__(self, dim: int, groups: int, **made: Any):
+    def __init__(self, dim: int, groups: int, **layer_kwargs: Any):
         super().__init__()
-        self.resnets = nn.ModuleList([ResnetBlock(dim, dim, groups, EPS, **made) for _ in range(2)])
-        self.attentions = nn.ModuleList([FrameAttention(dim, groups, **made)])
+        self.resnets = nn.ModuleList([ResnetBlock(dim, dim, groups, EPS, **layer_kwargs) for _ in range(2)])
+        self.attentions = nn.ModuleList([FrameAttention(dim, groups, **layer_kwargs)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
@@ -146,23 +137,26 @@ class Encoder(nn.Module):
         **factory: Any,
     ):
         super().__init__()
-        made: dict[str, Any] = {"operations": operations, **factory}
+        layer_kwargs: dict[str, Any] = {"operations": operations, **factory}
         self.conv_in = operations.Conv2d(in_channels, widths[0], 3, padding=1, **factory)
         entries = (widths[0], *widths[:-1])
         last = len(widths) - 1
         self.down_blocks = nn.ModuleList(
-            [Stage(i, o, layers, groups, downsample=n < last, **made) for n, (i, o) in enumerate(zip(entries, widths))]
+            [
+                ResolutionBlock(i, o, layers, groups, downsample=n < last, **layer_kwargs)
+                for n, (i, o) in enumerate(zip(entries, widths))
+            ]
         )
-        self.mid_block = MidBlock(widths[-1], groups, **made)
+        self.mid_block = MidBlock(widths[-1], groups, **layer_kwargs)
         self.conv_norm_out = operations.GroupNorm(groups, widths[-1], eps=EPS, **factory)
         self.conv_out = operations.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1, **factory)
 
     def forward(self, frames: Tensor) -> Tensor:
         """``frames``: ``[B*T, 3, H, W]``; returns ``[B*T, 2*C, h, w]``."""
         x = self.conv_in(frames).unsqueeze(2)
-        for step in chain.from_iterable(cast(Stage, stage).steps() for stage in self.down_blocks):
+        for step in chain.from_iterable(cast(ResolutionBlock, block).steps() for block in self.down_blocks):
             x = step(x)
-        x = silu(group_norm(self.conv_norm_out, self.mid_block(x), owned=True))
+        x = silu(group_norm(self.conv_norm_out, self.mid_block(x), may_overwrite=True))
         return self.conv_out(x.squeeze(2))
 
 
@@ -182,15 +176,15 @@ class TemporalDecoder(nn.Module):
         **factory: Any,
     ):
         super().__init__()
-        made: dict[str, Any] = {"operations": operations, **factory}
+        layer_kwargs: dict[str, Any] = {"operations": operations, **factory}
         widths = tuple(reversed(widths))
         entries = (widths[0], *widths[:-1])
         last = len(widths) - 1
         self.conv_in = operations.Conv2d(latent_channels, widths[0], 3, padding=1, **factory)
-        self.mid_block = MidBlock(widths[0], groups, **made)
+        self.mid_block = MidBlock(widths[0], groups, **layer_kwargs)
         self.up_blocks = nn.ModuleList(
             [
-                Stage(i, o, layers + 1, groups, temporal=add_temp_conv, upsample=n < last, **made)
+                ResolutionBlock(i, o, layers + 1, groups, temporal=add_temp_conv, upsample=n < last, **layer_kwargs)
                 for n, (i, o) in enumerate(zip(entries, widths))
             ]
         )
@@ -200,9 +194,9 @@ class TemporalDecoder(nn.Module):
     def forward(self, latents: Tensor, num_frames: int) -> Tensor:
         """``latents``: ``[B*T, C, h, w]``; returns ``[B*T, 3, H, W]``."""
         x = self.mid_block(self.conv_in(latents).unsqueeze(2))
-        for step in chain.from_iterable(cast(Stage, stage).steps(num_frames) for stage in self.up_blocks):
+        for step in chain.from_iterable(cast(ResolutionBlock, block).steps(num_frames) for block in self.up_blocks):
             x = step(x)
-        x = silu(group_norm(self.conv_norm_out, x, owned=True))
+        x = silu(group_norm(self.conv_norm_out, x, may_overwrite=True))
         return self.conv_out(x.squeeze(2))
 
 
@@ -249,11 +243,11 @@ class VidRDAutoencoderKL(ModelMixin, ConfigMixin):
         device: torch.device | str | None = None,
     ):
         super().__init__()
-        made: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
+        layer_kwargs: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         widths = tuple(block_out_channels)
         sizes = (widths, layers_per_block, norm_num_groups)
-        self.encoder = Encoder(in_channels, latent_channels, *sizes, **made)
-        self.decoder = TemporalDecoder(latent_channels, out_channels, *sizes, add_temp_conv, **made)
+        self.encoder = Encoder(in_channels, latent_channels, *sizes, **layer_kwargs)
+        self.decoder = TemporalDecoder(latent_channels, out_channels, *sizes, add_temp_conv, **layer_kwargs)
         factory = {"dtype": dtype, "device": device}
         self.quant_conv = operations.Conv2d(2 * latent_channels, 2 * latent_channels, 1, **factory)
         self.post_quant_conv = operations.Conv2d(latent_channels, latent_channels, 1, **factory)
@@ -274,7 +268,7 @@ class VidRDAutoencoderKL(ModelMixin, ConfigMixin):
         factor = self.spatial_factor
         if frames.shape[3] % factor or frames.shape[4] % factor:
             raise ValueError(f"frames are {frames.shape[4]}x{frames.shape[3]}; both must be multiples of {factor}")
-        x = fold_frames(frames).contiguous(memory_format=frame_layout(frames))
+        x = fold_frames(frames).contiguous(memory_format=memory_format(frames))
         moments = unfold_frames(self.quant_conv(self.encoder(x)), frames.shape[2])
         posterior = DiagonalGaussianDistribution(moments)
         return EncoderOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[return-value]
@@ -289,7 +283,7 @@ class VidRDAutoencoderKL(ModelMixin, ConfigMixin):
         """
         self._check(latents, self.config.latent_channels, "latents")
         num_frames = latents.shape[2]
-        x = fold_frames(latents).contiguous(memory_format=frame_layout(latents))
+        x = fold_frames(latents).contiguous(memory_format=memory_format(latents))
         pixels = unfold_frames(self.decoder(self.post_quant_conv(x), num_frames), num_frames)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)  # type: ignore[return-value]
 
@@ -318,16 +312,6 @@ class VidRDAutoencoderKL(ModelMixin, ConfigMixin):
     def _check(x: Tensor, channels: int, name: str) -> None:
         if x.ndim != 5 or x.shape[1] != channels:
             raise ValueError(f"{name} is {list(x.shape)}; expected [B, {channels}, T, H, W]")
-
-
-OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def rename_old_attention(name: str) -> str:
-    """A VAE parameter's name with the attention's names of before diffusers 0.18 replaced by today's."""
-    head, dot, tail = name.partition(".mid_block.attentions.0.")
-    layer, _, leaf = tail.partition(".")
-    return f"{head}{dot}{OLD_ATTENTION_NAMES[layer]}.{leaf}" if layer in OLD_ATTENTION_NAMES else name
 
 
 def _accept_old_attention_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

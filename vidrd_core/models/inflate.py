@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..weight_files import copy_tensors, open_weights, read_json
 from .layers import TempConv, TransformerBlock, zero_init
+from .old_names import rename_old_attention
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -57,12 +59,10 @@ def inflate(
     Raises:
         ValueError: the folder cannot be read, or settings, names or shapes do not fit; the message lists them.
     """
-    from ..checkpoints import reading  # it imports nothing of the models
-
     if isinstance(source, (str, Path)):
         folder = Path(source)
-        config = reading.read_json(folder / "config.json") if config is None else config
-        open_tensors = reading.open_weights(folder).tensors
+        config = read_json(folder / "config.json") if config is None else config
+        open_tensors = open_weights(folder).tensors
     else:
         weights = source
 
@@ -72,11 +72,11 @@ def inflate(
     if config is None:
         raise ValueError(f"{cls.__name__} cannot tell its sizes from a state dict alone: pass the image model's config")
     check_settings(cls, config, fixed)
-    made = dict(overrides)
-    device = made.pop("device", None) or torch.get_default_device()
-    model = build_empty(cls, {**config, **made})
-    dtype = made.get("dtype") or torch.get_default_dtype()
-    assign_weights(model, reading.copied(open_tensors, dtype, device), temporal_may_miss=True)
+    settings = dict(overrides)
+    device = settings.pop("device", None) or torch.get_default_device()
+    model = build_empty(cls, {**config, **settings})
+    dtype = settings.get("dtype") or torch.get_default_dtype()
+    assign_weights(model, copy_tensors(open_tensors, dtype, device), temporal_may_miss=True)
     initialise_missing(model, device)
     return model
 
@@ -97,8 +97,6 @@ def build_empty(cls: type[Model], config: Mapping[str, Any]) -> Model:
 
 def compare(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Fit:
     """Compare named shapes with those of ``model``; a VAE's old attention names count as today's."""
-    from .autoencoder import rename_old_attention  # which imports this module
-
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     given = {rename_old_attention(k): tuple(v) for k, v in shapes.items()}
     missing = [k for k in own if k not in given]

@@ -16,18 +16,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from .fast_paths import group_norm, memory_format
+from .folding import fold_frames, unfold_frames
 from .inflate import inflate
-from .layers import (
-    Downsample,
-    ResnetBlock,
-    SpatioTemporalTransformer,
-    TempConv,
-    Upsample,
-    fold_frames,
-    frame_layout,
-    group_norm,
-    unfold_frames,
-)
+from .layers import Downsample, ResnetBlock, SpatioTemporalTransformer, TempConv, Upsample
 
 TEMP_CONV_DROPOUT = 0.1  # of the release
 
@@ -51,16 +43,16 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
-class Stage(nn.Module):
-    """One resolution of the U-Net: rows of (residual block, Temp-Conv, transformer), then a change of resolution.
+class ResolutionBlock(nn.Module):
+    """One resolution level: layers of (residual block, Temp-Conv, transformer), then a change of resolution.
 
-    The middle stage has one residual block more than transformers; without attention there are no transformers.
+    The middle block has one residual block more than transformers; without attention there are no transformers.
     """
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]
     resnets: nn.ModuleList
-    attentions: nn.ModuleList  # these four only where the stage has them
+    attentions: nn.ModuleList  # these four only where the block has them
     temp_convs: nn.ModuleList
     downsamplers: nn.ModuleList
     upsamplers: nn.ModuleList
@@ -80,28 +72,30 @@ class Stage(nn.Module):
         use_linear_projection: bool,
         add_temp_embed: bool,
         add_temp_conv: bool,
-        **made: Any,
+        **layer_kwargs: Any,
     ):
         super().__init__()
         out = widths[-1][1]
-        self.resnets = nn.ModuleList([ResnetBlock(i, o, groups, eps, time_dim, **made) for i, o in widths])
+        self.resnets = nn.ModuleList([ResnetBlock(i, o, groups, eps, time_dim, **layer_kwargs) for i, o in widths])
         if transformers:
             self.attentions = nn.ModuleList(
                 [
                     SpatioTemporalTransformer(
-                        out, heads, context_dim, groups, use_linear_projection, add_temp_embed, **made
+                        out, heads, context_dim, groups, use_linear_projection, add_temp_embed, **layer_kwargs
                     )
                     for _ in range(transformers)
                 ]
             )
         if add_temp_conv:
-            self.temp_convs = nn.ModuleList([TempConv(o, 4, groups, TEMP_CONV_DROPOUT, **made) for _, o in widths])
+            self.temp_convs = nn.ModuleList(
+                [TempConv(o, 4, groups, TEMP_CONV_DROPOUT, **layer_kwargs) for _, o in widths]
+            )
         if downsample:
-            self.downsamplers = nn.ModuleList([Downsample(out, **made)])
+            self.downsamplers = nn.ModuleList([Downsample(out, **layer_kwargs)])
         if upsample:
-            self.upsamplers = nn.ModuleList([Upsample(out, **made)])
+            self.upsamplers = nn.ModuleList([Upsample(out, **layer_kwargs)])
 
-    def row(self, index: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def layer(self, index: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         """Residual block ``index`` with what follows it."""
         x = self.resnets[index](x, time)
         if hasattr(self, "temp_convs"):
@@ -110,11 +104,11 @@ class Stage(nn.Module):
             x = self.attentions[index](x, context)
         return x
 
-    def run_row(self, index: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        """:meth:`row`, its activations recomputed in the backward pass when gradient checkpointing is on."""
+    def run_layer(self, index: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        """:meth:`layer`, its activations recomputed in the backward pass when gradient checkpointing is on."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(self.row, index, x, time, context)
-        return self.row(index, x, time, context)
+            return self._gradient_checkpointing_func(self.layer, index, x, time, context)
+        return self.layer(index, x, time, context)
 
 
 class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -177,7 +171,7 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"attention_head_dim has {len(heads)} entries for {levels} block_out_channels: give one each"
             )
         attends = _attention_levels(levels, down_block_types, up_block_types)
-        made: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
+        layer_kwargs: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         time_dim = widths[0] * 4
         shared: dict[str, Any] = {
             "context_dim": cross_attention_dim,
@@ -187,35 +181,35 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             "use_linear_projection": use_linear_projection,
             "add_temp_embed": add_temp_embed,
             "add_temp_conv": add_temp_conv,
-            **made,
+            **layer_kwargs,
         }
         factory = {"dtype": dtype, "device": device}
 
         self.conv_in = operations.Conv2d(in_channels, widths[0], 3, padding=1, **factory)
-        self.time_embedding = TimeEmbedding(widths[0], time_dim, **made)
+        self.time_embedding = TimeEmbedding(widths[0], time_dim, **layer_kwargs)
 
         skips = [widths[0]]
         down = []
         for level, width in enumerate(widths):
             last = level == levels - 1
-            rows = [(skips[-1] if i == 0 else width, width) for i in range(layers_per_block)]
+            channels = [(skips[-1] if i == 0 else width, width) for i in range(layers_per_block)]
             count = layers_per_block if attends[level] else 0
-            down.append(Stage(rows, count, downsample=not last, heads=heads[level], **shared))
+            down.append(ResolutionBlock(channels, count, downsample=not last, heads=heads[level], **shared))
             skips += [width] * (layers_per_block + (not last))
         self.down_blocks = nn.ModuleList(down)
 
-        self.mid_block = Stage([(widths[-1], widths[-1])] * 2, 1, heads=heads[-1], **shared)
+        self.mid_block = ResolutionBlock([(widths[-1], widths[-1])] * 2, 1, heads=heads[-1], **shared)
 
         up = []
         previous = widths[-1]
         for level in reversed(range(levels)):
             width = widths[level]
-            rows = []
+            channels = []
             for _ in range(layers_per_block + 1):
-                rows.append((previous + skips.pop(), width))
+                channels.append((previous + skips.pop(), width))
                 previous = width
             count = layers_per_block + 1 if attends[level] else 0
-            up.append(Stage(rows, count, upsample=level > 0, heads=heads[level], **shared))
+            up.append(ResolutionBlock(channels, count, upsample=level > 0, heads=heads[level], **shared))
         self.up_blocks = nn.ModuleList(up)
 
         self.conv_norm_out = operations.GroupNorm(norm_num_groups, widths[0], eps=norm_eps, **factory)
@@ -247,27 +241,27 @@ class VidRDUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         context = encoder_hidden_states.to(sample.dtype)
 
         # Down.
-        frames = fold_frames(sample).contiguous(memory_format=frame_layout(sample))
+        frames = fold_frames(sample).contiguous(memory_format=memory_format(sample))
         x = unfold_frames(self.conv_in(frames), num_frames)
         skips = [x]
-        for stage in cast(Iterable[Stage], self.down_blocks):
-            for index in range(len(stage.resnets)):
-                x = stage.run_row(index, x, time, context)
+        for block in cast(Iterable[ResolutionBlock], self.down_blocks):
+            for index in range(len(block.resnets)):
+                x = block.run_layer(index, x, time, context)
                 skips.append(x)
-            if hasattr(stage, "downsamplers"):
-                x = stage.downsamplers[0](x)
+            if hasattr(block, "downsamplers"):
+                x = block.downsamplers[0](x)
                 skips.append(x)
 
         # Middle.
         for index in range(len(self.mid_block.resnets)):
-            x = self.mid_block.run_row(index, x, time, context)
+            x = self.mid_block.run_layer(index, x, time, context)
 
         # Up. Sizes come from the skips, so that odd heights and widths meet again.
-        for stage in cast(Iterable[Stage], self.up_blocks):
-            for index in range(len(stage.resnets)):
-                x = stage.run_row(index, torch.cat((x, skips.pop()), dim=1), time, context)
-            if hasattr(stage, "upsamplers"):
-                x = stage.upsamplers[0](x, tuple(skips[-1].shape[3:]))
+        for block in cast(Iterable[ResolutionBlock], self.up_blocks):
+            for index in range(len(block.resnets)):
+                x = block.run_layer(index, torch.cat((x, skips.pop()), dim=1), time, context)
+            if hasattr(block, "upsamplers"):
+                x = block.upsamplers[0](x, tuple(skips[-1].shape[3:]))
 
         # Out.
         x = F.silu(group_norm(self.conv_norm_out, x))

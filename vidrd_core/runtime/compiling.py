@@ -40,12 +40,12 @@ def compile_unet(pipe: VidRDPipeline, mode: str = "default", backend: str = "ind
         unet.compile(backend=backend, mode=mode, dynamic=False)
     else:
         unet.compile(backend=backend, dynamic=False)
-    unet._compiled_call_impl = _Step(unet._compiled_call_impl)
+    unet._compiled_call_impl = _CompiledUNet(unet._compiled_call_impl)
     return pipe
 
 
-class _Step:
-    """A call of the compiled U-Net: no new graph for every number that a timestep may be, and an output of its own.
+class _CompiledUNet:
+    """The compiled U-Net's call: no new graph for every number that a timestep may be, and an output of its own.
 
     A CUDA graph writes each output to the same place, where the next call would overwrite it.
     """

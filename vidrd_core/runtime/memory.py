@@ -1,4 +1,4 @@
-"""Run on small cards: models that wait in host memory, weights stored in 8 bits, guidance one half at a time."""
+"""Run with little GPU memory: models offloaded to host memory, weights stored in 8 bits, guidance in two batches."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class MemoryOptions:
     """What to trade for memory on the device.
 
     Args:
-        offload: "none"; "model": only the model at work is on the device, the others wait in host memory (little
-            slower); "sequential": only the layer at work (much slower, least memory). The result stays the same.
+        offload: "none"; "model": only the model that runs is on the device, the others are in host memory (little
+            slower); "sequential": only the layer that runs (much slower, least memory). The result stays the same.
         storage: "same" as the precision; "fp8": the U-Net's weights lie in 8 bits (float8_e4m3fn, its norms excepted)
             and each layer's are cast when it runs, in half the memory of bf16. Changes the result a little.
         split_guidance: the two halves of classifier-free guidance one after the other instead of in one batch: about
@@ -38,7 +38,7 @@ class MemoryOptions:
 
 
 def save_memory(pipe: VidRDPipeline, options: MemoryOptions, device: torch.device | str) -> VidRDPipeline:
-    """Place a pipeline, whose models are on the CPU, on ``device`` as the options say; returns the same pipeline.
+    """Move a pipeline, whose models are on the CPU, to ``device`` as the options say; returns the same pipeline.
 
     Raises:
         ValueError: decoding in the background was asked for too, which needs the U-Net and the VAE on the device at
@@ -60,14 +60,14 @@ def save_memory(pipe: VidRDPipeline, options: MemoryOptions, device: torch.devic
     if options.offload == "none":
         pipe.to(device)
     elif options.offload == "model":
-        take_turns(pipe, device)
+        offload_idle_models(pipe, device)
     else:
         pipe.enable_sequential_cpu_offload(device=device)
     return pipe
 
 
-def take_turns(pipe: VidRDPipeline, device: torch.device | str) -> None:
-    """Let a pipeline's models be on ``device`` one at a time: a model that starts sends the one before to host memory.
+def offload_idle_models(pipe: VidRDPipeline, device: torch.device | str) -> None:
+    """Keep one of a pipeline's models on ``device`` at a time: the one that runs; the one before it is offloaded.
 
     diffusers' own model offloading is made for one pass in a fixed order: it sends away a model's predecessor only, so
     that from the second clip on the VAE would stay beside the U-Net.
@@ -76,20 +76,20 @@ def take_turns(pipe: VidRDPipeline, device: torch.device | str) -> None:
     from accelerate.utils.memory import clear_device_cache
 
     given = torch.device(device)
-    place = torch.device(given.type, given.index or 0)
-    at_work: torch.nn.Module | None = None
+    target = torch.device(given.type, given.index or 0)
+    on_device: torch.nn.Module | None = None
 
-    class Turn(CpuOffload):
+    class LoadOnUse(CpuOffload):
         @torch.compiler.disable
         def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            nonlocal at_work
-            if at_work is not None and at_work is not module:
-                at_work.to("cpu")
+            nonlocal on_device
+            if on_device is not None and on_device is not module:
+                on_device.to("cpu")
                 clear_device_cache()
-            at_work = module
+            on_device = module
             return super().pre_forward(module, *args, **kwargs)
 
     pipe.remove_all_hooks()
     for model in pipe.components.values():
         if isinstance(model, torch.nn.Module):
-            add_hook_to_module(model, Turn(place))
+            add_hook_to_module(model, LoadOnUse(target))

@@ -10,8 +10,8 @@ from typing import Any
 from diffusers import DDIMScheduler
 
 from ..checkpoints.assembly import RELEASED_SCHEDULER
-from ..checkpoints.reading import read_json
 from ..checkpoints.recognition import recognise
+from ..weight_files import read_json
 from .objective import PREDICTIONS
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..checkpoints import CheckpointError, load_text_encoder, load_unet, load_vae
-from ..checkpoints.reading import read_json
 from ..models.autoencoder import VidRDAutoencoderKL
 from ..models.unet import VidRDUNet
+from ..weight_files import read_json
 from .freezing import freeze
 from .lora import LoraSettings, add_lora
 

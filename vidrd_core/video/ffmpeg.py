@@ -1,4 +1,4 @@
-"""The one module here that calls FFmpeg, through PyAV: opening files, decoding from any instant on, encoding.
+"""What is asked of FFmpeg, through PyAV: opening files, decoding from any instant on, encoding.
 
 imageio's PyAV plugin reaches none of this: it gives frames without their times, its writer passes no options to an
 encoder and tags no colours, scales what it filters to 640x480, and, when it is collected after a full disk, calls the
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import av
-import av.codec
 import av.filter
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
@@ -35,15 +34,6 @@ _ENCODER_THREADS = 4  # not the number of cores, since x264 decides differently 
 _BT709 = 1  # AVCOL_PRI_BT709 and AVCOL_TRC_BT709
 
 FFMPEG_ERRORS = (OSError, av.FFmpegError)
-
-
-def has_encoder(codec: str) -> bool:
-    """Whether the installed PyAV can encode `codec`, a name of libavcodec's."""
-    try:
-        av.codec.Codec(codec, "w")
-    except ValueError:  # av.codec.codec.UnknownCodecError is one
-        return False
-    return True
 
 
 def open_media(path: Path) -> Any:

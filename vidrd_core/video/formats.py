@@ -155,9 +155,18 @@ def text_to_metadata(text: str | None) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _check_encoder(path: Path, kind: VideoFormat) -> None:
-    from .ffmpeg import has_encoder
+def has_encoder(codec: str) -> bool:
+    """Whether the installed PyAV can encode `codec`, a name of libavcodec's."""
+    import av.codec
 
+    try:
+        av.codec.Codec(codec, "w")
+    except ValueError:  # av.codec.codec.UnknownCodecError is one
+        return False
+    return True
+
+
+def _check_encoder(path: Path, kind: VideoFormat) -> None:
     if kind.codec is not None and not has_encoder(kind.codec):
         raise VideoError(
             f"{path}: the installed PyAV has no {kind.codec} encoder; install the wheel "

@@ -26,8 +26,8 @@ STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
-# What training frameworks store beside the weights. An inert stand-in takes the place of each: none is imported or run.
-BYSTANDERS = (
+# What training frameworks store beside the weights. Each is replaced by an empty placeholder: none is imported or run.
+IGNORED_CLASSES = (
     "omegaconf.",
     "pytorch_lightning.",
     "lightning.",
@@ -47,7 +47,7 @@ BYSTANDERS = (
     "builtins.bool",
     "builtins.object",
 )
-DICT_BYSTANDERS = ("collections.defaultdict", "AttributeDict")
+IGNORED_DICT_CLASSES = ("collections.defaultdict", "AttributeDict")
 
 
 class CheckpointError(ValueError):
@@ -116,7 +116,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return ()
 
 
-def copied(
+def copy_tensors(
     open_tensors: Callable[[], Mapping[str, Tensor]], dtype: torch.dtype | None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[str, Tensor]]:
     """Copies of all tensors, in ``dtype`` where they are floats; the file is mapped in chunk by chunk.
@@ -249,7 +249,7 @@ def _check_zip(path: Path) -> None:
         )
 
 
-class _Inert:
+class _IgnoredObject:
     """Takes the place of any object that is not a weight; keeps and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -259,7 +259,7 @@ class _Inert:
         pass
 
 
-class _InertDict:
+class _IgnoredDict:
     """Takes the place of a dict's subclass, as a plain dict."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
@@ -269,21 +269,23 @@ class _InertDict:
 def _read_pickle(path: Path) -> Any:
     """A torch file's content by the weights-only reader, memory-mapped where its form allows it."""
     is_zip = _format_of(path) == "zip"
-    strangers = _globals_of(path) if is_zip else []
-    harmful = [name for name in strangers if not name.startswith(BYSTANDERS)]
+    unsafe_globals = _globals_of(path) if is_zip else []
+    harmful = [name for name in unsafe_globals if not name.startswith(IGNORED_CLASSES)]
     if harmful:
         raise _code_error(path, harmful)
-    stand_ins: list[Any] = [(_InertDict if name.endswith(DICT_BYSTANDERS) else _Inert, name) for name in strangers]
-    if stand_ins:
-        logger.info("%s: left out %s", path, ", ".join(strangers))
+    placeholders: list[Any] = [
+        (_IgnoredDict if name.endswith(IGNORED_DICT_CLASSES) else _IgnoredObject, name) for name in unsafe_globals
+    ]
+    if placeholders:
+        logger.info("%s: left out %s", path, ", ".join(unsafe_globals))
     try:
-        if not stand_ins:
+        if not placeholders:
             return _torch_load(path, is_zip)
         try:
-            with torch.serialization.safe_globals(stand_ins):
+            with torch.serialization.safe_globals(placeholders):
                 return _torch_load(path, is_zip)
-        except AttributeError as error:  # torch before 2.6 cannot let one object stand in for another
-            raise _code_error(path, strangers) from error
+        except AttributeError as error:  # torch before 2.6 cannot let one object replace another
+            raise _code_error(path, unsafe_globals) from error
     except (CheckpointError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
