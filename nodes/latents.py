@@ -2,7 +2,7 @@
 
 ``{"samples": [B, 4, T, h, w], "vidrd_trajectory": Prior}``. The samples are the video so far or a single clip,
 unscaled as on every LATENT wire. The trajectory is in the sampler's own space (scaled, variance-exploding), on
-the CPU.
+the CPU. A node reads its LATENT once, into a :class:`VideoLatent`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 KEY = "vidrd_trajectory"
 CHANNELS = 4
 FACTOR = 8  # pixels per latent
+CLIP_FRAMES = 8  # of a clip that continues a video which does not say its clip length
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,21 @@ class Prior:
 
     Args:
         trajectory: of the last clip. Its context holds "model", "sampler", "scheduler", "steps", "sigmas", "clip_index"
-            and "seeds" (those that this video's noise was drawn from); it keeps all frames of all steps, so that any
-            overlap, beta and order can follow.
+            and "seeds" (those that this video's noise was drawn from), and, where it was sampled here, "cfg",
+            "scaling_factor" and "reuse". Sampled here, it keeps all frames of all steps, so that any overlap, beta and
+            order can follow.
         tail_frames: how many of the last frames of the samples belong to that clip.
         tail_hashes: of those frames, one per video of the batch; others mean that the samples were changed since.
         positive: the conditioning that the clip was sampled with, by which it is inverted where its trajectory cannot
             be used; None where it is not known.
+        negative: likewise.
     """
 
     trajectory: Trajectory
     tail_frames: int
     tail_hashes: tuple[str, ...]
     positive: Any = None
+    negative: Any = None
 
     @property
     def context(self) -> dict[str, Any]:
@@ -59,18 +64,107 @@ class Prior:
             return None
         videos = [self.tail_hashes.index(one) for one in hashes]
         places = ", ".join(str(video + 1) for video in videos)
-        logger.info("Of the %d videos sampled together, number %s goes on.", len(self.tail_hashes), places)
-        positive = picked_conditioning(self.positive, videos)
-        return Prior(picked(self.trajectory, videos), self.tail_frames, hashes, positive)
+        logger.info("Of the %d videos sampled together, number %s is continued.", len(self.tail_hashes), places)
+        positive, negative = (picked_conditioning(given, videos) for given in (self.positive, self.negative))
+        return Prior(picked(self.trajectory, videos), self.tail_frames, hashes, positive, negative)
+
+    def is_of(self, model: VidRDModel) -> bool:
+        """Whether this model made the trajectory."""
+        return same_model(model.fingerprint, str(self.trajectory.context.get("model", "")))
 
     def check_model(self, model: VidRDModel) -> None:
         """Raise ``ValueError`` where the trajectory is another model's."""
-        made_by = str(self.trajectory.context.get("model", ""))
-        if not same_model(model.fingerprint, made_by):
+        if not self.is_of(model):
             raise ValueError(
                 "the prior was made by another model than the one connected: connect the model that made it, or set "
                 "prior_trajectory to invert or noise, so that it is made anew for this model"
             )
+
+
+@dataclass(frozen=True)
+class VideoLatent:
+    """A LATENT, read and checked.
+
+    Args:
+        samples: ``[B, 4, T, h, w]``, unscaled, on the CPU in float32.
+        prior: the trajectory of its videos; None where it has none, or one that no longer fits its samples.
+        stored: what it came with, whether it fits or not.
+    """
+
+    samples: Tensor
+    prior: Prior | None = None
+    stored: Prior | None = None
+
+    @classmethod
+    def read(cls, latent: dict[str, Any], name: str) -> VideoLatent:
+        """Read a LATENT.
+
+        Args:
+            name: of the input, for messages.
+
+        Raises:
+            ValueError: an image's latents, other channels, or a noise mask.
+        """
+        check_layout(latent, name)
+        stored: Prior | None = latent.get(KEY)
+        prior = None if stored is None else stored.of(latent["samples"])
+        if stored is not None and prior is None:
+            logger.warning("The latents were changed after they were sampled, so their stored trajectory is not used.")
+        return cls(latent["samples"].detach().float().cpu(), prior, stored)
+
+    @classmethod
+    def made(
+        cls, samples: Tensor, trajectory: Trajectory, tail_frames: int, positive: Any = None, negative: Any = None
+    ) -> VideoLatent:
+        """The LATENT of samples whose last frames are those of a trajectory."""
+        prior = Prior(trajectory, tail_frames, video_hashes(samples, tail_frames), positive, negative)
+        return cls(samples, prior, prior)
+
+    def to_wire(self) -> dict[str, Any]:
+        """What goes on a LATENT wire."""
+        return {"samples": self.samples} if self.stored is None else {"samples": self.samples, KEY: self.stored}
+
+    def following(self, samples: Tensor, tail_frames: int) -> VideoLatent:
+        """Samples that end with this one's last clip, with its trajectory."""
+        assert self.prior is not None
+        return VideoLatent.made(samples, self.prior.trajectory, tail_frames, self.prior.positive, self.prior.negative)
+
+    @cached_property
+    def is_empty(self) -> bool:
+        """Whether it is all zeros, an Empty VidRD Latent."""
+        return not torch.count_nonzero(self.samples)
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """How its last clip was made, also where the trajectory no longer fits; empty where nothing is known."""
+        return {} if self.stored is None else self.stored.context
+
+    def known_positive(self, model: VidRDModel) -> Any:
+        """The conditioning that its last clip was sampled with, also where the trajectory no longer fits.
+
+        None where none is stored, where another model made the clip, and where nobody knows which video of a batch is
+        left.
+        """
+        if self.stored is None or not self.stored.is_of(model):
+            return None
+        known = self.prior or self.stored
+        is_one_of_many = any(len(text) > 1 for text, _ in known.positive or ())
+        return None if is_one_of_many and len(self.samples) != len(known.tail_hashes) else known.positive
+
+    def clip_length(self, clip_frames: int) -> int:
+        """Frames of the clip that is to follow: those asked for, else the prior's, else 8 or as many as there are.
+
+        Raises:
+            ValueError: the video is shorter than what was asked for.
+        """
+        frames = self.samples.shape[2]
+        if clip_frames > frames:
+            raise ValueError(
+                f"clip_frames is {clip_frames} but prior has {frames} frames, and a clip can only follow one of its "
+                f"own length: set clip_frames to at most {frames}, or to 0"
+            )
+        known = CLIP_FRAMES if self.stored is None else self.stored.trajectory.num_frames
+        return clip_frames or min(known, frames)
 
 
 def picked(trajectory: Trajectory, videos: list[int]) -> Trajectory:
@@ -109,46 +203,8 @@ def tail_hash(samples: Tensor, frames: int) -> str:
     return digest.hexdigest()
 
 
-def with_prior(samples: Tensor, trajectory: Trajectory, tail_frames: int, positive: Any = None) -> dict[str, Any]:
-    """A LATENT that can be continued."""
-    return {"samples": samples, KEY: Prior(trajectory, tail_frames, video_hashes(samples, tail_frames), positive)}
-
-
-def prior_of(latent: dict[str, Any]) -> Prior | None:
-    """The trajectory of a LATENT's videos, or None where it has none or one that no longer fits its samples."""
-    stored: Prior | None = latent.get(KEY)
-    if stored is None:
-        return None
-    prior = stored.of(latent["samples"])
-    if prior is None:
-        logger.warning("The latents were changed after they were sampled, so their stored trajectory is not used.")
-    return prior
-
-
-def known_context(latent: dict[str, Any]) -> dict[str, Any]:
-    """What a LATENT tells of how it was made, also where its trajectory no longer fits; empty where nothing is."""
-    return latent[KEY].context if KEY in latent else {}
-
-
-def known_positive(latent: dict[str, Any], model: VidRDModel) -> Any:
-    """The conditioning that the last clip of a LATENT was sampled with, also where its trajectory no longer fits.
-
-    None where none is stored, where another model made the clip, and where nobody knows which video of a batch is left.
-    """
-    stored: Prior | None = latent.get(KEY)
-    if stored is None or not same_model(model.fingerprint, str(stored.context.get("model", ""))):
-        return None
-    prior = stored.of(latent["samples"]) or stored
-    is_one_of_many = any(len(text) > 1 for text, _ in prior.positive or ())
-    return None if is_one_of_many and len(latent["samples"]) != len(prior.tail_hashes) else prior.positive
-
-
-def video_samples(latent: dict[str, Any], name: str) -> Tensor:
-    """The samples ``[B, 4, T, h, w]`` of a LATENT, on the CPU in float32.
-
-    Raises:
-        ValueError: an image's latents, other channels, or a noise mask.
-    """
+def check_layout(latent: dict[str, Any], name: str) -> None:
+    """Raise ``ValueError`` for an image's latents, other channels, or a noise mask."""
     samples = latent["samples"]
     if getattr(samples, "is_nested", False) or samples.ndim != 5:
         shape = "nested" if getattr(samples, "is_nested", False) else list(samples.shape)
@@ -166,7 +222,6 @@ def video_samples(latent: dict[str, Any], name: str) -> Tensor:
             f"{name} carries a noise mask, which would undo the guidance of the overlap frames: remove "
             "Set Latent Noise Mask"
         )
-    return samples.detach().float().cpu()
 
 
 def empty(batch: int, frames: int, height: int, width: int) -> Tensor:

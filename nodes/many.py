@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 
 from ..vidrd_core.files import sync_and_replace
-from ..vidrd_core.reuse.settings import ReuseSettings
+from ..vidrd_core.reuse.settings import OLD_NAMES, ReuseSettings
 from ..vidrd_core.sampling.seeds import MAX_SEED, clip_seed
 from . import states
 from .clips import Overrides, first_clip, next_clip
 from .files import output_path
 from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
-from .latents import KEY, known_context, prior_of, tail_hash, video_samples, with_prior
+from .latents import VideoLatent, tail_hash
 from .native.model import vidrd_model
 
 logger = logging.getLogger(__name__)
 
+# Of a prior's context what the next clip does not take over; the model counts by itself.
+NOT_TAKEN_OVER = ("model", "cfg", "scaling_factor", "reuse")
 BETWEEN_SEEDS = re.compile("[\\s,\uff0c\u3001]+")  # also the commas of Chinese
 
 
@@ -47,8 +49,10 @@ class Plan:
             begins: whether it is the first of a new video, which reuses nothing.
             before: a name for what it goes on from.
         """
-        overrides, reuse = asdict(self.overrides), asdict(self.reuse)
-        del reuse["trim_frames"]  # acts when clips are joined
+        overrides = asdict(self.overrides)
+        # By the names of earlier versions, whose clips are kept; trimming acts when clips are joined.
+        names = {current: old for old, current in OLD_NAMES.items()}
+        reuse = {names.get(name, name): value for name, value in asdict(self.reuse).items() if name != "trim_frames"}
         if begins or number:
             del overrides["prior_trajectory"], overrides["clip_frames"]
         values = [before, model, conditionings, self.seeds[number], self.cfg, overrides, None if begins else reuse]
@@ -84,7 +88,7 @@ def per_clip_seeds(seed: int, listed: str, num_clips: int, first_index: int) -> 
 
 
 @dataclass(frozen=True)
-class SavedClip:
+class KeptClip:
     """A finished clip.
 
     Args:
@@ -94,7 +98,7 @@ class SavedClip:
         file: its own, likewise; None: not saved.
     """
 
-    latent: dict[str, Any]
+    latent: VideoLatent
     seed: int
     prompt: str
     signatures: tuple[str, ...]
@@ -103,7 +107,7 @@ class SavedClip:
 
     @property
     def samples(self) -> Tensor:
-        return self.latent["samples"]
+        return self.latent.samples
 
     def content(self) -> str:
         return tail_hash(self.samples, self.samples.shape[2])
@@ -130,24 +134,24 @@ class ClipStore:
         self.line: list[str] = []  # files of the clips so far
         self.kept_line: list[str] = []
 
-    def find(self, number: int, signatures: Collection[str]) -> SavedClip | None:
+    def find(self, number: int, signatures: Collection[str]) -> KeptClip | None:
         """The saved clip that has one of these signatures; of several the one that was used last."""
         known = [file for file in self.files(number) if {*signatures} & {*self.extra(file).get("signatures", ())}]
         lines = self.lines()
         used = {file: (file in lines.get(self.node, ()), self.time(file)) for file in known}
         return self.load(max(used, key=lambda file: used[file])) if used else None
 
-    def save(self, number: int, clip: SavedClip) -> None:
+    def save(self, number: int, clip: KeptClip) -> None:
         if self.root is not None:
             follows = self.line[-1] if self.line else None
             digest = json_hash([clip.content(), clip.signatures, follows])[:12]
             self.write(replace(clip, follows=follows, file=f"{self.folders[0]}/clip_{number:04d}_{digest}.safetensors"))
 
-    def adopt(self, clip: SavedClip, signature: str) -> None:
+    def adopt(self, clip: KeptClip, signature: str) -> None:
         """Make a kept clip part of the plan that this is the signature of, so that a later run finds it."""
         self.write(clip, *(() if signature in clip.signatures else (signature,)))
 
-    def write(self, clip: SavedClip, *added: str) -> None:
+    def write(self, clip: KeptClip, *added: str) -> None:
         """Keep a clip, or the signatures that are added to a kept one, and remember that this node uses it."""
         assert self.root is not None and clip.file is not None
         path = self.root / clip.file
@@ -161,7 +165,7 @@ class ClipStore:
         partial.write_text(json.dumps({**lines, self.node: self.line}, indent=1), encoding="utf-8")
         sync_and_replace(partial, self.lines_path())
 
-    def kept(self, number: int, plan: Plan, begins: bool, signatures: Collection[str]) -> SavedClip:
+    def kept(self, number: int, plan: Plan, begins: bool, signatures: Collection[str]) -> KeptClip:
         """The saved clip, whatever it was made with; all that are kept are one video's.
 
         Args:
@@ -185,7 +189,8 @@ class ClipStore:
         clip = self.load(self.kept_line[number])
         wanted = replace(plan.overrides, clip_frames=0) if begins else plan.overrides
         made = f"clip {number + 1} of the run {self.name!r}"
-        wanted.check(clip.latent[KEY].trajectory, made, "set regenerate_from to 0 to make every clip anew")
+        assert clip.latent.prior is not None
+        wanted.check(clip.latent.prior.trajectory, made, "set regenerate_from to 0 to make every clip anew")
         return clip
 
     def choose_line(self, length: int, signatures: Collection[str]) -> list[str]:
@@ -232,12 +237,12 @@ class ClipStore:
         assert self.root is not None
         return (self.root / file).stat().st_mtime_ns
 
-    def load(self, file: str) -> SavedClip:
+    def load(self, file: str) -> KeptClip:
         assert self.root is not None
         extra = self.extra(file)
         signatures = tuple(extra["signatures"])
         latent = states.load(self.root / file)
-        return SavedClip(latent, extra["seed"], extra["prompt"], signatures, extra.get("follows"), file)
+        return KeptClip(latent, extra["seed"], extra["prompt"], signatures, extra.get("follows"), file)
 
     def lines_path(self) -> Path:
         assert self.root is not None
@@ -258,26 +263,25 @@ def make_clips(
     model: Any,
     encoded: Sequence[tuple[str, Any]],
     negative: Any,
-    latent: dict[str, Any],
+    prior: VideoLatent,
     plan: Plan,
     run_name: str,
     node: str = "",
     prior_positive: Any = None,
-) -> tuple[dict[str, Any], dict[str, Any], str]:
+) -> tuple[VideoLatent, VideoLatent, str]:
     """The video with its new clips, the last clip, and a report.
 
     Args:
         encoded: (prompt, positive conditioning) of each clip.
-        latent: what the clips continue; zeros begin a new video, whose first clip is then sampled from noise.
+        prior: what the clips continue; zeros begin a new video, whose first clip is then sampled from noise.
         run_name: where finished clips are kept; empty keeps nothing.
         node: the id of the node in its workflow, which tells nodes that share a run name apart.
         prior_positive: as of :func:`nodes.clips.next_clip`, for the first of the clips.
     """
-    video = video_samples(latent, "prior")
-    fresh = not torch.count_nonzero(video)
-    pieces = [] if fresh else [video]
-    before = latent
-    chains = start_of(latent, video), old_start_of(latent, video)
+    fresh = prior.is_empty
+    pieces = [] if fresh else [prior.samples]
+    before = prior
+    chains = start_of(prior), old_start_of(prior)
     store = ClipStore(run_name, *chains, node)
     identities = model_identity(model), old_model_identity(model)
     lines = []
@@ -297,10 +301,11 @@ def make_clips(
         if clip is None:
             made += 1
             new = _make(model, positive, negative, before, plan, number, begins, of_prior)
-            clip = SavedClip(new, plan.seeds[number], prompt, (signatures[0],))
+            clip = KeptClip(new, plan.seeds[number], prompt, (signatures[0],))
             store.save(number, clip)
         else:
-            clip.latent[KEY].check_model(vidrd_model(model))
+            assert clip.latent.prior is not None
+            clip.latent.prior.check_model(vidrd_model(model))
             store.adopt(clip, signatures[0])
         did = "made" if made else "reused"
         lines.append(f"clip {number + 1}: {did}, seed {clip.seed}, {clip.prompt or 'positive conditioning'}")
@@ -311,37 +316,36 @@ def make_clips(
         chains = clip.content() + signatures[0], clip.content() + signatures[1]
         bar.update_absolute(number + 1)
     joined, tail = torch.cat(pieces, dim=2), pieces[-1].shape[2]
-    past = (before[KEY].trajectory, tail, before[KEY].positive)
     lines.append(f"{made} made, {len(lines) - made} reused; {joined.shape[2]} frames in all")
-    return with_prior(joined, *past), with_prior(before["samples"], *past), "\n".join(lines)
+    return before.following(joined, tail), before.following(before.samples, tail), "\n".join(lines)
 
 
-def start_of(latent: dict[str, Any], video: Tensor) -> str:
-    """A name for what a run goes on from: the samples and all that the next clip takes over; of zeros, their shape."""
-    if not torch.count_nonzero(video):
-        return old_start_of(latent, video)
-    prior = prior_of(latent)
-    context = {key: value for key, value in known_context(latent).items() if key != "model"}  # which counts by itself
-    past = None if prior is None else [prior.trajectory.noise, *prior.trajectory.states]
-    return json_hash([old_start_of(latent, video), as_json(context), as_json(past)])
+def start_of(prior: VideoLatent) -> str:
+    """A name for what a run continues: the samples and all that the next clip takes over; of zeros, their shape."""
+    if prior.is_empty:
+        return old_start_of(prior)
+    context = {key: value for key, value in prior.context.items() if key not in NOT_TAKEN_OVER}
+    past = None if prior.prior is None else [prior.prior.trajectory.noise, *prior.prior.trajectory.states]
+    return json_hash([old_start_of(prior), as_json(context), as_json(past)])
 
 
-def old_start_of(latent: dict[str, Any], video: Tensor) -> str:
+def old_start_of(prior: VideoLatent) -> str:
     """What earlier versions called it, which kept finished clips under that name."""
-    prior = prior_of(latent)
-    return tail_hash(video, video.shape[2]) if prior is None else " ".join(prior.tail_hashes)
+    if prior.prior is None:
+        return tail_hash(prior.samples, prior.samples.shape[2])
+    return " ".join(prior.prior.tail_hashes)
 
 
 def _make(
     model: Any,
     positive: Any,
     negative: Any,
-    before: dict[str, Any],
+    before: VideoLatent,
     plan: Plan,
     number: int,
     begins: bool,
     prior_positive: Any,
-) -> dict[str, Any]:
+) -> VideoLatent:
     seed = plan.seeds[number]
     if begins:
         return first_clip(model, positive, negative, before, seed, plan.overrides.schedule({}), plan.cfg)
@@ -349,9 +353,9 @@ def _make(
     return next_clip(model, positive, negative, before, seed, plan.cfg, plan.reuse, overrides, prior_positive)[1]
 
 
-def first_index(latent: dict[str, Any]) -> int:
+def first_index(prior: VideoLatent) -> int:
     """The index in its video of the first clip that is to be made, from which its seed is derived."""
-    return known_context(latent).get("clip_index", -1) + 1
+    return prior.context.get("clip_index", -1) + 1
 
 
 def encode(clip: Any, prompts: Sequence[str], positive: Any = None) -> list[tuple[str, Any]]:

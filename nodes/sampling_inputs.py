@@ -126,20 +126,20 @@ def reuse_inputs() -> list[Any]:
             default="linear",
             tooltip=(
                 "Which steps steer the overlap. linear (the paper): each further overlap frame for fewer steps; suits "
-                "reverse. uniform: all for steps * b; suits forward, whose last overlap frame the new ones go on from."
+                "reverse. uniform: all for steps * b; suits forward, whose last overlap frame the new ones continue."
             ),
         ),
         io.Float.Input(
-            "guidance_lead",
+            "guidance_lead",  # its id in every saved workflow
+            display_name="cleaner_overlap",
             default=0.0,
             min=0.0,
             max=0.95,
             step=0.05,
             round=0.001,
             tooltip=(
-                "How much cleaner than the new frames the overlap is shown, 0 to 0.95: at step s the prior's state "
-                "before step s + lead * (steps - s). 0 (the paper): equally noisy. 0.8 joins without a jump where the "
-                "model can use it, as the bundled one can."
+                "How much cleaner than the new frames the overlap is, 0 to 0.95: at step s it is the prior's state before "
+                "step s + this * (steps - s). 0 (the paper): equally noisy. 0.8: nearly clean, joins without a jump."
             ),
         ),
     ]

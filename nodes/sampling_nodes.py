@@ -7,6 +7,7 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
+from ..vidrd_core.reuse.settings import ReuseSettings
 from .sampling_inputs import (
     MODEL_TIP,
     NEGATIVE_TIP,
@@ -93,11 +94,12 @@ class SampleFirstClip(io.ComfyNode):
         sampler_name: str, scheduler: str, denoise: float, progressive_alpha: float,
     ) -> io.NodeOutput:  # fmt: skip
         from .clips import Schedule, first_clip
+        from .latents import VideoLatent
 
         schedule = Schedule(steps, sampler_name, scheduler)
-        return io.NodeOutput(
-            first_clip(model, positive, negative, latent, seed, schedule, cfg, denoise, progressive_alpha)
-        )
+        start = VideoLatent.read(latent, "LATENT")
+        made = first_clip(model, positive, negative, start, seed, schedule, cfg, denoise, progressive_alpha)
+        return io.NodeOutput(made.to_wire())
 
 
 class ReuseAndDiffuse(io.ComfyNode):
@@ -150,12 +152,16 @@ class ReuseAndDiffuse(io.ComfyNode):
         prior_positive: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         from .clips import Overrides, next_clip, reuse_settings
+        from .latents import VideoLatent
 
-        chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, guidance_lead)
-        settings = reuse_settings(preset, chosen, prior, clip_frames)
+        video = VideoLatent.read(prior, "prior")
+        chosen = ReuseSettings(
+            overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, cleaner_overlap=guidance_lead
+        )
+        settings = reuse_settings(preset, chosen, video, clip_frames)
         overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
-        made = next_clip(model, positive, negative, prior, seed, cfg, settings, overrides, prior_positive)
-        return io.NodeOutput(*made)
+        made = next_clip(model, positive, negative, video, seed, cfg, settings, overrides, prior_positive)
+        return io.NodeOutput(*(latent.to_wire() for latent in made))
 
 
 class ManyClips(io.ComfyNode):
@@ -260,14 +266,19 @@ class ManyClips(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from . import many
         from .clips import Overrides, reuse_settings
+        from .latents import VideoLatent
 
-        chosen = (overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, guidance_lead)
-        settings = reuse_settings(preset, chosen, prior, clip_frames)
+        video = VideoLatent.read(prior, "prior")
+        chosen = ReuseSettings(
+            overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, cleaner_overlap=guidance_lead
+        )
+        settings = reuse_settings(preset, chosen, video, clip_frames)
         texts = many.per_clip_prompts(prompts, num_clips)
-        seeds = many.per_clip_seeds(seed, clip_seeds, num_clips, many.first_index(prior))
+        seeds = many.per_clip_seeds(seed, clip_seeds, num_clips, many.first_index(video))
         overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
         plan = many.Plan(seeds, cfg, settings, overrides, regenerate_from)
         encoded = many.encode(clip, texts, positive if not prompts.strip() else None)
         node = str(getattr(cls.hidden, "unique_id", None) or "")
         kept = (run_name.strip(), node)
-        return io.NodeOutput(*many.make_clips(model, encoded, negative, prior, plan, *kept, prior_positive))
+        longer, last, report = many.make_clips(model, encoded, negative, video, plan, *kept, prior_positive)
+        return io.NodeOutput(longer.to_wire(), last.to_wire(), report)

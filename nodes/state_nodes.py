@@ -33,7 +33,7 @@ class SaveState(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output("latent_out", display_name="LATENT", tooltip="The same LATENT, to go on at once.")
+                io.Latent.Output("latent_out", display_name="LATENT", tooltip="The same LATENT, to continue at once.")
             ],
             is_output_node=True,
         )
@@ -41,8 +41,9 @@ class SaveState(io.ComfyNode):
     @classmethod
     def execute(cls, latent: Any, name: str) -> io.NodeOutput:
         from . import states
+        from .latents import VideoLatent
 
-        states.save(latent, files.output_path(name, ".safetensors"))
+        states.save(VideoLatent.read(latent, "LATENT"), files.output_path(name, ".safetensors"))
         return io.NodeOutput(latent)
 
 
@@ -53,7 +54,9 @@ class LoadState(io.ComfyNode):
             node_id="VidRDLoadState",
             display_name="Load VidRD State",
             category=CATEGORY,
-            description=("Load what Save VidRD State saved, to continue the video with the same model."),
+            description=(
+                "Load what Save VidRD State or the vidrd command saved, to continue the video with the same model."
+            ),
             inputs=[
                 io.Combo.Input(
                     "name",
@@ -81,4 +84,4 @@ class LoadState(io.ComfyNode):
     def execute(cls, name: str) -> io.NodeOutput:
         from . import states
 
-        return io.NodeOutput(states.load(files.state_path(name)))
+        return io.NodeOutput(states.load(files.state_path(name)).to_wire())

@@ -6,7 +6,7 @@ Notation: N frames per clip, M overlap frames, S denoising steps, ``z[s]`` the l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -94,6 +94,10 @@ class Trajectory:
     def metadata(self) -> dict[str, Any]:
         """Everything but the tensors, as plain JSON."""
         return {"settings": asdict(self.settings), "num_steps": self.num_steps, "context": dict(self.context)}
+
+    def with_context(self, **known: Any) -> Trajectory:
+        """The same with more in its context."""
+        return replace(self, context={**self.context, **known})
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by the names that they have in a file: "noise", "state.0", "state.1", ..."""

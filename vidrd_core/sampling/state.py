@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 from ..files import read_tensors, write_tensors
 from ..models.fingerprints import same_model
 from ..reuse.settings import ReuseSettings
-from ..reuse.trajectory import Trajectory
+from ..reuse.trajectory import Trajectory, numbered
+from .interchange import for_scheduler, is_of_sampler
 from .settings import SamplingSettings, with_interval_of
 from .windows import last_window_start
 
@@ -43,6 +44,11 @@ class Clip:
     def joined(self, settings: ReuseSettings) -> Tensor:
         """The latents that go into the video: all of a first clip, without the trimmed frames of the others."""
         return self.latents if self.index == 0 else self.latents[:, :, settings.trim_frames :]
+
+
+def join_clips(clips: Iterable[Clip], sampling: SamplingSettings) -> Tensor:
+    """The latents of a video's clips, ``[B, C, T, h, w]``, as they are joined."""
+    return torch.cat([clip.joined(sampling.reuse) for clip in clips], dim=2)
 
 
 @dataclass
@@ -137,8 +143,14 @@ class VideoState:
 
     @classmethod
     def from_file(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> VideoState:
-        """The state of a file's tensors and of :meth:`metadata`, of this version or an earlier one."""
+        """The state of a file's tensors and of :meth:`metadata`, of this version or an earlier one.
+
+        Raises:
+            ValueError: the video was sampled in ComfyUI in a way that no scheduler here continues.
+        """
         recorded = values["trajectory"]
+        if is_of_sampler(recorded["context"]):
+            return cls._from_comfyui(tensors, values)
         sampling, context = with_interval_of(values["sampling"], recorded["context"])
         return cls(
             Trajectory.from_file(tensors, {**recorded, "context": context}),
@@ -153,3 +165,16 @@ class VideoState:
             tensors.get("negative"),
             values.get("scaling_factor", SCALING_FACTOR),
         )
+
+    @classmethod
+    def _from_comfyui(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> VideoState:
+        """The state of a file that Save VidRD State wrote, whose "samples" are the video so far, unscaled."""
+        samples, recorded = tensors["samples"], Trajectory.from_file(tensors, values["trajectory"])
+        trajectory, sampling = for_scheduler(recorded, *samples.shape[3:])
+        factor, total = values["scaling_factor"], samples.shape[2]
+        tail = samples[:, :, last_window_start(total, sampling.num_frames) :] * factor
+        texts = numbered(tensors, "positive")
+        seeds = [recorded.context["seeds"][0] + video for video in range(len(samples))]
+        text = texts[0] if len(texts) == 1 else None
+        made = (seeds, recorded.context["clip_index"], "", text, recorded.context["model"], tensors.get("negative"))
+        return cls(trajectory, tail, total, sampling, *made, factor)
