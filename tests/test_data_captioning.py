@@ -1,4 +1,4 @@
-"""Captions for uncaptioned video: key frames, prompts, merging, real tiny models, the stage and its recovery."""
+"""Captions for uncaptioned video: key frames, prompts, merging, real tiny models, whole runs and their recovery."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vidrd_core.data.captioning import stage
+from vidrd_core.data.captioning import run
 from vidrd_core.data.captioning.captioner import Captioner, CaptionerSettings, describe
 from vidrd_core.data.captioning.key_frames import choose, key_frames, read_candidates
 from vidrd_core.data.captioning.merging import clean, merge
 from vidrd_core.data.captioning.models import Blip2Answerer, InstructionAnswerer, ModelSettings
 from vidrd_core.data.captioning.prompts import MergeRules, Prompt, Prompts, load_prompts
-from vidrd_core.data.captioning.stage import CaptionSettings, caption_videos
+from vidrd_core.data.captioning.run import CaptionSettings, caption_videos
 from vidrd_core.data.captioning.table import GrowingTable
 from vidrd_core.data.engines import EngineSettings
 from vidrd_core.data.sources import Item, SourceSettings, list_source
@@ -428,7 +428,7 @@ def test_a_row_cannot_come_twice(tmp_path: Path) -> None:
     assert rows_of(table.path) == [{"source": "a"}]
 
 
-# --- the stage -------------------------------------------------------------------------------------------------------
+# --- whole runs -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -503,7 +503,7 @@ def test_a_video_that_kills_an_actor_on_ray_does_not_stop_the_others(
             made = [{"source": item.name, "caption": "from Ray"} for item in row["item"]]
             return {"index": row["index"], "made": json.dumps(made)}
 
-    monkeypatch.setattr(stage, "RayCaptioner", DyingCaptioner)
+    monkeypatch.setattr(run, "RayCaptioner", DyingCaptioner)
     engine = EngineSettings("ray", workers=1)
     caption_videos(replace(captioned, output=tmp_path / "ray.jsonl", engine=engine, videos_per_group=1))
     found = {row["source"]: row["caption"] for row in rows_of(tmp_path / "ray.jsonl")}

@@ -4,8 +4,8 @@
     python training/caption_videos.py --config training/configs/caption.yaml --engine.engine ray --engine.workers 4
     python training/caption_videos.py --config ... --engine.engine ray --engine.address ray://head:10001
 
-``--engine ray`` and ``--engine process`` are short for ``--engine.engine``. Run the same command again to go on after
-an interruption; no video is done twice. The table is what ``training/prepare_data.py`` takes as ``--captions``.
+``--engine ray`` and ``--engine process`` are short for ``--engine.engine``. Run the same command again to continue
+after an interruption; no video is done twice. The table is what ``training/prepare_data.py`` takes as ``--captions``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main() -> None:
 
     from common import parse
 
-    from vidrd_core.data.captioning.stage import CaptionSettings, caption_videos, videos_to_caption
+    from vidrd_core.data.captioning.run import CaptionSettings, caption_videos, videos_to_caption
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments = ["--engine.engine" if argument == "--engine" else argument for argument in sys.argv[1:]]

@@ -4,7 +4,7 @@
     python training/prepare_data.py --config training/configs/data_ucf101.yaml --engine.engine ray
     python training/prepare_data.py --config ... --engine.engine ray --engine.address ray://head:10001
 
-Run the same command again to go on after an interruption. On a Ray cluster every machine needs this package and sees
+Run the same command again to continue after an interruption. On a Ray cluster every machine needs this package and sees
 the source under the same path; the machine that runs the command writes the shards.
 """
 

@@ -4,8 +4,8 @@
     python training/remove_watermarks.py --config training/configs/watermark.yaml --source.root raw
 
 Between the two, ``watermarks/<size>/picture.png`` in the output shows what was found and what removing it gives, and
-``mask.png`` may be edited. Run the same command again to go on after an interruption. The folder ``clean`` is laid out
-as the source, captions beside the videos included.
+``mask.png`` may be edited. Run the same command again to continue after an interruption. The folder ``clean`` is laid
+out as the source, captions beside the videos included.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main() -> None:
 
     from common import parse
 
-    from vidrd_core.data.watermarks.stage import WatermarkSettings, list_videos, remove_watermarks
+    from vidrd_core.data.watermarks.run import WatermarkSettings, list_videos, remove_watermarks
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:

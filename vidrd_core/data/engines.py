@@ -101,7 +101,7 @@ def _until_broken(
 
 
 def _one_by_one(work: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made | None]:
-    """Never two items under way, so that a dead process tells which one it died over."""
+    """Never two items under way, so that it is known which one a process died over."""
     waiting = deque(items)
     while waiting:
         with _pool(1) as pool:

@@ -74,7 +74,7 @@ class Prepared:
 
 
 def prepare(settings: PreparationSettings) -> dict[str, Any]:
-    """Make the data set, or go on with it, and return its statistics.
+    """Make the data set, or continue it, and return its statistics.
 
     Raises:
         ValueError: the output was begun with other settings, or nothing is left of the source.
@@ -174,9 +174,9 @@ def _prepare_video(number: int, item: Item, settings: PreparationSettings, draw:
 def _write(writer: ShardWriter, items: Sequence[Item], settings: PreparationSettings) -> None:
     first = writer.next_item
     if first:
-        logger.info("going on with item %d of %d", first, len(items))
+        logger.info("continuing at item %d of %d", first, len(items))
     work = functools.partial(prepare_item, settings=settings)
-    began = told = time.monotonic()
+    began = reported = time.monotonic()
     results = run_in_order(work, list(enumerate(items))[first:], settings.engine)
     for number, made in enumerate(results, first):
         if made is None:
@@ -185,9 +185,9 @@ def _write(writer: ShardWriter, items: Sequence[Item], settings: PreparationSett
             logger.info("dropped %s: %s %s", made.dropped.source, made.dropped.reason, made.dropped.detail)
         note: dict[str, Any] = {"dropped": asdict(made.dropped)} if made.dropped else {}
         writer.add(number, made.samples, {**note, "rejected": made.rejected} if made.rejected else note)
-        if time.monotonic() - told > _REPORT_SECONDS:
-            told = time.monotonic()
-            rate = (number + 1 - first) / (told - began)
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
+            rate = (number + 1 - first) / (reported - began)
             logger.info("%d of %d items, %.1f a second", number + 1, len(items), rate)
 
 

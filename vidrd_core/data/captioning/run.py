@@ -1,4 +1,4 @@
-"""The captioning stage: every video of a source, in a pool of processes or on Ray, to a table that grows safely.
+"""Caption every video of a source, in a pool of processes or on Ray, to a table that grows safely.
 
 The table is JSON lines with ``file``, ``caption``, ``label`` and more, in the order of the source. Data preparation
 takes it as its ``captions`` or, with the layout ``table``, as a source. Videos without caption go to a table beside it.
@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...files import write_json
 from ..engines import LOST, EngineSettings, ray_outcomes, ray_row, ray_session, run_in_order
-from ..shards import write_json
 from ..sources import Item, SourceSettings, list_source
 from .captioner import Captioner, CaptionerSettings, caption_group, describe, fingerprint
 from .table import GrowingTable
@@ -33,7 +33,7 @@ class CaptionSettings:
     """A captioning run."""
 
     source: SourceSettings
-    output: Path  # .jsonl table to write or to go on with
+    output: Path  # .jsonl table to write or to continue
     captioner: CaptionerSettings
     engine: EngineSettings = EngineSettings(workers=1)
     gpus_per_worker: float = 0.0  # that Ray reserves for each of its actors
@@ -180,7 +180,7 @@ def _with_folder_label(item: Item) -> Item:
 
 
 def _same_settings(settings: CaptionSettings) -> None:
-    """Remember what the table's captions depend on; refuse to go on with something else."""
+    """Remember what the table's captions depend on; refuse to continue with something else."""
     path = settings.output.with_suffix(".settings.json")
     now = json.loads(json.dumps(fingerprint(settings.captioner)))
     if path.exists() and settings.output.exists():
@@ -190,5 +190,4 @@ def _same_settings(settings: CaptionSettings) -> None:
             raise ValueError(
                 f"{settings.output} was begun with other {', '.join(changed)}; choose another output, or delete it"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, now)
+    write_json(path, now, sort_keys=True)
