@@ -3,8 +3,8 @@
     python training/measure_flicker.py --vae runs/decoder/model --shards data/held_out --clips 64
     python training/measure_flicker.py --vae vidrd_core/demo_model/vae
 
-Without shards the clips are held-out scenes of the moving-shapes data set. Prints a table, also for latents with a
-little noise on them, as the U-Net samples them.
+Without shards the clips are held-out scenes of the procedural world. Prints a table, also for latents with a little
+noise on them, as the U-Net samples them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vidrd_core.train.sources import DataSettings, ShardSource, Source, WorldSou
 @dataclass(frozen=True)
 class Arguments:
     vae: Path  # folder or file of a video VAE
-    shards: tuple[Path, ...] = ()  # prepared data sets of pixels; none: the moving-shapes data set
+    shards: tuple[Path, ...] = ()  # prepared data sets of pixels; none: the procedural world
     clips: int = 32
     frames: int = 8
     size: tuple[int, int] = (256, 256)  # height and width of clips from shards

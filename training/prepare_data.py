@@ -1,10 +1,10 @@
-"""Prepare a data set: videos and images in, WebDataset shards with an index, statistics and a sample sheet out.
+"""Prepare a data set: from videos and images to WebDataset shards with an index, statistics and a sample sheet.
 
     python training/prepare_data.py --config training/configs/data_folder.yaml --source.root my_videos
     python training/prepare_data.py --config training/configs/data_ucf101.yaml --engine.engine ray
     python training/prepare_data.py --config ... --engine.engine ray --engine.address ray://head:10001
 
-Run the same command again to continue after an interruption. On a Ray cluster every machine needs this package and sees
+To resume after an interruption, run the same command again. On a Ray cluster every machine needs this package and sees
 the source under the same path; the machine that runs the command writes the shards.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    # Imported here, since every process of the pool imports this file again and needs nothing of it.
+    # Imported here, since every process of the pool imports this file again and needs none of these.
     import logging
     import sys
 
@@ -22,8 +22,8 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        settings, common = parse(PreparationSettings, sys.argv[1:])
-        if common.dry_run:
+        settings, options = parse(PreparationSettings)
+        if options.dry_run:
             logging.info("%s", settings)
         else:
             prepare(settings)

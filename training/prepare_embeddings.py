@@ -5,7 +5,7 @@
 
 ``--embedding.null-captions "" watermark`` stores the text states of these, for an objective with such null captions.
 ``--model`` is a model folder with ``vae``, ``text_encoder`` and ``tokenizer`` (Stable Diffusion 2.1's or VidRD's).
-Run the same command again to continue after an interruption.
+Run the same command again to go on after an interruption.
 """
 
 from __future__ import annotations

@@ -3,16 +3,16 @@
     python training/remove_watermarks.py --config training/configs/watermark.yaml --source.root raw --estimate-only
     python training/remove_watermarks.py --config training/configs/watermark.yaml --source.root raw
 
-Between the two, ``watermarks/<size>/picture.png`` in the output shows what was found and what removing it gives, and
-``mask.png`` may be edited. Run the same command again to continue after an interruption. The folder ``clean`` is laid
-out as the source, captions beside the videos included.
+Between the two, ``watermarks/<size>/picture.png`` in the output shows the watermark that was found and its removal, and
+``mask.png`` may be edited. To resume after an interruption, run the same command again. The folder ``clean`` has the
+layout of the source, captions beside the videos included.
 """
 
 from __future__ import annotations
 
 
 def main() -> None:
-    # Imported here, since every process of the pool imports this file again and needs nothing of it.
+    # Imported here, since every process of the pool imports this file again and needs none of these.
     import logging
     import sys
 
@@ -22,8 +22,8 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        settings, common = parse(WatermarkSettings, sys.argv[1:])
-        if common.dry_run:
+        settings, options = parse(WatermarkSettings)
+        if options.dry_run:
             videos = list_videos(settings.source)
             logging.info("%s", settings)
             logging.info("%d videos, the first: %s", len(videos), videos[0].name)

@@ -16,17 +16,18 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
 _BT709 = 1  # AVCOL_PRI_BT709 and AVCOL_TRC_BT709
+_AVX2 = 11  # OpenCV's number of the feature
 _MAX_PIXELS = 256 * 2**20  # of one image; more is an attack or a mistake
 
 
 def encode_mp4(frames: np.ndarray, fps: float, quality: float) -> bytes:
     """Encode ``[T, H, W, 3]`` with even H and W as h264 in MP4; quality 0 (smallest) to 10 (best).
 
-    The same frames give the same bytes on every machine with the same FFmpeg, where the width is a multiple of 64; with
-    others x264's AVX-512 code may differ from run to run (see video/ffmpeg.py, which asks torch what the processor has;
-    preparation loads no torch). The encoder runs in one thread, since x264 decides differently, and says so inside the
-    file, for another number of threads.
+    The same frames give the same bytes on every machine with the same FFmpeg. The encoder runs in one thread, since
+    x264 decides differently, and says so inside the file, for another number of threads.
     """
+    import cv2
+
     count, height, width = frames.shape[:3]
     if count == 0 or height % 2 or width % 2:
         raise ValueError(f"h264 takes at least one frame of even height and width, got {list(frames.shape)}")
@@ -43,6 +44,10 @@ def encode_mp4(frames: np.ndarray, fps: float, quality: float) -> bytes:
         context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
         context.color_primaries = context.color_trc = _BT709
         context.options = {"crf": f"{40 - 3 * quality:.1f}", "preset": "medium", "threads": "1"}
+        # x264's AVX-512 code reads memory that nobody set (see video/ffmpeg.py, which asks torch what the processor has;
+        # preparation loads no torch).
+        if cv2.checkHardwareSupport(_AVX2):
+            context.options["x264-params"] = "asm=avx2"
         for index, frame in enumerate(frames):
             timed = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             timed.pts, timed.time_base = index, 1 / rate
