@@ -546,6 +546,18 @@ def test_a_dry_run_lists_the_videos_and_writes_nothing(captioned: CaptionSetting
     assert not list(tmp_path.glob("captions*"))
 
 
+def test_the_short_option_chooses_the_engine_and_its_own_options_may_follow(
+    captioned: CaptionSettings, tmp_path: Path
+) -> None:
+    short = ["--engine", "ray", "--engine.address", "ray://nowhere:1", "--dry-run"]
+    command = [*script(captioned, tmp_path / "captions.jsonl"), *short]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "engine='ray'" in done.stderr and "address='ray://nowhere:1'" in done.stderr
+    bare = subprocess.run([*command[:2], "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert bare.returncode == 1 and "--config FILE is missing" in bare.stderr
+
+
 def test_a_model_can_be_chosen_on_the_command_line_and_a_missing_one_is_named(
     captioned: CaptionSettings, tmp_path: Path
 ) -> None:
