@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from engine_work import caption_or_die_on_ray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -493,17 +494,8 @@ def test_a_video_that_kills_an_actor_on_ray_does_not_stop_the_others(
 ) -> None:
     """What was lost with the actor is captioned outside Ray, where this video does no harm."""
 
-    class DyingCaptioner:  # in here, so that Ray's processes get it by value
-        def __init__(self, settings: CaptionerSettings) -> None:
-            pass
-
-        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            if any(item.name.endswith("1.mp4") for item in row["item"]):
-                os._exit(1)
-            made = [{"source": item.name, "caption": "from Ray"} for item in row["item"]]
-            return {"index": row["index"], "made": json.dumps(made)}
-
-    monkeypatch.setattr(run, "RayCaptioner", DyingCaptioner)
+    monkeypatch.setattr(run, "caption_group", caption_or_die_on_ray)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)  # Ray's processes import engine_work
     engine = EngineSettings("ray", workers=1)
     caption_videos(replace(captioned, output=tmp_path / "ray.jsonl", engine=engine, videos_per_group=1))
     found = {row["source"]: row["caption"] for row in rows_of(tmp_path / "ray.jsonl")}

@@ -44,8 +44,8 @@ def encode_mp4(frames: np.ndarray, fps: float, quality: float) -> bytes:
         context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
         context.color_primaries = context.color_trc = _BT709
         context.options = {"crf": f"{40 - 3 * quality:.1f}", "preset": "medium", "threads": "1"}
-        # x264's AVX-512 code reads memory that nobody set (see video/ffmpeg.py, which asks torch what the processor has;
-        # preparation loads no torch).
+        # x264's AVX-512 code reads memory that nobody set (see video/ffmpeg.py, which asks torch what the processor
+        # has; preparation loads no torch).
         if cv2.checkHardwareSupport(_AVX2):
             context.options["x264-params"] = "asm=avx2"
         for index, frame in enumerate(frames):
