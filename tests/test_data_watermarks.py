@@ -334,3 +334,11 @@ def test_a_dry_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
 def test_a_broken_video_has_no_gradient_and_says_so(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"broken\.mp4"):
         video_gradient(folder / "class_0" / "broken.mp4", 3)
+
+
+def test_only_the_script_that_removes_watermarks_needs_their_code():
+    files = [*(ROOT / "vidrd_core").rglob("*.py"), *(ROOT / "nodes").rglob("*.py"), *(ROOT / "training").glob("*.py")]
+    others = [path for path in files if path.parent.name != "watermarks"]
+    assert [path.name for path in others if ".watermarks" in path.read_text(encoding="utf-8")] == [
+        "remove_watermarks.py"
+    ]

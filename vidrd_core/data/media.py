@@ -15,7 +15,13 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
+from ..video.ffmpeg import FFMPEG_ERRORS
+from ..video.formats import VideoError
+
 _BT709 = 1  # AVCOL_PRI_BT709 and AVCOL_TRC_BT709
+# What a file that is damaged, of another kind or of absurd sizes may raise while it is read.
+FILE_ERRORS = (*FFMPEG_ERRORS, VideoError, ValueError, MemoryError, OverflowError)
+
 _AVX2 = 11  # OpenCV's number of the feature
 _MAX_PIXELS = 256 * 2**20  # of one image; more is an attack or a mistake
 
@@ -68,7 +74,7 @@ def decode_mp4(data: bytes, start: int = 0, count: int | None = None) -> np.ndar
     try:
         with av.open(io.BytesIO(data), "r", format="mp4") as container:
             frames = list(_frames(container, start, count))
-    except (av.FFmpegError, OSError, IndexError) as error:
+    except (*FFMPEG_ERRORS, IndexError) as error:
         raise ValueError(f"not a readable MP4 ({error})") from error
     if not frames or (count is not None and len(frames) < count):
         raise ValueError(f"frames {start} to {start + (count or 1)} were asked for, the video ends after {len(frames)}")

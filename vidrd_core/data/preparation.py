@@ -20,14 +20,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
-from ..video.formats import VideoError
 from .clips import ClipSettings, Window, choose, windows
 from .engines import EngineSettings, run_in_order
 from .filters import CAPTION_TOO_LONG, TOO_SHORT, FilterSettings, judge_frames, judge_size
-from .media import decode_image, encode_image, encode_mp4, fit
+from .media import FILE_ERRORS, decode_image, encode_image, encode_mp4, fit
 from .reports import refuse_empty, write_reports
 from .shards import Dropped, Sample, ShardWriter
 from .sources import Item, Listing, SourceSettings, list_source
@@ -130,7 +128,7 @@ def prepare_item(numbered: tuple[int, Item], settings: PreparationSettings) -> P
         if item.kind == "image":
             return _prepare_image(number, replace(item, captions=captions), settings)
         return _prepare_video(number, replace(item, captions=captions), settings, draw)
-    except (VideoError, ValueError, OSError, av.FFmpegError, MemoryError, OverflowError) as error:
+    except FILE_ERRORS as error:
         return Prepared(dropped=Dropped(item.name, BROKEN, _relative(str(error), item)))
 
 

@@ -18,17 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image
 
 from ...files import replacing, write_json
-from ...video.formats import VideoError
 from ...video.reading import FileSource
 from ...video.writing import VideoWriter
 from ..captioning.key_frames import read_candidates
 from ..captioning.table import GrowingTable
 from ..engines import EngineSettings, run_in_order
+from ..media import FILE_ERRORS
 from ..sources import Item, SourceSettings, list_source
 from .estimation import EstimationSettings, Watermark, estimate, video_gradient
 from .removal import Rectangle, inpaint, largest_clear
@@ -37,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # height, width
 
-_FILE_ERRORS = (VideoError, ValueError, OSError, av.FFmpegError, MemoryError, OverflowError)
 _MASK, _PICTURE, _GRADIENT = "mask.png", "picture.png", "gradient.npz"
 
 
@@ -122,7 +120,7 @@ def video_size(item: Item) -> Size | None:
     """(height, width) of a video as it is shown; None for a broken one."""
     try:
         image = read_candidates(item.path, 1, side=1 << 20).images[0]
-    except _FILE_ERRORS as error:
+    except FILE_ERRORS as error:
         logger.warning("%s", error)
         return None
     return image.shape[0], image.shape[1]
@@ -186,7 +184,7 @@ def clean_video(item: Item, settings: WatermarkSettings) -> dict[str, Any]:
         if presence < settings.removal.presence:
             return facts | {"action": "copied", "reason": "not in this video", "file": _copy(item, settings)}
         return facts | _rewrite(item, watermark, settings)
-    except _FILE_ERRORS as error:
+    except FILE_ERRORS as error:
         return {"source": item.name, "action": "broken", "reason": str(error)}
 
 
@@ -223,7 +221,7 @@ def _rewrite(item: Item, watermark: Watermark, settings: WatermarkSettings) -> d
                 else:
                     kept = inpaint(frame, watermark.mask, removal.grow, removal.radius)
                 writer.write(kept[None])
-    except _FILE_ERRORS:
+    except FILE_ERRORS:
         # The writer keeps what it has got, which is good for people and wrong for training data.
         target.unlink(missing_ok=True)
         raise
@@ -241,7 +239,7 @@ def _clear_part(mask: np.ndarray, removal: RemovalSettings) -> Rectangle:
 def _gradient(item: Item, frames: int) -> np.ndarray | None:
     try:
         return video_gradient(item.path, frames)
-    except _FILE_ERRORS as error:
+    except FILE_ERRORS as error:
         logger.warning("%s", error)
         return None
 
@@ -273,7 +271,7 @@ def _examples(items: Iterable[Item], count: int = 3) -> list[np.ndarray]:
     for item in items:
         try:
             frames += read_candidates(item.path, 1, side=1 << 20).images
-        except _FILE_ERRORS:
+        except FILE_ERRORS:
             continue
         if len(frames) == count:
             break
