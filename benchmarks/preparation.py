@@ -1,11 +1,10 @@
-"""Items per second of data preparation, the process pool and Ray Data one after the other on the same material.
+"""Items per second of data preparation, the process pool and Ray one after the other on the same material.
 
     python benchmarks/preparation.py                       # 64 generated videos, all processor cores
     python benchmarks/preparation.py --videos 200 --workers 4 --height 480 --width 854
 
 Both decode, filter and encode every video; that the clips are the same bytes is checked. The rate includes starting the
-engine, so that the more videos, the less the start counts; when the first result came is printed beside it (Ray gives
-results in blocks of eight items).
+engine, so that the more videos, the less the start counts; when the first result came is printed beside it.
 """
 
 from __future__ import annotations

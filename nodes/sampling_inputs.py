@@ -138,8 +138,9 @@ def reuse_inputs() -> list[Any]:
             step=0.05,
             round=0.001,
             tooltip=(
-                "How much cleaner than the new frames the overlap is, 0 to 0.95: at step s it is the prior's state before "
-                "step s + this * (steps - s). 0 (the paper): equally noisy. 0.8: nearly clean, joins without a jump."
+                "How much cleaner than the new frames the overlap is, 0 to 0.95: at step s it is the prior's state "
+                "before step s + this * (steps - s). 0 (the paper): equally noisy. 0.8: nearly clean, "
+                "joins without a jump."
             ),
         ),
     ]

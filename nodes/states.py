@@ -1,7 +1,7 @@
 """A LATENT with its trajectory as one safetensors file, to continue on another day, here or with ``vidrd extend``.
 
-The file is that of :class:`vidrd_core.sampling.state.VideoState`, with the whole video ("samples", exactly as on the wire)
-in place of its tail.
+The file is that of :class:`vidrd_core.sampling.state.VideoState`, with the whole video ("samples", exactly as on the
+wire) in place of its tail.
 """
 
 from __future__ import annotations

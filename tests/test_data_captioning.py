@@ -1,4 +1,4 @@
-"""Captions for uncaptioned video: key frames, prompts, merging, real tiny models, the stage and its recovery."""
+"""Captions for uncaptioned video: key frames, prompts, merging, real tiny models, whole runs and their recovery."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from engine_work import caption_or_die_on_ray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -32,13 +33,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vidrd_core.data.captioning import stage
+from vidrd_core.data.captioning import run
 from vidrd_core.data.captioning.captioner import Captioner, CaptionerSettings, describe
 from vidrd_core.data.captioning.key_frames import choose, key_frames, read_candidates
 from vidrd_core.data.captioning.merging import clean, merge
 from vidrd_core.data.captioning.models import Blip2Answerer, InstructionAnswerer, ModelSettings
 from vidrd_core.data.captioning.prompts import MergeRules, Prompt, Prompts, load_prompts
-from vidrd_core.data.captioning.stage import CaptionSettings, caption_videos
+from vidrd_core.data.captioning.run import CaptionSettings, caption_videos
 from vidrd_core.data.captioning.table import GrowingTable
 from vidrd_core.data.engines import EngineSettings
 from vidrd_core.data.sources import Item, SourceSettings, list_source
@@ -428,7 +429,7 @@ def test_a_row_cannot_come_twice(tmp_path: Path) -> None:
     assert rows_of(table.path) == [{"source": "a"}]
 
 
-# --- the stage -------------------------------------------------------------------------------------------------------
+# --- whole runs -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -493,17 +494,8 @@ def test_a_video_that_kills_an_actor_on_ray_does_not_stop_the_others(
 ) -> None:
     """What was lost with the actor is captioned outside Ray, where this video does no harm."""
 
-    class DyingCaptioner:  # in here, so that Ray's processes get it by value
-        def __init__(self, settings: CaptionerSettings) -> None:
-            pass
-
-        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            if any(item.name.endswith("1.mp4") for item in row["item"]):
-                os._exit(1)
-            made = [{"source": item.name, "caption": "from Ray"} for item in row["item"]]
-            return {"index": row["index"], "made": json.dumps(made)}
-
-    monkeypatch.setattr(stage, "RayCaptioner", DyingCaptioner)
+    monkeypatch.setattr(run, "caption_group", caption_or_die_on_ray)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)  # Ray's processes import engine_work
     engine = EngineSettings("ray", workers=1)
     caption_videos(replace(captioned, output=tmp_path / "ray.jsonl", engine=engine, videos_per_group=1))
     found = {row["source"]: row["caption"] for row in rows_of(tmp_path / "ray.jsonl")}
@@ -544,6 +536,18 @@ def test_a_dry_run_lists_the_videos_and_writes_nothing(captioned: CaptionSetting
     assert done.returncode == 0, done.stderr
     assert "8 videos" in done.stderr and "playing guitar" in done.stderr
     assert not list(tmp_path.glob("captions*"))
+
+
+def test_the_short_option_chooses_the_engine_and_its_own_options_may_follow(
+    captioned: CaptionSettings, tmp_path: Path
+) -> None:
+    short = ["--engine", "ray", "--engine.address", "ray://nowhere:1", "--dry-run"]
+    command = [*script(captioned, tmp_path / "captions.jsonl"), *short]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "engine='ray'" in done.stderr and "address='ray://nowhere:1'" in done.stderr
+    bare = subprocess.run([*command[:2], "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert bare.returncode == 1 and "--config FILE is missing" in bare.stderr
 
 
 def test_a_model_can_be_chosen_on_the_command_line_and_a_missing_one_is_named(

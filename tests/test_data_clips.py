@@ -6,15 +6,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
+import av.logging
 import numpy as np
 import pytest
 from data_material import CLIP, FILTERS, preparation, video, world
 from engine_work import double_or_die, fail_at_two
 from PIL import Image, ImageDraw, ImageFont
 
-from vidrd_core.data import engines
+from vidrd_core.data import clips, engines
 from vidrd_core.data.clips import ClipSettings, choose, target_size, windows
 from vidrd_core.data.engines import EngineSettings, run_in_order
 from vidrd_core.data.filters import FilterSettings, brightness, judge_frames, motion, text_share
@@ -53,11 +55,58 @@ def test_no_window_crosses_a_cut_and_motion_is_no_cut(tmp_path):
     write_video(tmp_path / "cuts.mp4", scenes, 8.0, quality=9)
     made = found(tmp_path / "cuts.mp4")
     assert [(w.start, len(w.frames)) for w in made] == [(0.0, 8), (1.25, 8), (2.25, 6), (3.0, 8)]
-    blind = found(tmp_path / "cuts.mp4", cut_threshold=0.0)
+    blind = found(tmp_path / "cuts.mp4", adaptive_threshold=0.0)
     assert [len(w.frames) for w in blind] == [8, 8, 8, 8]
     noise = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
     write_video(tmp_path / "wild.mp4", noise, 8.0, quality=9)
     assert sum(len(w.frames) for w in found(tmp_path / "wild.mp4")) >= 12
+
+
+def shots(path, **changes):
+    """The numbers of the frames at which a shot begins."""
+    settings = replace(CLIP, **changes)
+    numbers = [shot for _, (shot, _) in clips._shots(FileSource(path).frames(), settings, 0.0, None)]
+    return [n for n in range(1, len(numbers)) if numbers[n] != numbers[n - 1]]
+
+
+def ramp(frames, first, last, level):
+    """Frames of which each is a little more, or less, of one level: a fade."""
+    share = np.linspace(first, last, len(frames))[:, None, None, None]
+    return (frames * (1 - share) + level * share).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("level", "length"), [(0, 6), (0, 24), (0, 80), (255, 12)])
+def test_a_fade_out_and_in_separates_two_shots(tmp_path, level, length):
+    before, after = world(0, 24 + length), world(1, 24 + length)
+    black = np.full((4, 64, 64, 3), level, np.uint8)
+    faded = [before[:24], ramp(before[24:], 0, 1, level), black, ramp(after[:length], 1, 0, level), after[length:]]
+    write_video(tmp_path / "fade.mp4", np.concatenate(faded), 24.0, quality=9)
+    begins = shots(tmp_path / "fade.mp4")
+    assert begins and all(24 < n < 28 + 2 * length for n in begins)
+
+
+def test_a_cut_is_found_at_the_ends_of_a_video_too_and_no_frame_is_lost(tmp_path):
+    for first, last in ((1, 20), (20, 1), (2, 2), (1, 1)):
+        frames = np.concatenate([world(0, first), 255 - world(1, last)])
+        write_video(tmp_path / "cut.mp4", frames, 24.0, quality=9)
+        assert shots(tmp_path / "cut.mp4") == [first]
+        timed = list(clips._shots(FileSource(tmp_path / "cut.mp4").frames(), CLIP, 0.0, None))
+        assert [time for time, _ in timed] == [time for time, _ in FileSource(tmp_path / "cut.mp4").frames()]
+
+
+def test_motion_that_begins_suddenly_is_no_cut(tmp_path):
+    picture = np.random.default_rng(3).integers(0, 256, (16, 80, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    lefts = [0] * 20 + [20 * n for n in range(20)]
+    write_video(tmp_path / "pan.mp4", np.stack([picture[:64, x : x + 64] for x in lefts]), 24.0, quality=9)
+    assert shots(tmp_path / "pan.mp4") == []
+
+
+def test_the_former_setting_of_cuts_is_refused_by_a_message_that_names_the_present_one(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "training"))
+    from common import build
+
+    with pytest.raises(ValueError, match="cut_threshold is no longer a setting.*: set adaptive_threshold"):
+        build(ClipSettings, {"cut_threshold": 0.12})
 
 
 def test_a_video_that_breaks_off_is_broken_even_after_good_windows(tmp_path):
@@ -163,7 +212,7 @@ def test_a_late_stretch_of_a_video_decodes_little_of_what_lies_before_it(tmp_pat
 
     opened = ffmpeg.open_media
     monkeypatch.setattr(ffmpeg, "open_media", lambda path: Counting(opened(path)))
-    found_late = list(windows(path, replace(CLIP, cut_threshold=0.0), 0.8 * last, 0.8 * last + 1.0))
+    found_late = list(windows(path, replace(CLIP, adaptive_threshold=0.0), 0.8 * last, 0.8 * last + 1.0))
     assert [len(window.frames) for window in found_late] == [8]
     assert 8 <= len(decoded) < 48
     assert sorted(decoded)[0] < 0.1 * last and sorted(decoded)[2] > 0.5 * last
@@ -206,6 +255,17 @@ def test_mp4_in_memory_is_the_same_every_time_and_close_to_what_went_in():
             decode_mp4(damaged)
     with pytest.raises(ValueError, match="the video ends after 2"):
         decode_mp4(data, 4, 3)
+
+
+def test_the_encoder_leaves_out_the_code_whose_output_varies():
+    av.logging.set_level(av.logging.INFO)
+    try:
+        with av.logging.Capture(local=False) as logged:
+            encode_mp4(world(1, 2), 8.0, 9.0)
+    finally:
+        av.logging.set_level(None)
+    used = [message for *_, message in logged if "cpu capabilities" in message]
+    assert used and "AVX512" not in used[0]
 
 
 def test_images_of_any_kind_become_rgb_and_broken_ones_are_told(tmp_path):

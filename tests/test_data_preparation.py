@@ -73,10 +73,13 @@ def test_two_processes_make_the_same_bytes_as_one_and_another_seed_other_ones(vi
 def ray_engine():
     """Ray on this machine, started once for the tests that need it."""
     ray = pytest.importorskip("ray")
-    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield EngineSettings("ray", workers=1)
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)  # Ray's processes import engine_work
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        yield EngineSettings("ray", workers=1)
+        ray.shutdown()
 
 
 def test_ray_makes_the_same_bytes_as_the_process_pool(videos, prepared, ray_engine, tmp_path):

@@ -1,4 +1,4 @@
-"""Watermarks over many videos: estimation, presence, removal by inpainting and cropping, the stage on a folder."""
+"""Watermarks over many videos: estimation, presence, removal by inpainting and cropping, whole runs on a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vidrd_core.data.watermarks.estimation import (
     video_gradient,
 )
 from vidrd_core.data.watermarks.removal import inpaint, largest_clear
-from vidrd_core.data.watermarks.stage import (
+from vidrd_core.data.watermarks.run import (
     RemovalSettings,
     WatermarkSettings,
     clean_video,
@@ -121,7 +121,7 @@ def folder(clean: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
-def stage(folder: Path, output: Path, **changes: object) -> WatermarkSettings:
+def watermark_settings(folder: Path, output: Path, **changes: object) -> WatermarkSettings:
     settings = WatermarkSettings(SourceSettings("folder", folder), output, engine=EngineSettings(workers=1))
     return replace(settings, **changes)  # type: ignore[arg-type]
 
@@ -220,7 +220,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> WatermarkSett
     assert (output / "watermarks" / f"{WIDTH}x{HEIGHT}" / "picture.png").exists() and not (output / "clean").exists()
     done = call(folder, output)
     assert f"'inpainted': {MARKED}" in done and f"'copied': {PLAIN}" in done and "'broken': 1" in done
-    return stage(folder, output)
+    return watermark_settings(folder, output)
 
 
 def call(folder: Path, output: Path, *flags: str) -> str:
@@ -272,7 +272,7 @@ def test_running_again_does_nothing_and_other_settings_are_refused(run: Watermar
 
 
 def test_a_mask_drawn_by_hand_is_what_is_removed_and_a_crop_leaves_nothing_of_it(folder: Path, tmp_path: Path) -> None:
-    settings = stage(folder, tmp_path, removal=RemovalSettings("crop", quality=10))
+    settings = watermark_settings(folder, tmp_path, removal=RemovalSettings("crop", quality=10))
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[66:90, 14:130] = 255
     place = settings.found / f"{WIDTH}x{HEIGHT}"
@@ -286,7 +286,7 @@ def test_a_mask_drawn_by_hand_is_what_is_removed_and_a_crop_leaves_nothing_of_it
 
 
 def test_a_crop_that_would_leave_too_little_paints_over_instead(folder: Path, tmp_path: Path) -> None:
-    settings = stage(folder, tmp_path, removal=RemovalSettings("crop", min_share=0.9))
+    settings = watermark_settings(folder, tmp_path, removal=RemovalSettings("crop", min_share=0.9))
     place = settings.found / f"{WIDTH}x{HEIGHT}"
     place.mkdir(parents=True)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -302,7 +302,7 @@ def test_a_mask_of_another_size_is_told_before_it_costs_a_video(folder: Path, tm
     place.mkdir(parents=True)
     Image.new("L", (WIDTH, HEIGHT + 2), 255).save(place / "mask.png")
     with pytest.raises(ValueError, match=rf"mask\.png is {WIDTH}x{HEIGHT + 2}, the videos are {WIDTH}x{HEIGHT}"):
-        remove_watermarks(stage(folder, tmp_path))
+        remove_watermarks(watermark_settings(folder, tmp_path))
     assert not (tmp_path / "report.jsonl").exists()
 
 
@@ -310,7 +310,7 @@ def test_two_videos_that_would_become_one_file_are_refused(tmp_path: Path) -> No
     for name in ("a.mp4", "a.avi"):
         (tmp_path / name).write_bytes(b"no matter")
     with pytest.raises(ValueError, match=r"a\.avi and a\.mp4 would both become one MP4"):
-        remove_watermarks(stage(tmp_path, tmp_path / "out"))
+        remove_watermarks(watermark_settings(tmp_path, tmp_path / "out"))
 
 
 def test_a_video_that_breaks_off_leaves_no_torso(folder: Path, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_video_that_breaks_off_leaves_no_torso(folder: Path, tmp_path: Path) -
     root.mkdir()
     whole = (folder / "class_0" / "00.mp4").read_bytes()
     (root / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
-    settings = stage(root, tmp_path / "out")
+    settings = watermark_settings(root, tmp_path / "out")
     place = settings.found / f"{WIDTH}x{HEIGHT}"
     place.mkdir(parents=True)
     Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(place / "mask.png")
@@ -334,3 +334,11 @@ def test_a_dry_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
 def test_a_broken_video_has_no_gradient_and_says_so(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"broken\.mp4"):
         video_gradient(folder / "class_0" / "broken.mp4", 3)
+
+
+def test_only_the_script_that_removes_watermarks_needs_their_code():
+    files = [*(ROOT / "vidrd_core").rglob("*.py"), *(ROOT / "nodes").rglob("*.py"), *(ROOT / "training").glob("*.py")]
+    others = [path for path in files if path.parent.name != "watermarks"]
+    assert [path.name for path in others if ".watermarks" in path.read_text(encoding="utf-8")] == [
+        "remove_watermarks.py"
+    ]

@@ -1,13 +1,16 @@
 """The training loop, its tasks and the scripts, at tiny size."""
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from vidrd_core.models.unet import VidRDUNet
@@ -18,6 +21,7 @@ from vidrd_core.train.loop import train
 from vidrd_core.train.micro_batches import MicroBatch
 from vidrd_core.train.settings import TrainSettings
 from vidrd_core.train.sources import LatentSource
+from vidrd_core.train.statistics import make_trackers
 from vidrd_core.train.text import TextTask, encode_text, make_text_encoder, write_tokenizer
 from vidrd_core.train.unet import PAPER_POLICY, UNetObjective, UNetTask, freeze
 
@@ -302,6 +306,46 @@ def test_statistics_go_to_tensorboard_too(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
     assert [e.step for e in events.Scalars("loss")] == [2, 4, 6, 8]
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+
+
+def test_statistics_go_to_every_tracker_of_accelerate_that_is_asked_for(tmp_path):
+    class Kept(GeneralTracker):
+        """A tracker registered with accelerate, as those of its users are."""
+
+        name, requires_logging_directory, main_process_only = "kept", True, True
+        runs: ClassVar = []
+
+        def __init__(self, run_name, logging_dir):
+            super().__init__()
+            self.about, self.lines, self.finished = (run_name, logging_dir), [], False
+
+        tracker = property(lambda self: self.lines)
+
+        def start(self):
+            self.runs.append(self)
+
+        def log(self, values, step=None, **kwargs):
+            self.lines.append({"samples": step, **values})
+
+        def finish(self):
+            self.finished = True
+
+    LOGGER_TYPE_TO_CLASS["kept"] = Kept  # accelerate.tracking.register_tracker_class in newer versions
+    try:
+        train(ImageAutoencoderTask(tiny_vae(), AutoencoderLoss()), settings(tmp_path / "run", log_with=("kept",)))
+    finally:
+        del LOGGER_TYPE_TO_CLASS["kept"]
+    (kept,) = Kept.runs
+    lines = [json.loads(line) for line in (tmp_path / "run" / "statistics.jsonl").read_text().splitlines()]
+    assert kept.lines == lines and kept.finished and kept.about == ("run", tmp_path / "run")
+
+
+def test_a_tracker_that_is_unknown_or_not_installed_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="log_with names 'wandbb'; expected of aim, clearml, comet_ml"):
+        make_trackers(["wandbb"], tmp_path, 0)
+    missing = next(name for name in ("swanlab", "dvclive", "clearml") if importlib.util.find_spec(name) is None)
+    with pytest.raises(ValueError, match=f"log_with names '{missing}', whose package is not installed"):
+        make_trackers([missing], tmp_path, 0)
 
 
 def test_a_kill_between_two_lines_of_statistics_changes_neither(tmp_path):

@@ -593,6 +593,11 @@ def test_a_long_clip_shows_evenly_spaced_frames_and_large_frames_are_reduced() -
     assert sheet.size == (5 * 100 + 4 * 6 + 40, 21 + 4 + 50 + 18 + 40)
 
 
+def test_a_contact_sheet_shows_frames_of_one_row_of_pixels_too() -> None:
+    sheet = contact_sheet([np.zeros((2, 1, 400, 3))], "x")
+    assert (np.asarray(sheet)[20 + 21 + 4, 20 : 20 + 128] < 255).all()
+
+
 def test_a_contact_sheet_of_any_number_of_clips_stays_small() -> None:
     sheet = ContactSheet(max_rows=8)
     for index in range(100):

@@ -13,18 +13,28 @@ from __future__ import annotations
 
 def main() -> None:
     # Imported here, since every process of the pool imports this file again and needs none of these.
+    import dataclasses
     import logging
     import sys
+    from typing import Any
 
-    from common import parse
+    from common import Options, parse
 
-    from vidrd_core.data.captioning.stage import CaptionSettings, caption_videos, videos_to_caption
+    from vidrd_core.data.captioning.run import CaptionSettings, caption_videos, videos_to_caption
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    arguments = ["--engine.engine" if argument == "--engine" else argument for argument in sys.argv[1:]]
+
+    @dataclasses.dataclass(frozen=True)
+    class CaptionOptions(Options):
+        engine: str | None = None  # short for --engine.engine
+
+        def change(self, values: dict[str, Any]) -> None:
+            if self.engine is not None:
+                values["engine"] = {**(values.get("engine") or {}), "engine": self.engine}
+
     try:
-        settings, common = parse(CaptionSettings, arguments)
-        if common.dry_run:
+        settings, options = parse(CaptionSettings, options=CaptionOptions)
+        if options.dry_run:
             items = videos_to_caption(settings)
             prompts = settings.captioner.load_prompts()
             logging.info("%s", settings)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,14 +28,38 @@ OLD_NAMES = {  # of settings -> current ones; configurations and command lines w
 }
 
 
-def parse(kind: type[Configuration], arguments: list[str]) -> tuple[Configuration, argparse.Namespace]:
-    """The configuration of ``--config FILE`` with ``--section.name VALUE`` changes, and the common options."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file in training/configs")
-    parser.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
-    common, rest = parser.parse_known_args(arguments)
-    values = yaml.safe_load(common.config.read_text(encoding="utf-8"))
-    return tyro.cli(kind, args=_current_options(kind, rest), default=build(kind, values)), common
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of every script that reads a configuration."""
+
+    config: Path | None = None  # YAML file in training/configs; needed
+    dry_run: bool = False  # print the configuration and stop
+
+    def change(self, values: dict[str, Any]) -> None:
+        """Change what the file holds, before the options of single settings do."""
+
+
+def parse(
+    kind: type[Configuration],
+    arguments: Sequence[str] | None = None,
+    options: type[Options] = Options,
+) -> tuple[Configuration, Options]:
+    """The configuration of ``--config FILE`` with ``--section.name VALUE`` changes, and the script's own options.
+
+    Args:
+        arguments: of the command line; None: this process's.
+        options: dataclass of the options that are no settings.
+
+    Raises:
+        ValueError: ``--config`` is missing, or the file does not fit.
+    """
+    given, rest = tyro.cli(options, args=arguments, return_unknown_args=True, add_help=False)
+    if given.config is None:
+        raise ValueError("--config FILE is missing, a YAML file as in training/configs; with it --help lists settings")
+    values = yaml.safe_load(given.config.read_text(encoding="utf-8"))
+    given.change(values)
+    described = f"Settings of {given.config}, which these options change. Further options: --config FILE, --dry-run."
+    return tyro.cli(kind, args=_current_options(kind, rest), default=build(kind, values), description=described), given
 
 
 def _current_options(kind: type[Any], arguments: list[str]) -> list[str]:
@@ -70,6 +93,9 @@ def build(kind: type[Any], values: dict[str, Any]) -> Any:
         raise ValueError(f"{kind.__name__} is {values!r}; expected settings by name, of {sorted(hints)}")
     values = {_current_name(kind, name): value for name, value in values.items()}
     unknown = set(values) - set(hints)
+    for name, present in getattr(kind, "REPLACED", {}).items():
+        if name in unknown:
+            raise ValueError(f"{name} is no longer a setting of {kind.__name__}: set {present}")
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}; {kind.__name__} has {sorted(hints)}")
     open_ends = (dataclasses.MISSING, dataclasses.MISSING)
@@ -111,8 +137,8 @@ def run(kind: type[Configuration], make_task: Callable[[Configuration], Training
     """Parse the command line, build the training task and train it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        configuration, common = parse(kind, sys.argv[1:])
-        if common.dry_run:
+        configuration, options = parse(kind)
+        if options.dry_run:
             logging.info("%s", configuration)
             return
         torch.manual_seed(configuration.train.seed)

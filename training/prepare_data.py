@@ -22,8 +22,8 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        settings, common = parse(PreparationSettings, sys.argv[1:])
-        if common.dry_run:
+        settings, options = parse(PreparationSettings)
+        if options.dry_run:
             logging.info("%s", settings)
         else:
             prepare(settings)

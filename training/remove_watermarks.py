@@ -18,12 +18,12 @@ def main() -> None:
 
     from common import parse
 
-    from vidrd_core.data.watermarks.stage import WatermarkSettings, list_videos, remove_watermarks
+    from vidrd_core.data.watermarks.run import WatermarkSettings, list_videos, remove_watermarks
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        settings, common = parse(WatermarkSettings, sys.argv[1:])
-        if common.dry_run:
+        settings, options = parse(WatermarkSettings)
+        if options.dry_run:
             videos = list_videos(settings.source)
             logging.info("%s", settings)
             logging.info("%d videos, the first: %s", len(videos), videos[0].name)

@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+
+if TYPE_CHECKING:  # the processes that prepare media need no torch, and would each take seconds to load it
+    from torch import Tensor
+
+
+@contextmanager
+def replacing(path: str | Path, keep_suffix: bool = False) -> Iterator[Path]:
+    """A path beside ``path`` to write to; what is written there replaces ``path`` when the block ends without an error.
+
+    So ``path`` holds the old or the whole new content at any moment. Folders that are missing are made.
+
+    Args:
+        keep_suffix: whether the path ends as ``path`` does (``chart.partial.png`` instead of ``chart.png.partial``),
+            for writers that take the format from the name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}" if keep_suffix else f"{path.name}.partial")
+    try:
+        yield partial
+        sync_and_replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file so that ``path`` holds the old or the whole new content at any moment."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text, line breaks as they are, so that ``path`` holds the old or the whole new text at any moment."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = 1, sort_keys: bool = False) -> None:
+    """Write JSON so that ``path`` holds the old or the whole new text at any moment.
+
+    Args:
+        indent: spaces of each level; None: all in one line.
+    """
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(value, ensure_ascii=False, indent=indent, sort_keys=sort_keys, separators=separators) + "\n"
+    # A file name can hold bytes that are no UTF-8 (lone surrogates): they are left as JSON's escapes.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -17,19 +64,16 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     Raises:
         OSError: it cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    from safetensors.torch import save_file
+
     try:
-        partial.touch()
-        usual = partial.stat().st_mode  # safetensors lets nobody but the owner read its files
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, dict(metadata))
-        partial.chmod(usual)
-        sync_and_replace(partial, path)
+        with replacing(path) as partial:
+            partial.touch()
+            usual = partial.stat().st_mode  # safetensors lets nobody but the owner read its files
+            save_file({k: v.contiguous() for k, v in tensors.items()}, partial, dict(metadata))
+            partial.chmod(usual)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written ({error}); is the disk full?") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def sync_and_replace(partial: Path, path: Path) -> None:

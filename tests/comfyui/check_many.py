@@ -133,11 +133,12 @@ def test_regenerate_from_keeps_the_clips_of_the_node_s_own_video(
 ) -> None:
     plans, overrides = part("nodes.many"), part("nodes.clips").Overrides(3, "euler", "normal")
     reuse = part("vidrd_core.reuse.settings").ReuseSettings()
+    start = part("nodes.latents").VideoLatent.read(empty(nodes), "prior")
 
     def run(node: str, *seeds: int, regenerate_from: int = 0) -> tuple[Any, Any, str]:
         plan = plans.Plan(list(seeds), 3.0, reuse, overrides, regenerate_from)
         with torch.inference_mode():
-            return plans.make_clips(model, [("", conds[0])] * len(seeds), conds[1], empty(nodes), plan, "nodes", node)
+            return plans.make_clips(model, [("", conds[0])] * len(seeds), conds[1], start, plan, "nodes", node)
 
     one, two = run("1", 10, 11), run("2", 20, 21)
     for node, video in (("1", one), ("2", two)):

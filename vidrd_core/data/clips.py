@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import random
-import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,7 @@ from ..video.formats import VideoError
 from ..video.reading import FileSource, at_rate
 from .media import fit
 
-_THUMBNAIL = (32, 32)  # pixels; enough to see a cut, little enough to keep every source frame of a long video
-_NEIGHBOURS = 8  # source frames whose changes a cut must stand out from
-_STANDS_OUT = 3.0  # times
+_DETECTION_SIDE = 256  # pixels of the longer side at which cuts are looked for; about PySceneDetect's own choice
 _LONGEST_FRAME = 600.0  # seconds; damaged times can ask for one frame to be repeated for years
 
 
@@ -33,10 +32,19 @@ class ClipSettings:
     aspect: str = "crop"  # "crop": cut to height x width; "keep": keep the aspect, at about as many pixels
     crop: str = "center"  # or "random", from the seed
     per_video: int = 1  # clips of one video at most, spread at random over its length
-    cut_threshold: float = 0.12  # mean change of a pixel, 0 to 1, from which a jump may be a cut; 0: no detection
+    # Cuts, as PySceneDetect's detectors find them; the two thresholds of AdaptiveDetector are its own defaults.
+    adaptive_threshold: float = (
+        3.0  # a cut changes so many times more than the frames around it; 0: no cut is looked for
+    )
+    min_content_val: float = 15.0  # and at least so much, of 255, on average over hue, saturation and brightness
+    fade_threshold: int = (
+        12  # mean level, 0 to 255, below which a video has faded to black; 0: fades are not looked for
+    )
     quality: float = 8.0  # of MP4 and JPEG, 0 to 10
     image_side: int = 512  # pixels; larger images are scaled down until their shorter side is this
     image_format: str = "jpg"  # or png
+
+    REPLACED = {"cut_threshold": "adaptive_threshold, a ratio: 3 is usual, 0 looks for no cut"}  # former settings
 
     def __post_init__(self) -> None:
         if not self.fps > 0 or not 1 <= self.min_frames <= self.frames or self.per_video < 1:
@@ -46,6 +54,11 @@ class ClipSettings:
             )
         if min(self.height, self.width) < 8 or self.height % 2 or self.width % 2 or self.image_side < 8:
             raise ValueError(f"sizes must be even and at least 8 pixels, got {self.height}x{self.width}")
+        if min(self.adaptive_threshold, self.min_content_val, self.fade_threshold) < 0:
+            raise ValueError(
+                "adaptive_threshold, min_content_val and fade_threshold must be at least 0, got "
+                f"{self.adaptive_threshold}, {self.min_content_val} and {self.fade_threshold}"
+            )
         for name, value, known in (
             ("aspect", self.aspect, ("crop", "keep")),
             ("crop", self.crop, ("center", "random")),
@@ -87,7 +100,7 @@ def windows(
     source = FileSource(path)
     _check_duration(path, 1 / float(source.fps))
     first = start or 0.0
-    timed = _shots(_plausible(path, source.frames(first), first), settings.cut_threshold, first, end)
+    timed = _shots(_plausible(path, source.frames(first), first), settings, first, end)
     held: list[np.ndarray] = []
     shot, began, size = 0, 0.0, (0, 0)
     # `at_rate` repeats and drops what it is given without looking at it: here frames with the number of their shot.
@@ -137,30 +150,73 @@ def _check_duration(path: Path, seconds: float) -> None:
 
 
 def _shots(
-    timed: Iterator[tuple[float, np.ndarray]], threshold: float, start: float, end: float | None
+    timed: Iterator[tuple[float, np.ndarray]], settings: ClipSettings, start: float, end: float | None
 ) -> Iterator[tuple[float, tuple[int, np.ndarray]]]:
     """Frames from ``start`` to ``end`` seconds, their time from ``start`` and the number of their shot.
 
-    A cut is a change of picture above ``threshold`` and far above the changes before it, which fast motion is not.
-    Fades and dissolves are no cuts to it.
+    Hard cuts and fades separate shots. Fast motion does not, and of dissolves only few are found.
     """
-    import cv2
-
-    shot, last = 0, None
-    changes: collections.deque[float] = collections.deque(maxlen=_NEIGHBOURS)
-    for now, turned in timed:
-        if now < start:
-            continue
-        if end is not None and now >= end:
+    detector = _CutDetector(settings)
+    waiting: collections.deque[tuple[float, np.ndarray]] = collections.deque()
+    shot = number = 0
+    for timed_frame in itertools.chain(_between(timed, start, end), itertools.repeat(None, detector.DELAY)):
+        if timed_frame is not None:
+            waiting.append(timed_frame)
+        if not waiting:
             return
-        frame = np.ascontiguousarray(turned)
-        if threshold > 0:
-            small = cv2.resize(frame, _THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.int16)
-            if last is not None:
-                change = float(np.abs(small - last).mean()) / 255
-                # The median, since the cut before this one is among the changes.
-                if change > threshold and change > _STANDS_OUT * (statistics.median(changes) if changes else 0.0):
-                    shot += 1
-                changes.append(change)
-            last = small
-        yield now - start, (shot, frame)
+        detector.add(waiting[-1][1])
+        if len(waiting) > detector.DELAY or timed_frame is None:
+            now, frame = waiting.popleft()
+            shot += number in detector.cuts
+            number += 1
+            yield now - start, (shot, frame)
+
+
+class _CutDetector:
+    """PySceneDetect's detectors, frame by frame.
+
+    It must be given the last frame ``DELAY`` times more: of a frame it is known only ``DELAY`` frames later whether it
+    is the first one after a cut. ``cuts`` holds the numbers of these frames, from 0.
+    """
+
+    DELAY = 2  # window_width of AdaptiveDetector: the frames before and after that a change is compared with
+
+    def __init__(self, settings: ClipSettings):
+        self.cuts: set[int] = set()
+        self._detectors: list[Any] = []
+        self._size = (0, 0)
+        self._number = -self.DELAY
+        if settings.adaptive_threshold:
+            from scenedetect.detectors import AdaptiveDetector, ThresholdDetector
+
+            self._detectors = [
+                AdaptiveDetector(settings.adaptive_threshold, 1, self.DELAY, settings.min_content_val),
+                ThresholdDetector(settings.fade_threshold, min_scene_len=1, fade_bias=1.0),  # a shot begins after black
+            ]
+
+    def add(self, frame: np.ndarray) -> None:
+        """Take the next frame, uint8 ``[H, W, 3]``, of any size."""
+        if not self._detectors:
+            return
+        import cv2
+        from scenedetect import FrameTimecode
+
+        first = self._number < 0
+        if first:
+            scale = min(1.0, _DETECTION_SIDE / max(frame.shape[:2]))
+            self._size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
+        small = cv2.resize(np.ascontiguousarray(frame), self._size, interpolation=cv2.INTER_AREA)
+        small = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
+        # The first frame several times, else a cut within the first DELAY frames would be missed.
+        for _ in range(self.DELAY + 1 if first else 1):
+            for detector in self._detectors:
+                cuts = detector.process_frame(FrameTimecode(self._number + self.DELAY, 1.0), small)
+                self.cuts.update(cut.frame_num - self.DELAY for cut in cuts)
+            self._number += 1
+
+
+def _between(
+    timed: Iterator[tuple[float, np.ndarray]], start: float, end: float | None
+) -> Iterator[tuple[float, np.ndarray]]:
+    late = itertools.dropwhile(lambda pair: pair[0] < start, timed)
+    return itertools.takewhile(lambda pair: end is None or pair[0] < end, late)

@@ -1,4 +1,4 @@
-"""The optional last stage of preparation: latents and text states of a data set, stored as a data set of their own.
+"""The optional last step of preparation: latents and text states of a data set, stored as a data set of their own.
 
 A trainer that reads it needs neither the autoencoder's encoder nor the text encoder. Resumable like any data set.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import write_tensors
 from ..models.autoencoder import VidRDAutoencoderKL
 from .filters import TOO_SMALL
 from .reports import refuse_empty, write_reports
@@ -57,7 +56,7 @@ def embed(
     """Write latents ``[C, T, h, w]`` (scaled, float16) and text states ``[M, D]`` (float16) of every sample.
 
     vae: on the device that is to do the work. encode_text: texts -> ``[B, M, D]``; None where ``settings.text`` is off.
-    models: JSON values that say which models these are; going on with others is refused.
+    models: JSON values that say which models these are; a data set begun with others is refused.
     One sample at a time, so that no value depends on its neighbours. Returns the statistics.
     """
     if settings.text != (encode_text is not None):
@@ -95,9 +94,7 @@ def embed(
 @torch.no_grad()
 def _write_null_captions(output: Path, captions: tuple[str, ...], encode_text: Callable[[list[str]], Tensor]) -> None:
     states = {str(n): torch.from_numpy(_half(encode_text([caption])[0])) for n, caption in enumerate(captions)}
-    partial = output / f"{NULL_CAPTIONS}.partial"
-    save_file(states, partial, {"captions": json.dumps(captions)})
-    os.replace(partial, output / NULL_CAPTIONS)
+    write_tensors(output / NULL_CAPTIONS, states, {"captions": json.dumps(captions)})
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Run one function over many items and give the results in order: in a pool of processes, or on Ray Data.
+"""Run one function over many items and give the results in order: in a pool of processes, or in actors of Ray.
 
 The function runs in fresh processes, so it and what it is given must be importable and picklable. An item whose
 process dies, as a decoder can on a bad file, costs that item alone.
@@ -27,8 +27,6 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 _AHEAD = 4  # items per process that are under way or wait for their turn to be given back
-_RAY_ITEMS, _RAY_BLOCK = 8192, 8  # items of one Ray data set, and of one of its tasks
-LOST = object()  # stands for the result of an item whose Ray process died
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,17 @@ class EngineSettings:
 
 
 def run_in_order(
-    work: Callable[[Given], Made], items: Sequence[Given], settings: EngineSettings
+    work: Callable[[Given], Made], items: Sequence[Given], settings: EngineSettings, gpus: float | None = None
 ) -> Iterator[Made | None]:
     """``work(item)`` of every item, in the items' order; None where the process died over an item.
 
     An exception of ``work`` is raised here and ends the run.
+
+    Args:
+        gpus: that Ray reserves for each process; None: the work runs on one processor core.
     """
     if settings.engine == "ray":
-        return _on_ray(work, items, settings)
+        return _on_ray(work, items, settings, gpus)
     return _in_pool(work, items, settings.workers or usable_cores())
 
 
@@ -101,7 +102,7 @@ def _until_broken(
 
 
 def _one_by_one(work: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made | None]:
-    """Never two items under way, so that a dead process tells which one it died over."""
+    """Never two items under way, so that it is known which one a process died over."""
     waiting = deque(items)
     while waiting:
         with _pool(1) as pool:
@@ -145,99 +146,90 @@ def _use_one_thread() -> None:
     cv2.setNumThreads(1)
 
 
+class _RayWorker:
+    """What a process of Ray's does."""
+
+    def __init__(self, one_thread: bool):
+        if one_thread:
+            _use_one_thread()
+
+    def ready(self) -> None:
+        """Return once the process is there."""
+
+    def do(self, work: Callable[[Any], Any], item: Any) -> Any:
+        return work(item)
+
+
+def _on_ray(
+    work: Callable[[Given], Made], items: Sequence[Given], settings: EngineSettings, gpus: float | None
+) -> Iterator[Made | None]:
+    """An actor has one item at a time, so that its death costs no other."""
+    with _ray_session(settings):
+        import ray
+
+        actors = _ray_actors(settings, gpus, len(items))
+        shared = ray.put(work)
+        running: dict[Any, tuple[int | None, Any]] = {actor.ready.remote(): (None, actor) for actor in actors}
+        finished: dict[int, Any] = {}
+        waiting, idle, done = deque(range(len(items))), deque[Any](), 0
+        try:
+            while done < len(items):
+                while idle and waiting and waiting[0] < done + _AHEAD * len(actors):
+                    number, actor = waiting.popleft(), idle.popleft()
+                    running[actor.do.remote(shared, items[number])] = number, actor
+                for reference in ray.wait(list(running), num_returns=1)[0]:
+                    of_item, actor = running.pop(reference)
+                    idle.append(actor)
+                    if of_item is not None:
+                        finished[of_item] = reference
+                while done in finished:
+                    yield _ray_result(finished.pop(done), work, items[done])
+                    done += 1
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+
+def _ray_result(reference: Any, work: Callable[[Given], Made], item: Given) -> Made | None:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError):
+        logger.warning("a Ray process died over an item, twice; it is done here")
+        return next(_one_by_one(work, [item]))
+
+
+def _ray_actors(settings: EngineSettings, gpus: float | None, most: int) -> list[Any]:
+    """As many as asked for, and no more than ``most``; those that the cluster has no room for yet are not ready."""
+    import ray
+
+    resources = ray.cluster_resources()
+    free = resources.get("CPU", 0) if gpus is None else resources.get("GPU", 0) // (gpus or 1)
+    needs = {"num_cpus": 1, "num_gpus": gpus or 0, "max_restarts": -1, "max_task_retries": 1}
+    actor = ray.remote(_RayWorker).options(**needs)
+    return [actor.remote(gpus is None) for _ in range(min(settings.workers or max(1, int(free)), most))]
+
+
 @contextlib.contextmanager
-def ray_session(settings: EngineSettings, spare_cores: int = 0) -> Iterator[None]:
-    """Ray on this machine, with ``spare_cores`` more than workers, or a cluster; results come in order."""
+def _ray_session(settings: EngineSettings) -> Iterator[None]:
+    """Ray on this machine, or a cluster; the one that is running already is left running."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     # Ray's workers would starve on a machine that does anything else; those of the pool are not niced either.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
-    import ray.data
 
-    started = not ray.is_initialized()
+    if ray.is_initialized():
+        yield
+        return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if started and settings.address:
+    if settings.address:
         ray.init(settings.address, **quiet)
-    elif started:
-        ray.init(num_cpus=(settings.workers or usable_cores()) + spare_cores, include_dashboard=False, **quiet)
-    context = ray.data.DataContext.get_current()
-    before = context.execution_options.preserve_order, context.enable_progress_bars, context.max_errored_blocks
-    context.execution_options.preserve_order, context.enable_progress_bars = True, False
-    context.max_errored_blocks = -1  # a block lost with its process shows as missing rows, see `ray_outcomes`
+    else:
+        ray.init(num_cpus=settings.workers or usable_cores(), include_dashboard=False, **quiet)
     try:
         yield
     finally:
-        context.execution_options.preserve_order, context.enable_progress_bars, context.max_errored_blocks = before
-        if started:
-            ray.shutdown()
-
-
-def _on_ray(work: Callable[[Given], Made], items: Sequence[Given], settings: EngineSettings) -> Iterator[Made | None]:
-    with ray_session(settings):
-        for first in range(0, len(items), _RAY_ITEMS):
-            yield from _ray_results(work, items[first : first + _RAY_ITEMS], settings.workers)
-
-
-def _ray_results(work: Callable[[Given], Made], items: Sequence[Given], workers: int) -> Iterator[Made | None]:
-    import ray.data
-
-    rows = [{"index": index, "item": item} for index, item in enumerate(items)]
-    blocks = -(-len(rows) // _RAY_BLOCK)
-    data = ray.data.from_items(rows, override_num_blocks=blocks).map(
-        _RayWork(work),
-        compute=ray.data.TaskPoolStrategy(size=workers or None),
-        ray_remote_args_fn=_retry_once,  # Ray Data's own default is to try for ever
-    )
-    for item, outcome in zip(items, ray_outcomes(data.iter_rows(), len(items)), strict=True):
-        if outcome is LOST:
-            yield from _one_by_one(work, [item])
-        else:
-            yield outcome
-
-
-def ray_outcomes(rows: Iterable[dict[str, Any]], count: int) -> Iterator[Any]:
-    """What :func:`ray_row` made of each of ``count`` rows, in order; ``LOST`` where the process died."""
-    found = iter(rows)
-    row = next(found, None)
-    for index in range(count):
-        if row is None or row["index"] != index:
-            logger.warning("a Ray process died over item %d or its neighbours; it is done here", index)
-            yield LOST
-            continue
-        if isinstance(row["made"], _Failure):
-            raise row["made"].error
-        yield row["made"]
-        row = next(found, None)
-    assert row is None
-
-
-def ray_row(work: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
-    """``work`` on the ``item`` of a row of a Ray data set, for :func:`ray_outcomes`."""
-    try:
-        made = work(row["item"])
-    except Exception as error:  # noqa: BLE001 (raised again by the caller)
-        made = _Failure(error)
-    return {"index": row["index"], "made": made}
-
-
-def _retry_once() -> dict[str, Any]:
-    return {"max_retries": 1}
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An exception of the work, carried past Ray, which would take it for a lost block."""
-
-    error: BaseException
-
-
-class _RayWork:
-    """The work on one row of a Ray data set."""
-
-    def __init__(self, work: Callable[[Any], Any]):
-        self._work = work
-        self.__name__ = getattr(work, "__name__", "work")
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        _use_one_thread()
-        return ray_row(self._work, row)
+        ray.shutdown()

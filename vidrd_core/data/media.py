@@ -15,18 +15,25 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
+from ..video.ffmpeg import FFMPEG_ERRORS
+from ..video.formats import VideoError
+
 _BT709 = 1  # AVCOL_PRI_BT709 and AVCOL_TRC_BT709
+# What a file that is damaged, of another kind or of absurd sizes may raise while it is read.
+FILE_ERRORS = (*FFMPEG_ERRORS, VideoError, ValueError, MemoryError, OverflowError)
+
+_AVX2 = 11  # OpenCV's number of the feature
 _MAX_PIXELS = 256 * 2**20  # of one image; more is an attack or a mistake
 
 
 def encode_mp4(frames: np.ndarray, fps: float, quality: float) -> bytes:
     """Encode ``[T, H, W, 3]`` with even H and W as h264 in MP4; quality 0 (smallest) to 10 (best).
 
-    The same frames give the same bytes on every machine with the same FFmpeg, where the width is a multiple of 64; with
-    others x264's AVX-512 code may differ from run to run (see video/ffmpeg.py, which asks torch what the processor has;
-    preparation loads no torch). The encoder runs in one thread, since x264 decides differently, and says so inside the
-    file, for another number of threads.
+    The same frames give the same bytes on every machine with the same FFmpeg. The encoder runs in one thread, since
+    x264 decides differently, and says so inside the file, for another number of threads.
     """
+    import cv2
+
     count, height, width = frames.shape[:3]
     if count == 0 or height % 2 or width % 2:
         raise ValueError(f"h264 takes at least one frame of even height and width, got {list(frames.shape)}")
@@ -43,6 +50,10 @@ def encode_mp4(frames: np.ndarray, fps: float, quality: float) -> bytes:
         context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
         context.color_primaries = context.color_trc = _BT709
         context.options = {"crf": f"{40 - 3 * quality:.1f}", "preset": "medium", "threads": "1"}
+        # x264's AVX-512 code reads memory that nobody set (see video/ffmpeg.py, which asks torch what the processor
+        # has; preparation loads no torch).
+        if cv2.checkHardwareSupport(_AVX2):
+            context.options["x264-params"] = "asm=avx2"
         for index, frame in enumerate(frames):
             timed = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             timed.pts, timed.time_base = index, 1 / rate
@@ -63,7 +74,7 @@ def decode_mp4(data: bytes, start: int = 0, count: int | None = None) -> np.ndar
     try:
         with av.open(io.BytesIO(data), "r", format="mp4") as container:
             frames = list(_frames(container, start, count))
-    except (av.FFmpegError, OSError, IndexError) as error:
+    except (*FFMPEG_ERRORS, IndexError) as error:
         raise ValueError(f"not a readable MP4 ({error})") from error
     if not frames or (count is not None and len(frames) < count):
         raise ValueError(f"frames {start} to {start + (count or 1)} were asked for, the video ends after {len(frames)}")

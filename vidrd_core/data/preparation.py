@@ -20,14 +20,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
-from ..video.formats import VideoError
 from .clips import ClipSettings, Window, choose, windows
 from .engines import EngineSettings, run_in_order
 from .filters import CAPTION_TOO_LONG, TOO_SHORT, FilterSettings, judge_frames, judge_size
-from .media import decode_image, encode_image, encode_mp4, fit
+from .media import FILE_ERRORS, decode_image, encode_image, encode_mp4, fit
 from .reports import refuse_empty, write_reports
 from .shards import Dropped, Sample, ShardWriter
 from .sources import Item, Listing, SourceSettings, list_source
@@ -74,7 +72,7 @@ class Prepared:
 
 
 def prepare(settings: PreparationSettings) -> dict[str, Any]:
-    """Make the data set, or go on with it, and return its statistics.
+    """Make the data set, or continue it, and return its statistics.
 
     Raises:
         ValueError: the output was begun with other settings, or nothing is left of the source.
@@ -130,7 +128,7 @@ def prepare_item(numbered: tuple[int, Item], settings: PreparationSettings) -> P
         if item.kind == "image":
             return _prepare_image(number, replace(item, captions=captions), settings)
         return _prepare_video(number, replace(item, captions=captions), settings, draw)
-    except (VideoError, ValueError, OSError, av.FFmpegError, MemoryError, OverflowError) as error:
+    except FILE_ERRORS as error:
         return Prepared(dropped=Dropped(item.name, BROKEN, _relative(str(error), item)))
 
 
@@ -174,9 +172,9 @@ def _prepare_video(number: int, item: Item, settings: PreparationSettings, draw:
 def _write(writer: ShardWriter, items: Sequence[Item], settings: PreparationSettings) -> None:
     first = writer.next_item
     if first:
-        logger.info("going on with item %d of %d", first, len(items))
+        logger.info("continuing at item %d of %d", first, len(items))
     work = functools.partial(prepare_item, settings=settings)
-    began = told = time.monotonic()
+    began = reported = time.monotonic()
     results = run_in_order(work, list(enumerate(items))[first:], settings.engine)
     for number, made in enumerate(results, first):
         if made is None:
@@ -185,9 +183,9 @@ def _write(writer: ShardWriter, items: Sequence[Item], settings: PreparationSett
             logger.info("dropped %s: %s %s", made.dropped.source, made.dropped.reason, made.dropped.detail)
         note: dict[str, Any] = {"dropped": asdict(made.dropped)} if made.dropped else {}
         writer.add(number, made.samples, {**note, "rejected": made.rejected} if made.rejected else note)
-        if time.monotonic() - told > _REPORT_SECONDS:
-            told = time.monotonic()
-            rate = (number + 1 - first) / (told - began)
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
+            rate = (number + 1 - first) / (reported - began)
             logger.info("%d of %d items, %.1f a second", number + 1, len(items), rate)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -13,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..files import replacing, write_bytes, write_json
 from ..video.sheet import ContactSheet
-from .shards import BrokenItem, Dropped, SampleInfo, ShardDataset, ShardWriter, write_json
+from .shards import BrokenItem, Dropped, SampleInfo, ShardDataset, ShardWriter
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def write_reports(
     statistics = {**_statistics(data.samples), "items": items, **_drops(dropped), "rejected_clips": dict(rejected)}
     _write_dropped(folder, dropped)
     write_sheet(data if media is None else media, folder / SHEET)
-    write_json(folder / STATISTICS, statistics)
+    write_json(folder / STATISTICS, statistics, sort_keys=True)
     logger.info("%d samples; dropped: %s", len(data), statistics["dropped"] or "nothing")
     return statistics
 
@@ -71,9 +71,8 @@ def write_sheet(data: ShardDataset, path: Path) -> None:
             logger.warning("not on the sample sheet: %s", error)
             continue
         sheet.add_row(frames, data.samples[index].caption)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    sheet.render().save(partial)
-    os.replace(partial, path)
+    with replacing(path, keep_suffix=True) as partial:
+        sheet.render().save(partial)
 
 
 def _statistics(samples: Iterable[SampleInfo]) -> dict[str, Any]:
@@ -101,9 +100,7 @@ def _statistics(samples: Iterable[SampleInfo]) -> dict[str, Any]:
 
 def _write_dropped(folder: Path, dropped: Sequence[Dropped]) -> None:
     lines = "".join(json.dumps(asdict(d), ensure_ascii=False, sort_keys=True) + "\n" for d in dropped)
-    partial = folder / f"{DROPPED}.partial"
-    partial.write_bytes(lines.encode("utf-8", "backslashreplace"))
-    os.replace(partial, folder / DROPPED)
+    write_bytes(folder / DROPPED, lines.encode("utf-8", "backslashreplace"))
 
 
 def _drops(dropped: Sequence[Dropped]) -> dict[str, Any]:

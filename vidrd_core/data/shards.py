@@ -1,8 +1,8 @@
-"""Prepared data sets: WebDataset shards with an index, written so that a killed run goes on, read at random.
+"""Prepared data sets: WebDataset shards with an index, written so that a killed run continues, read at random.
 
 A data set is a folder of ``shard-000000.tar`` ..., each with a table ``shard-000000.json`` of its samples, and
 ``index.json``, which appears last: a folder without it is unfinished. A sample's members are ``<key>.mp4`` (video) or
-``<key>.jpg`` / ``<key>.png`` (image) and ``<key>.json``; a data set of the embedding stage holds ``<key>.latents.npy``
+``<key>.jpg`` / ``<key>.png`` (image) and ``<key>.json``; a data set of latents holds ``<key>.latents.npy``
 (float16 ``[C, T, h, w]``, scaled), ``<key>.text.npy`` (float16 ``[M, D]``) and ``<key>.json``, and beside the shards
 the text states of null captions. Any WebDataset loader reads the shards; :class:`ShardDataset` reads any sample without
 those before it.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from einops import rearrange
 
+from ..files import sync_and_replace, write_json
 from .media import decode_image, decode_mp4, fit
 
 if TYPE_CHECKING:  # the processes that prepare media need no torch, and would each take seconds to load it
@@ -85,23 +85,11 @@ class SampleInfo:
         return self.captions[0]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that ``path`` holds either the old or the whole new text, whatever happens."""
-    partial = path.with_name(path.name + ".partial")
-    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
-    with partial.open("wb") as file:
-        # A file name can hold bytes that are no UTF-8 (lone surrogates): they are left as JSON's escapes.
-        file.write(text.encode("utf-8", "backslashreplace"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 class ShardWriter:
     """Writes the samples of numbered items, in their order, into shards of ``folder``.
 
     settings: JSON values; a folder that was begun with others is refused. After an interruption, a writer made with the
-    same arguments keeps every finished shard, and ``next_item`` says with which item to go on.
+    same arguments keeps every finished shard, and ``next_item`` is the item to continue with.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], samples_per_shard: int):
@@ -155,7 +143,7 @@ class ShardWriter:
             shard["samples"] = len(table["samples"])
         total = sum(shard["samples"] for shard in shards)
         index = {"version": VERSION, "samples": total, "shards": shards, "settings": self._settings}
-        write_json(self.folder / INDEX, index)
+        write_json(self.folder / INDEX, index, sort_keys=True)
 
     def close(self) -> None:
         """Let go of an unfinished shard; a later run writes it again."""
@@ -182,7 +170,7 @@ class ShardWriter:
         elif any(self.folder.glob("shard-*")):
             raise ValueError(f"{self.folder} holds shards of an unknown run; choose another output folder")
         else:
-            write_json(path, self._settings)
+            write_json(path, self._settings, sort_keys=True)
 
     def _write(self, sample: Sample) -> None:
         from webdataset.writer import TarWriter
@@ -200,8 +188,6 @@ class ShardWriter:
     def _finish_shard(self) -> None:
         assert self._tar is not None and self._file is not None
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         self._tar = self._file = None
         name = self._name(len(self.tables))
@@ -214,8 +200,9 @@ class ShardWriter:
             "samples": _rows(partial, self._infos),
             "notes": self._notes,
         }
-        os.replace(partial, self.folder / f"{name}.tar")
-        write_json(self.folder / f"{name}.json", table)  # last: with it the shard counts as finished
+        sync_and_replace(partial, self.folder / f"{name}.tar")
+        # Last: with it the shard counts as finished.
+        write_json(self.folder / f"{name}.json", table, sort_keys=True)
         self.tables.append(table)
         self._infos, self._notes = [], []
 
@@ -251,7 +238,7 @@ class ShardDataset:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder}: no such data set")
         if not (self.folder / INDEX).exists():
-            raise ValueError(f"{self.folder} is no finished data set; run its preparation again, it goes on by itself")
+            raise ValueError(f"{self.folder} is no finished data set; run its preparation again: it continues")
         index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         if index["version"] != VERSION:
             raise ValueError(f"{self.folder} is a data set of version {index['version']}, this reads {VERSION}")

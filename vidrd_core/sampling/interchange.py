@@ -1,8 +1,8 @@
 """Carry a clip's trajectory between diffusers' schedulers and the samplers of k-diffusion, which ComfyUI uses.
 
-A sampler of k-diffusion holds ``x = x0 + sigma * n``. A scheduler holds that (Euler) or ``x / sqrt(1 + sigma^2)`` (DDIM,
-DPM-Solver++), which is what its U-Net sees either way. Both walk the same noise levels sigma, so that a video begun by
-one can be continued by the other.
+A sampler of k-diffusion holds ``x = x0 + sigma * n``. A scheduler holds that (Euler) or ``x / sqrt(1 + sigma^2)``
+(DDIM, DPM-Solver++), which is what its U-Net sees either way. Both walk the same noise levels sigma, so that a video
+begun by one can be continued by the other.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def for_sampler(
     name = str(trajectory.context.get("scheduler"))
     if name not in SAMPLERS:
         raise ValueError(
-            f"the video was made with {name}, which no sampler here continues; known are {', '.join(SAMPLERS)}: continue "
-            "it with vidrd extend, or encode its frames and continue these"
+            f"the video was made with {name}, which no sampler here continues; known are {', '.join(SAMPLERS)}: "
+            "continue it with vidrd extend, or encode its frames and continue these"
         )
     config = {key: _value(text) for key, text in trajectory.context.items() if key != "scheduler"}
     scheduler = prepare_scheduler(getattr(diffusers, name).from_config(config), sampling, "cpu")

@@ -122,9 +122,8 @@ class Trainer:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        self.statistics = Statistics(
-            settings.run, self.step * settings.batch_size, self._gather, main, settings.tensorboard
-        )
+        samples = self.step * settings.batch_size
+        self.statistics = Statistics(settings.run, samples, self._gather, main, settings.tensorboard, settings.log_with)
         if main:  # metrics since the last line of statistics belong to the next line
             self.statistics.means.sums = {name: (t, n) for name, (t, n) in state.get("means", {}).items()}
 

@@ -20,7 +20,7 @@ STANDARD_DEVIATION = (0.458, 0.448, 0.450)
 
 
 def make_perceptual(backbone: Path | None, heads: Path | None) -> nn.Module:
-    """LPIPS where both files are given, else the built-in loss, which the log tells.
+    """LPIPS where both files are given, else the built-in loss, which the log says.
 
     Raises:
         ValueError: one file is missing, or does not hold what it should.

@@ -36,6 +36,7 @@ class TrainSettings:
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, about 30% slower
     explosion: float = 100.0  # a loss this many times its running mean stops the run; 0: only one that is not finite
     tensorboard: bool = True  # where tensorboard is installed; the JSON lines are written always
+    log_with: tuple[str, ...] = ()  # further trackers by accelerate's names: wandb, comet_ml, mlflow, aim, ...
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "log_samples", "save_samples"):

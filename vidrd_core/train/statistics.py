@@ -1,17 +1,20 @@
-"""What a run tells while it goes: JSON lines always, TensorBoard where it is installed."""
+"""Statistics of a training run: JSON lines always, and any of accelerate's trackers (TensorBoard, wandb, ...)."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
 from torch import Tensor
+
+from ..files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +47,86 @@ class Means:
         return together
 
 
+class JsonLines(GeneralTracker):
+    """A tracker that appends a JSON object a line, whose ``samples`` are the step.
+
+    Args:
+        path: of the file.
+        samples: where the run begins or resumes; later lines, which will be written again, are dropped.
+    """
+
+    name = "jsonl"
+    requires_logging_directory = False
+
+    def __init__(self, path: Path, samples: int):
+        super().__init__()
+        self.path = path
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            write_text(path, "".join(line + "\n" for line in lines if _is_before(line, samples)))
+
+    @property
+    def tracker(self) -> Path:
+        return self.path
+
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"samples": step, **values}) + "\n")
+
+
+def make_trackers(names: Sequence[str], run: Path, samples: int) -> list[GeneralTracker]:
+    """Trackers by accelerate's names, started. TensorBoard and wandb continue what a killed run has written.
+
+    Args:
+        run: folder of the run; trackers of a service take its name for the project's.
+        samples: where the run begins or resumes.
+
+    Raises:
+        ValueError: accelerate has no such tracker, or its package is not installed.
+    """
+    trackers = []
+    for name in dict.fromkeys(names):
+        kind = _tracker_class(name)
+        if name == "tensorboard":
+            tracker = kind("tensorboard", run, purge_step=samples or None)
+        elif name == "wandb":
+            tracker = kind(run.name, id=_run_id(run, fresh=samples == 0), resume="allow", dir=str(run))
+        else:
+            tracker = kind(run.name, *([run] if kind.requires_logging_directory else []))
+        tracker.start()
+        trackers.append(tracker)
+    return trackers
+
+
+def _tracker_class(name: str) -> Any:
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"log_with names {name!r}; expected of {', '.join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))}")
+    if name in LoggerType.list() and name not in _installed():
+        raise ValueError(f"log_with names {name!r}, whose package is not installed: install it or leave it out")
+    return LOGGER_TYPE_TO_CLASS[name]
+
+
+def _installed() -> set[str]:
+    return {str(name) for name in get_available_trackers()}
+
+
+def _run_id(run: Path, fresh: bool) -> str:
+    path = run / "run_id.txt"
+    if fresh or not path.exists():
+        write_text(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8")
+
+
 class Statistics:
     """Means of figures since the last line.
 
     Args:
-        run: folder of ``statistics.jsonl`` and ``tensorboard/``.
+        run: folder of ``statistics.jsonl`` and of what trackers write.
         samples: where the run begins or resumes; later lines, which will be written again, are dropped.
         gather: makes one list of the lists of every process; every process must write at the same time.
-        is_main: whether this process writes files.
+        is_main: whether this process writes.
+        tensorboard: whether to log to TensorBoard where it is installed.
+        log_with: further trackers, by accelerate's names.
     """
 
     def __init__(
@@ -61,26 +136,20 @@ class Statistics:
         gather: Callable[[list[Any]], list[Any]] = list,
         is_main: bool = True,
         tensorboard: bool = True,
+        log_with: Sequence[str] = (),
     ):
-        self.path = run / "statistics.jsonl"
         self.gather = gather
-        self.is_main = is_main
         self.means = Means()
         self.since = time.monotonic()
         self.first = samples
-        if is_main and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            fresh = self.path.with_name(self.path.name + ".new")
-            fresh.write_text("".join(line + "\n" for line in lines if _is_before(line, samples)), encoding="utf-8")
-            os.replace(fresh, self.path)
-        self.board: Any = None
-        if is_main and tensorboard:
-            if importlib.util.find_spec("tensorboard") is None:
-                logger.info("tensorboard is not installed: statistics go to %s only", self.path)
-            else:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self.board = SummaryWriter(str(run / "tensorboard"), purge_step=samples if samples else None)
+        self.trackers: list[GeneralTracker] = []
+        if not is_main:
+            return
+        if tensorboard and "tensorboard" in _installed():
+            log_with = ("tensorboard", *log_with)
+        elif tensorboard:
+            logger.info("tensorboard is not installed: statistics do not go to it")
+        self.trackers = [JsonLines(run / "statistics.jsonl", samples), *make_trackers(log_with, run, samples)]
 
     def add(self, figures: Mapping[str, float | Tensor]) -> None:
         self.means.add(figures)
@@ -101,20 +170,15 @@ class Statistics:
         return line
 
     def note(self, line: Mapping[str, Any]) -> None:
-        """Write a line, as it is."""
-        if not self.is_main:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.board is not None:
-            for name, value in line.items():
-                if name != "samples" and value is not None:
-                    self.board.add_scalar(name, value, line["samples"])
-            self.board.flush()
+        """Write a line, as it is: figures, and the ``samples`` that they were measured after."""
+        figures = {name: value for name, value in line.items() if name != "samples"}
+        for tracker in self.trackers:
+            known = figures if isinstance(tracker, JsonLines) else {n: v for n, v in figures.items() if v is not None}
+            tracker.log(known, step=line["samples"])
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        for tracker in self.trackers:
+            tracker.finish()
 
 
 def _is_before(line: str, samples: int) -> bool:

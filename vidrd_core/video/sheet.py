@@ -46,7 +46,7 @@ class _Row:
     clip: int
     prompt: str
     numbers: list[int]
-    frames: list[np.ndarray]  # uint8, already no larger than a cell
+    frames: list[Image.Image]  # as they are shown
 
 
 class ContactSheet:
@@ -86,7 +86,7 @@ class ContactSheet:
         if self._clips % self._stride == 0:
             count = len(frames)
             shown = np.unique(np.linspace(0, count - 1, min(count, self._max_columns)).round().astype(int))
-            small = [self._reduced(frame) for frame in each_as_uint8(frames[shown])]
+            small = [_fitted(Image.fromarray(frame), self._cell) for frame in each_as_uint8(frames[shown])]
             self._rows.append(_Row(self._clips, prompt, [self._frames + int(i) for i in shown], small))
         self._clips += 1
         self._frames += len(frames)
@@ -98,9 +98,7 @@ class ContactSheet:
         """The sheet so far, RGB. ValueError if it has no row."""
         if not self._rows:
             raise ValueError("a contact sheet needs at least one clip")
-        cells = [self._cell_size(row) for row in self._rows]
-        widths = [len(row.frames) * (w + _GAP) - _GAP for row, (_, w) in zip(self._rows, cells, strict=True)]
-        width = max(_MIN_WIDTH, *widths)
+        width = max(_MIN_WIDTH, *(len(row.frames) * (row.frames[0].width + _GAP) - _GAP for row in self._rows))
         labels = [f"{row.clip + 1}" if self._clips > 1 else "" for row in self._rows]
         number_font = _load(self._font, _NUMBER_SIZE)
         label_font = _load(self._font, _TEXT_SIZE)
@@ -111,45 +109,42 @@ class ContactSheet:
         # The clip number needs a line of its own even where there is no prompt.
         texts = [lines or [""] * bool(label) for lines, label in zip(texts, labels, strict=True)]
         number_line = _NUMBER_LINE if self._frame_numbers else 0
-        heights = [len(lines) * _LINE + 4 + h + number_line for lines, (h, _) in zip(texts, cells, strict=True)]
+        heights = [
+            len(lines) * _LINE + 4 + row.frames[0].height + number_line
+            for row, lines in zip(self._rows, texts, strict=True)
+        ]
         height = sum(heights) + _ROW_GAP * (len(heights) - 1)
         sheet = Image.new("RGB", (width + 2 * _MARGIN, height + 2 * _MARGIN), _PAPER)
         draw = ImageDraw.Draw(sheet)
         top = _MARGIN
-        for row, label, lines, cell, row_height in zip(self._rows, labels, texts, cells, heights, strict=True):
+        for row, label, lines, row_height in zip(self._rows, labels, texts, heights, strict=True):
             draw.text((_MARGIN, top + _TEXT_SIZE), label, _MUTED, label_font, anchor="ls")
             for index, line in enumerate(lines):
                 draw.text((_MARGIN + indent, top + _TEXT_SIZE + index * _LINE), line, _INK, font, anchor="ls")
-            self._draw_frames(sheet, draw, row, cell, top + len(lines) * _LINE + 4, number_font)
+            self._draw_frames(sheet, draw, row, top + len(lines) * _LINE + 4, number_font)
             top += row_height + _ROW_GAP
         return sheet
 
     def _draw_frames(
-        self, sheet: Image.Image, draw: ImageDraw.ImageDraw, row: _Row, cell: tuple[int, int], top: int, font: Font
+        self, sheet: Image.Image, draw: ImageDraw.ImageDraw, row: _Row, top: int, font: ImageFont.FreeTypeFont
     ) -> None:
-        height, width = cell
-        for column, (number, frame) in enumerate(zip(row.numbers, row.frames, strict=True)):
-            left = _MARGIN + column * (width + _GAP)
-            image = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
-            sheet.paste(image, (left, top))
+        left = _MARGIN
+        for number, frame in zip(row.numbers, row.frames, strict=True):
+            sheet.paste(frame, (left, top))
             # Keeps a white frame apart from the paper.
-            draw.rectangle((left, top, left + width - 1, top + height - 1), outline=_HAIRLINE)
+            draw.rectangle((left, top, left + frame.width - 1, top + frame.height - 1), outline=_HAIRLINE)
             if self._frame_numbers:
-                baseline = top + height + _NUMBER_LINE - 4
-                draw.text((left + width / 2, baseline), str(number), _MUTED, font, anchor="ms")
+                place = (left + frame.width / 2, top + frame.height + _NUMBER_LINE - 4)
+                draw.text(place, str(number), _MUTED, font, anchor="ms")
+            left += frame.width + _GAP
 
-    def _reduced(self, frame: np.ndarray) -> np.ndarray:
-        height, width = frame.shape[:2]
-        scale = self._cell / max(height, width)
-        if scale >= 1:
-            return frame.copy()
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
 
-    def _cell_size(self, row: _Row) -> tuple[int, int]:
-        height, width = row.frames[0].shape[:2]
-        factor = max(1, self._cell // max(height, width))
-        return height * factor, width * factor
+def _fitted(frame: Image.Image, side: int) -> Image.Image:
+    """The frame, reduced until no side is above ``side`` pixels, or enlarged by a whole factor as far as that."""
+    longest = max(frame.size)
+    scale = side / longest if longest > side else side // longest
+    method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    return frame.resize((max(1, round(frame.width * scale)), max(1, round(frame.height * scale))), method)
 
 
 def contact_sheet(

@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import av
-
-from ...video.formats import VideoError
+from ..media import FILE_ERRORS
 from ..sources.listing import BROKEN, Item
 from .key_frames import Frames, key_frames
 from .merging import merge
@@ -80,7 +78,7 @@ class Captioner:
         for index, item in enumerate(items):
             try:
                 seen[index] = self._look(item)
-            except (VideoError, ValueError, OSError, av.FFmpegError, MemoryError, OverflowError) as error:
+            except FILE_ERRORS as error:
                 rows[index].update(reason=BROKEN, detail=str(error))
         answers = self._ask(items, seen)
         for index, frames in seen.items():

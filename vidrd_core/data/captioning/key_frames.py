@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 
+from ...video.ffmpeg import FFMPEG_ERRORS
 from ...video.formats import VideoError
 from ...video.reading import open_media, stream_duration
 
@@ -110,7 +111,7 @@ def read_candidates(path: Path, count: int, side: int, start: float | None = Non
                 found = _at_times(container, stream, np.linspace(first, last, 2 * count + 1)[1::2].tolist(), side)
             else:
                 found = _every_nth(container, stream, count, side, first, end)
-        except av.FFmpegError as error:
+        except FFMPEG_ERRORS as error:
             raise VideoError(f"{path}: cannot be decoded ({error})") from error
     if not len(found):
         raise VideoError(f"{path}: holds no frame that can be decoded from {first:g} s on")

@@ -1,4 +1,4 @@
-"""The captioning stage: every video of a source, in a pool of processes or on Ray, to a table that grows safely.
+"""Caption every video of a source, in a pool of processes or on Ray, to a table that grows safely.
 
 The table is JSON lines with ``file``, ``caption``, ``label`` and more, in the order of the source. Data preparation
 takes it as its ``captions`` or, with the layout ``table``, as a source. Videos without caption go to a table beside it.
@@ -16,16 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..engines import LOST, EngineSettings, ray_outcomes, ray_row, ray_session, run_in_order
-from ..shards import write_json
+from ...files import write_json
+from ..engines import EngineSettings, run_in_order
 from ..sources import Item, SourceSettings, list_source
-from .captioner import Captioner, CaptionerSettings, caption_group, describe, fingerprint
+from .captioner import CaptionerSettings, caption_group, describe, fingerprint
 from .table import GrowingTable
 
 logger = logging.getLogger(__name__)
 
 CRASHED = "the process died"
-_RAY_GROUPS = 1024  # groups of one Ray data set: so much may be lost to a kill, beside what was written
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,10 @@ class CaptionSettings:
     """A captioning run."""
 
     source: SourceSettings
-    output: Path  # .jsonl table to write or to go on with
+    output: Path  # .jsonl table to write or to continue
     captioner: CaptionerSettings
     engine: EngineSettings = EngineSettings(workers=1)
-    gpus_per_worker: float = 0.0  # that Ray reserves for each of its actors
+    gpus_per_worker: float = 0.0  # that Ray reserves for each of its processes
     videos_per_group: int = 4  # videos whose prompts share batches, and whose captions are written together
     folder_labels: bool = False  # where an item has no label, take the name of its folder for the class
     caption_all: bool = False  # also videos that the source has a caption for
@@ -114,12 +113,11 @@ def run_groups(groups: Sequence[tuple[Item, ...]], settings: CaptionSettings) ->
     """The rows of every group, in order. Of a group over which a process died every video is tried by itself."""
     if not groups:
         return
-    if settings.engine.engine == "ray":
-        yield from _on_ray(groups, settings)
-        return
-    engine = replace(settings.engine, workers=settings.engine.workers or _device_count())
+    engine = settings.engine
+    if engine.engine == "process":
+        engine = replace(engine, workers=engine.workers or _device_count())
     work = functools.partial(caption_group, settings=settings.captioner)
-    for group, rows in zip(groups, run_in_order(work, groups, engine), strict=True):
+    for group, rows in zip(groups, run_in_order(work, groups, engine, settings.gpus_per_worker), strict=True):
         if rows is None and len(group) == 1:
             yield [describe(group[0]) | {"reason": CRASHED}]
         else:
@@ -135,38 +133,6 @@ def _one_by_one(group: Sequence[Item], settings: CaptionSettings) -> list[dict[s
     ]
 
 
-class RayCaptioner:
-    """The actor of Ray Data: holds the models and captions a group per call, which it gives back as JSON."""
-
-    def __init__(self, settings: CaptionerSettings):
-        self._captioner = Captioner(settings)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return ray_row(lambda group: json.dumps(self._captioner.caption(group)), row)
-
-
-def _on_ray(groups: Sequence[tuple[Item, ...]], settings: CaptionSettings) -> Iterator[list[dict[str, Any]]]:
-    with ray_session(settings.engine, spare_cores=1):  # the tasks that feed the actors need a core as well
-        import ray.data
-
-        workers = settings.engine.workers or max(1, round(ray.cluster_resources().get("GPU", 0)))
-        for first in range(0, len(groups), _RAY_GROUPS):
-            part = groups[first : first + _RAY_GROUPS]
-            # One group is one block: a finished one is handed on at once, and an actor never waits for a second.
-            data = ray.data.from_items(
-                [{"index": index, "item": group} for index, group in enumerate(part)], override_num_blocks=len(part)
-            ).map(
-                RayCaptioner,  # type: ignore[arg-type] # a class makes actors
-                fn_constructor_args=(settings.captioner,),
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-                num_gpus=settings.gpus_per_worker or None,
-                max_restarts=-1,
-                max_task_retries=1,  # Ray Data's own default is to try for ever
-            )
-            for group, made in zip(part, ray_outcomes(data.iter_rows(), len(part)), strict=True):
-                yield _one_by_one(group, settings) if made is LOST else json.loads(made)
-
-
 def _device_count() -> int:
     import torch
 
@@ -180,7 +146,7 @@ def _with_folder_label(item: Item) -> Item:
 
 
 def _same_settings(settings: CaptionSettings) -> None:
-    """Remember what the table's captions depend on; refuse to go on with something else."""
+    """Remember what the table's captions depend on; refuse to continue with something else."""
     path = settings.output.with_suffix(".settings.json")
     now = json.loads(json.dumps(fingerprint(settings.captioner)))
     if path.exists() and settings.output.exists():
@@ -190,5 +156,4 @@ def _same_settings(settings: CaptionSettings) -> None:
             raise ValueError(
                 f"{settings.output} was begun with other {', '.join(changed)}; choose another output, or delete it"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, now)
+    write_json(path, now, sort_keys=True)

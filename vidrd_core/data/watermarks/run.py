@@ -1,8 +1,8 @@
-"""The watermark stage: estimate the watermarks of a folder of videos, show them, write the videos without them.
+"""Remove watermarks: estimate the watermarks of a folder of videos, show them, write the videos without them.
 
 Videos are taken together by size, since a watermark is at the same place in videos of one size. Per size a folder below
 ``watermarks`` holds ``mask.png``, which may be edited by hand before the removal, ``picture.png`` to look at, and
-``gradient.npz`` by which a video without the watermark is told from one with it.
+``gradient.npz`` which tells videos with the watermark from those without.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -19,17 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image
 
-from ...video.formats import VideoError
+from ...files import replacing, write_json
 from ...video.reading import FileSource
 from ...video.writing import VideoWriter
 from ..captioning.key_frames import read_candidates
 from ..captioning.table import GrowingTable
 from ..engines import EngineSettings, run_in_order
-from ..shards import write_json
+from ..media import FILE_ERRORS
 from ..sources import Item, SourceSettings, list_source
 from .estimation import EstimationSettings, Watermark, estimate, video_gradient
 from .removal import Rectangle, inpaint, largest_clear
@@ -38,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # height, width
 
-_FILE_ERRORS = (VideoError, ValueError, OSError, av.FFmpegError, MemoryError, OverflowError)
 _MASK, _PICTURE, _GRADIENT = "mask.png", "picture.png", "gradient.npz"
 
 
@@ -65,7 +62,7 @@ class RemovalSettings:
 
 @dataclass(frozen=True)
 class WatermarkSettings:
-    """A run of the stage."""
+    """A run of the removal."""
 
     source: SourceSettings
     output: Path  # folder: clean/ for the videos, watermarks/ for what was found, report.jsonl
@@ -102,7 +99,7 @@ def remove_watermarks(settings: WatermarkSettings) -> Counter[str]:
         if not (settings.found / _name(size) / _MASK).exists():
             estimate_group(size, group, settings)
         if (settings.found / _name(size) / _MASK).exists():
-            load_watermark(settings.found / _name(size))  # a bad mask is told before it costs every video
+            load_watermark(settings.found / _name(size))  # a bad mask is an error before it has spoilt every video
     if settings.estimate_only:
         logger.info("look at the pictures in %s, then run again without estimate_only", settings.found)
         return Counter()
@@ -123,7 +120,7 @@ def video_size(item: Item) -> Size | None:
     """(height, width) of a video as it is shown; None for a broken one."""
     try:
         image = read_candidates(item.path, 1, side=1 << 20).images[0]
-    except _FILE_ERRORS as error:
+    except FILE_ERRORS as error:
         logger.warning("%s", error)
         return None
     return image.shape[0], image.shape[1]
@@ -187,7 +184,7 @@ def clean_video(item: Item, settings: WatermarkSettings) -> dict[str, Any]:
         if presence < settings.removal.presence:
             return facts | {"action": "copied", "reason": "not in this video", "file": _copy(item, settings)}
         return facts | _rewrite(item, watermark, settings)
-    except _FILE_ERRORS as error:
+    except FILE_ERRORS as error:
         return {"source": item.name, "action": "broken", "reason": str(error)}
 
 
@@ -224,7 +221,7 @@ def _rewrite(item: Item, watermark: Watermark, settings: WatermarkSettings) -> d
                 else:
                     kept = inpaint(frame, watermark.mask, removal.grow, removal.radius)
                 writer.write(kept[None])
-    except _FILE_ERRORS:
+    except FILE_ERRORS:
         # The writer keeps what it has got, which is good for people and wrong for training data.
         target.unlink(missing_ok=True)
         raise
@@ -242,7 +239,7 @@ def _clear_part(mask: np.ndarray, removal: RemovalSettings) -> Rectangle:
 def _gradient(item: Item, frames: int) -> np.ndarray | None:
     try:
         return video_gradient(item.path, frames)
-    except _FILE_ERRORS as error:
+    except FILE_ERRORS as error:
         logger.warning("%s", error)
         return None
 
@@ -256,9 +253,8 @@ def _target(item: Item, settings: WatermarkSettings, suffix: str) -> Path:
 
 def _copy(item: Item, settings: WatermarkSettings) -> str:
     target = _target(item, settings, item.path.suffix)
-    partial = target.with_name(target.name + ".partial")
-    shutil.copyfile(item.path, partial)
-    os.replace(partial, target)
+    with replacing(target) as partial:
+        shutil.copyfile(item.path, partial)
     _copy_caption(item, settings)
     return target.relative_to(settings.clean).as_posix()
 
@@ -275,7 +271,7 @@ def _examples(items: Iterable[Item], count: int = 3) -> list[np.ndarray]:
     for item in items:
         try:
             frames += read_candidates(item.path, 1, side=1 << 20).images
-        except _FILE_ERRORS:
+        except FILE_ERRORS:
             continue
         if len(frames) == count:
             break
@@ -284,16 +280,12 @@ def _examples(items: Iterable[Item], count: int = 3) -> list[np.ndarray]:
 
 def _save(folder: Path, watermark: Watermark, frames: list[np.ndarray]) -> None:
     """The mask last: where it is, the rest is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"partial-{_GRADIENT}"
-    np.savez_compressed(
-        partial, gradient=watermark.gradient.astype(np.float16), matte=watermark.matte, videos=watermark.videos
-    )
-    os.replace(partial, folder / _GRADIENT)
+    gradient = watermark.gradient.astype(np.float16)
+    with replacing(folder / _GRADIENT, keep_suffix=True) as partial:
+        np.savez_compressed(partial, gradient=gradient, matte=watermark.matte, videos=watermark.videos)
     for name, picture in ((_PICTURE, show(watermark, frames)), (_MASK, watermark.mask.astype(np.uint8) * 255)):
-        partial = folder / f"partial-{name}"
-        Image.fromarray(picture).save(partial)
-        os.replace(partial, folder / name)
+        with replacing(folder / name, keep_suffix=True) as partial:
+            Image.fromarray(picture).save(partial)
 
 
 def show(watermark: Watermark, frames: list[np.ndarray]) -> np.ndarray:
@@ -336,5 +328,4 @@ def _same_settings(settings: WatermarkSettings) -> None:
                 f"{settings.output} was begun with other settings of {', '.join(changed)}; choose another output, "
                 "or delete it"
             )
-    settings.output.mkdir(parents=True, exist_ok=True)
-    write_json(path, now)
+    write_json(path, now, sort_keys=True)
