@@ -144,7 +144,7 @@ def test_regenerate_from_keeps_the_clips_of_the_node_s_own_video(
     for node, video in (("1", one), ("2", two)):
         kept = run(node, 31, 32, 33, regenerate_from=3)
         assert made(kept) == "1 made, 2 reused"
-        torch.testing.assert_close(kept[0]["samples"][:, :, :16], video[0]["samples"], rtol=0, atol=0)
+        torch.testing.assert_close(kept[0].samples[:, :, :16], video[0].samples, rtol=0, atol=0)
 
 
 def test_clips_that_an_earlier_version_kept_are_found(

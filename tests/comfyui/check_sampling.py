@@ -65,7 +65,7 @@ def test_samples_through_sampler_custom_advanced(model: Any, conds: Any, nodes: 
         {"overlap_frames": 3, "noise_alpha": 2.0, "guidance_beta": 0.6},
         {"overlap_frames": 3, "guidance_beta": 1.0, "order": "forward", "stages": "uniform", "guidance_lead": 0.8},
     ],
-    ids=["reverse", "forward, led"],
+    ids=["reverse", "cleaner overlap"],
 )
 def test_chain_agrees_with_the_pipeline_outside_comfyui(
     chosen: dict[str, Any], first: Any, following: Any, pipe: Any, part: Any, conds: Any
@@ -77,7 +77,7 @@ def test_chain_agrees_with_the_pipeline_outside_comfyui(
     """
     from vidrd_core.reuse.settings import ReuseSettings
 
-    reuse = ReuseSettings(**chosen)
+    reuse = ReuseSettings.from_json(chosen)
     one = first(seed=7, steps=10, cfg=3.0)
     _, two = following(one, seed=8, **chosen)
     seen: dict[tuple[int, int], torch.Tensor] = {}
@@ -344,11 +344,16 @@ def test_a_chain_in_forward_order_equals_plain_euler_with_the_last_frames_writte
     assert relative(unsteered[:, :, :3], second_clip[:, :, :3]) > 1e-3  # which the bound above would tell apart
 
 
+def by_input(settings: Any) -> dict[str, Any]:
+    """Reuse settings by the ids of the node's inputs."""
+    return {{"cleaner_overlap": "guidance_lead"}.get(name, name): value for name, value in vars(settings).items()}
+
+
 def test_a_preset_stands_for_its_settings(first: Any, following: Any, part: Any) -> None:
     one = first()
     wanted = part("vidrd_core.reuse.presets").PRESETS["smooth"].reuse.fitted(8)
     named = following(one, preset="smooth", overlap_frames=1, order="reverse", guidance_lead=0.2)
-    spelled = following(one, **vars(wanted))
+    spelled = following(one, **by_input(wanted))
     for a, b in zip(named, spelled, strict=True):
         torch.testing.assert_close(a["samples"], b["samples"], rtol=0, atol=0)
     assert named[0]["samples"].shape[2] == 16 - wanted.trim_frames
@@ -437,7 +442,9 @@ def test_videos_of_a_batch_are_picked_with_their_trajectories(
     picked = stock.LatentFromBatch().frombatch(batch, 1, 1)[0]
     with caplog.at_level("INFO"):
         video, clip = following(picked, seed=9)
-    assert "Of the 3 videos sampled together, number 2 goes on" in caplog.text and "changed after" not in caplog.text
+    assert (
+        "Of the 3 videos sampled together, number 2 is continued" in caplog.text and "changed after" not in caplog.text
+    )
     assert clip[KEY].context["sampler"] == "euler" and clip[KEY].context["seeds"] == [6, 9]
     torch.testing.assert_close(clip["samples"], following(alone, seed=9)[1]["samples"], rtol=1e-3, atol=1e-3)
     again = following(picked, seed=6)[1]

@@ -116,7 +116,9 @@ def for_scheduler(trajectory: Trajectory, height: int, width: int) -> tuple[Traj
 
 def _value(text: Any) -> Any:
     """A setting of a scheduler from its text in a context."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):  # a word
-        return text
+    for read in (ast.literal_eval, float):  # float reads "-inf" too
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text  # a word

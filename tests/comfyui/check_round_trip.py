@@ -1,0 +1,96 @@
+"""A video begun on the command line is continued in ComfyUI, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+PROMPT = "the red ball rolls"
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def vidrd(*words: Any) -> None:
+    from vidrd_core.cli import main
+
+    assert main([*map(str, words), "--device", "cpu", "--dtype", "float32", "--quiet"]) == 0
+
+
+# The released DDIM and DPM-Solver++ end at the alphas of timestep 0, ComfyUI at sigma 0: their last steps differ.
+@pytest.mark.parametrize(("scheduler", "limit"), [("euler", 1e-4), ("ddim", 0.02), ("dpmpp-2m", 0.02)])
+def test_clips_made_by_turns_are_those_of_the_command_line_alone(
+    scheduler: str, limit: float, nodes: Any, following: Any, folder: Path, base: Path, part: Any
+) -> None:
+    from vidrd_core.jobs.folder import JobFolder
+    from vidrd_core.sampling.seeds import clip_seed
+
+    place = base / "output" / "vidrd" / scheduler
+    given = ("--model", folder, "--scheduler", scheduler, "--preset", "smooth", "--frames", 8, "--steps", 6,
+             "--width", 64, "--height", 64, "--guidance-scale", 3, "--negative-prompt", "watermark",
+             "--seed", 5, "--prompt", PROMPT)  # fmt: skip
+    vidrd("generate", *given, "--clips", 4, "--output", base / f"{scheduler}_alone.gif")
+    alone = JobFolder(base / f"{scheduler}_alone.gif.state")
+    vidrd("generate", *given, "--clips", 2, "--output", place / "begun.gif")
+
+    name = f"{scheduler}/begun.gif.state/state_00001.safetensors"
+    assert name in part("nodes.files").saved_states()
+    (begun,) = nodes["VidRDLoadState"](name=name)
+    factor = begun["vidrd_trajectory"].context["scaling_factor"]
+    first, second = alone.load(0).latents, alone.load(1).latents
+    joined = torch.cat((first, second[:, :, 5:]), dim=2)
+    torch.testing.assert_close(begun["samples"] * factor, joined)
+    video, third = following(begun, seed=clip_seed(5, 2), preset="smooth")
+    assert video["samples"].shape[2] == joined.shape[2] + 3
+    assert relative(third["samples"] * factor, alone.load(2).latents) < limit
+    torch.testing.assert_close(video["samples"][:, :, :11], begun["samples"], rtol=0, atol=0)
+    if scheduler == "dpmpp-2m":  # whose multistep history no single-step scheduler has
+        return
+
+    nodes["VidRDSaveState"](latent=video, name=f"{scheduler}/continued")
+    vidrd("extend", place / "continued.safetensors", "--model", folder, "--output", base / f"{scheduler}_back.gif")
+    back = JobFolder(base / f"{scheduler}_back.gif.state")
+    assert back.num_finished() == 1
+    fourth = back.load(3)
+    assert fourth.seeds == [clip_seed(5, 3)]
+    assert relative(fourth.latents, alone.load(3).latents) < limit
+
+    # and once more in ComfyUI
+    vidrd("extend", back.path, "--output", base / f"{scheduler}_fifth.gif")
+    (longer,) = nodes["VidRDLoadState"](name=f"{scheduler}/continued")
+    torch.testing.assert_close(longer["samples"], video["samples"], rtol=0, atol=0)
+
+
+def test_a_single_state_without_its_clips_is_continued_from_its_last_frames(
+    nodes: Any, following: Any, pipe: Any, base: Path
+) -> None:
+    made = pipe(PROMPT, num_clips=3, num_frames=8, height=64, width=64, num_inference_steps=4, guidance_scale=3.0,
+                output_type="latent")  # fmt: skip
+    (base / "output" / "vidrd").mkdir(parents=True, exist_ok=True)
+    made.state.save(base / "output" / "vidrd" / "alone.safetensors")
+    (latent,) = nodes["VidRDLoadState"](name="alone.safetensors")
+    factor = pipe.vae.config["scaling_factor"]
+    torch.testing.assert_close(latent["samples"] * factor, made.state.tail)
+    _, clip = following(latent, seed=9)
+    assert torch.isfinite(clip["samples"]).all() and clip["samples"].shape[2] == 8
+    with pytest.raises(ValueError, match="its trajectory was recorded for overlap 4"):
+        following(latent, seed=9, overlap_frames=6)
+
+
+def test_what_cannot_be_continued_elsewhere_says_why(
+    nodes: Any, first: Any, following: Any, pipe: Any, folder: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vidrd_core.cli import main
+
+    nodes["VidRDSaveState"](latent=first(sampler_name="heun", scheduler="normal"), name="heun")
+    command = ["extend", str(base / "output/vidrd/heun.safetensors"), "--model", str(folder), "--output"]
+    assert main([*command, str(base / "heun.gif"), "--quiet"]) == 1
+    assert "sampled with heun, whose steps only ComfyUI takes" in capsys.readouterr().err
+    nodes["VidRDSaveState"](latent=first(sampler_name="euler", scheduler="normal"), name="euler")
+    command[1] = str(base / "output/vidrd/euler.safetensors")
+    assert main([*command, str(base / "x.gif"), "--scheduler", "ddim", "--quiet"]) == 1
+    assert "noise levels of its own, which DDIMScheduler cannot follow" in capsys.readouterr().err
