@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,11 +27,12 @@ from .reuse.settings import ReuseSettings
 from .reuse.trajectory import Trajectory
 from .sampling.denoising import denoise_clip
 from .sampling.guidance import GuidedDenoiser
+from .sampling.prompts import encode_text, negative_states, prompts_of_clips
 from .sampling.schedulers import check_context, make_scheduler, prepare_scheduler, scheduler_context
 from .sampling.seeds import clip_noise, clip_seed
 from .sampling.settings import ALWAYS, Interval, SamplingSettings
 from .sampling.state import Clip, VideoState
-from .sampling.windows import WindowDecoder, decode_ahead, joined
+from .sampling.windows import WindowDecoder, decode_stream, joined
 
 NoiseSource = Callable[[int, Sequence[int]], Tensor]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
@@ -252,11 +252,14 @@ class VidRDPipeline(DiffusionPipeline):
         self.check_sampling(sampling, num_clips, state)
         past = None if state is None else state.trajectory
         self.interrupt = False
-        prompts, texts = self._encode_prompts(prompt, prompt_embeds, num_clips, state)
+        where = (self._execution_device, self.unet.dtype)
+        prompts, given = prompts_of_clips(self.encode_text, prompt, prompt_embeds, num_clips, state)
+        texts = [text.to(*where) for text in given]
         batch = texts[0].shape[0]
         if negative_prompt_embeds is None and state is not None:
             negative_prompt_embeds = state.negative
-        negative = self._encode_negative(negative_prompt_embeds, sampling, batch)
+        negative = negative_states(self.encode_text, negative_prompt_embeds, sampling, batch)
+        negative = None if negative is None else negative.to(*where)
         given_negative = None if negative_prompt_embeds is None else negative_prompt_embeds.cpu()
         first = 0 if state is None else state.clip_index + 1
         seeds = _batch_seeds(seed if state is None else state.seeds, batch)
@@ -303,10 +306,7 @@ class VidRDPipeline(DiffusionPipeline):
 
     def encode_text(self, text: str) -> Tensor:
         """The states ``[1, M, D]`` that the text encoder makes of a prompt."""
-        tokens = self.tokenizer(
-            text, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        )
-        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
+        return encode_text(self.tokenizer, self.text_encoder, text, self._execution_device)
 
     def make_decoder(self, sampling: SamplingSettings) -> WindowDecoder:
         """A streaming decoder of the clips' latents (as :class:`Clip` holds them) to frames on the CPU."""
@@ -330,34 +330,9 @@ class VidRDPipeline(DiffusionPipeline):
         Args:
             state: that the first of ``clips`` goes on from; its frames are not repeated.
         """
-        decoder = self.make_decoder(sampling)
-        skip = 0
-
-        def trimmed(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
-            nonlocal skip
-            for piece in pieces:
-                dropped = min(skip, piece.shape[2])
-                skip -= dropped
-                if dropped < piece.shape[2]:
-                    yield piece[:, :, dropped:]
-
-        def work() -> Iterator[Callable[[], Iterator[Tensor]]]:
-            nonlocal skip
-            started = False
-            for clip in clips:
-                if state is not None and not started:  # run the decoder in on the frames before
-                    skip = state.tail.shape[2]
-                    yield partial(decoder.push, state.tail)
-                started = True
-                yield partial(decoder.push, clip.joined(sampling.reuse))
-            if started:
-                yield decoder.flush
-
-        if self.background_decoding:
-            yield from trimmed(decode_ahead(work(), self._execution_device))
-        else:
-            for task in work():
-                yield from trimmed(task())
+        latents = (clip.joined(sampling.reuse) for clip in clips)
+        device = self._execution_device if self.background_decoding else None
+        yield from decode_stream(self.make_decoder(sampling), latents, None if state is None else state.tail, device)
 
     def fingerprint_of(self, name: str) -> str:
         """The fingerprint of a component as it was loaded, also where its weights are cast or away from memory now."""
@@ -450,43 +425,6 @@ class VidRDPipeline(DiffusionPipeline):
         factor = self.vae.spatial_factor
         size = (sampling.num_frames, sampling.height // factor, sampling.width // factor)
         return (batch, self.unet.config["in_channels"], *size)
-
-    def _encode_prompts(
-        self,
-        prompt: str | Sequence[str] | None,
-        embeds: Tensor | Sequence[Tensor] | None,
-        num_clips: int,
-        state: VideoState | None,
-    ) -> tuple[list[str], list[Tensor]]:
-        """The prompt and the text states of each clip; the last repeat."""
-        if prompt is not None and embeds is not None:
-            raise ValueError("both prompt and prompt_embeds were given; give one of them")
-        if prompt is not None:
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            if not prompts:
-                raise ValueError("prompt is an empty list; give at least one prompt")
-            known = {text: self.encode_text(text) for text in dict.fromkeys(prompts)}
-            texts = [known[text] for text in prompts]
-        elif embeds is not None:
-            texts = [embeds] if isinstance(embeds, Tensor) else list(embeds)
-            prompts = [""] * len(texts)
-        elif state is not None and state.text is not None:
-            prompts, texts = [state.prompt], [state.text]
-        elif state is not None:
-            raise ValueError("the state does not say what its last clip was prompted with; give a prompt")
-        else:
-            raise ValueError("neither prompt nor prompt_embeds was given; give one of them")
-        last = len(prompts) - 1
-        order = [min(number, last) for number in range(num_clips)]
-        texts = [text.to(self._execution_device, self.unet.dtype) for text in texts]
-        return [prompts[i] for i in order], [texts[i] for i in order]
-
-    def _encode_negative(self, embeds: Tensor | None, sampling: SamplingSettings, batch: int) -> Tensor | None:
-        if sampling.guidance_scale <= 1:
-            return None
-        if embeds is None:
-            embeds = self.encode_text(sampling.negative_prompt or "")
-        return embeds.to(self._execution_device, self.unet.dtype).expand(batch, -1, -1)
 
 
 def _to_output(piece: Tensor, output_type: str) -> np.ndarray | Tensor:

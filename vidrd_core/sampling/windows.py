@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,47 @@ def decode_windows(decode: Decode, latents: Tensor, window: int, overlap: int | 
     decoder = WindowDecoder(decode, window, overlap)
     yield from decoder.push(latents)
     yield from decoder.flush()
+
+
+def decode_stream(
+    decoder: WindowDecoder,
+    latents: Iterable[Tensor],
+    before: Tensor | None = None,
+    ahead: torch.device | str | None = None,
+) -> Iterator[Tensor]:
+    """Frames ``[B, 3, t, H, W]`` of latents that arrive piece by piece, as they come.
+
+    Args:
+        before: latents that the first piece follows; the decoder sees them, their frames are not repeated.
+        ahead: the device on which pieces are decoded in a thread, while the next one is fetched; None: no thread.
+    """
+    skip = 0
+
+    def trimmed(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+        nonlocal skip
+        for piece in pieces:
+            dropped = min(skip, piece.shape[2])
+            skip -= dropped
+            if dropped < piece.shape[2]:
+                yield piece[:, :, dropped:]
+
+    def tasks() -> Iterator[Callable[[], Iterator[Tensor]]]:
+        nonlocal skip
+        started = False
+        for piece in latents:
+            if before is not None and not started:  # the decoder's window reaches back over these frames
+                skip = before.shape[2]
+                yield partial(decoder.push, before)
+            started = True
+            yield partial(decoder.push, piece)
+        if started:
+            yield decoder.flush
+
+    if ahead is not None:
+        yield from trimmed(decode_ahead(tasks(), ahead))
+    else:
+        for task in tasks():
+            yield from trimmed(task())
 
 
 def decode_ahead(
