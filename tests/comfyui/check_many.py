@@ -136,7 +136,7 @@ def test_regenerate_from_keeps_the_clips_of_the_node_s_own_video(
     start = part("nodes.latents").VideoLatent.read(empty(nodes), "prior")
 
     def run(node: str, *seeds: int, regenerate_from: int = 0) -> tuple[Any, Any, str]:
-        plan = plans.Plan(list(seeds), 3.0, reuse, overrides, regenerate_from)
+        plan = plans.Run(list(seeds), 3.0, reuse, overrides, regenerate_from)
         with torch.inference_mode():
             return plans.make_clips(model, [("", conds[0])] * len(seeds), conds[1], start, plan, "nodes", node)
 
