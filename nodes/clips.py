@@ -216,7 +216,7 @@ def next_clip(
         schedule.sampler,
         cfg,
         seed,
-        lambda step: past.guidance(step, settings, scales),
+        lambda step: past.overlap_at(step, settings, scales),
     )
     context = schedule.context(model, sigmas, index, [*used, seed], cfg=cfg, reuse=asdict(settings))
     joined = clip[:, :, settings.trim_frames :]

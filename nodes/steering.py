@@ -1,7 +1,7 @@
 """Steer any stock sampler: overwrite its own x with the prior clip's states, and record the x it goes on from.
 
 A sampler calls its model with the tensor that it updates afterwards. Before each such call at one of the schedule's
-noise levels, the guided frames are overwritten *in place*, so that the sampler carries on from the replaced state; what
+noise levels, the overlap frames are overwritten *in place*, so that the sampler continues from the replaced state; what
 it then holds is recorded for the next clip. States are found by their noise level, since some samplers call the model
 several times per step: of several calls at one level the last is the step's own, the others are the step before trying
 its end point.
@@ -21,11 +21,11 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..vidrd_core.reuse.trajectory import guide
+from ..vidrd_core.reuse.trajectory import steer
 
 logger = logging.getLogger(__name__)
 
-Guidance = Callable[[int], "Tensor | None"]
+OverlapAt = Callable[[int], "Tensor | None"]
 
 # Deterministic samplers whose update starts from the x that the model was called with.
 STEERABLE = (
@@ -64,7 +64,7 @@ def check_sampler(name: str) -> None:
             f"the sampler {name} cannot be steered, it {REFUSED[name]}: use euler, ddim, heun or dpmpp_2m, for example"
         )
     if name not in STEERABLE and name not in STOCHASTIC:
-        logger.warning("The sampler %s is unknown to VidRD; its guidance was never tested.", name)
+        logger.warning("The sampler %s is unknown to VidRD; steering it was never tested.", name)
 
 
 def noise_levels(model: Any, steps: int, sampler: str, scheduler: str, denoise: float = 1.0) -> Tensor:
@@ -94,10 +94,10 @@ def state_scales(model: Any, sigmas: Tensor) -> list[float]:
 class SteeredModel:
     """The model as a sampler sees it, with the overwriting and the recording before each call."""
 
-    def __init__(self, model: Any, sigmas: Tensor, guidance: Guidance | None, states: dict[int, Tensor]):
+    def __init__(self, model: Any, sigmas: Tensor, overlap_at: OverlapAt | None, states: dict[int, Tensor]):
         self.model = model
         self.levels = [float(s) for s in sigmas[:-1]]
-        self.guidance = guidance
+        self.overlap_at = overlap_at
         self.states = states
 
     def __getattr__(self, name: str) -> Any:
@@ -106,8 +106,8 @@ class SteeredModel:
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         step = self.step_at(float(sigma.flatten()[0]))
         if step is not None:
-            if self.guidance is not None:
-                guide(x, self.guidance(step))
+            if self.overlap_at is not None:
+                steer(x, self.overlap_at(step))
             self.states[step] = x.detach().to("cpu", copy=True)
         return self.model(x, sigma, *args, **kwargs)
 
@@ -127,14 +127,14 @@ def denoise_clip(
     sampler: str,
     cfg: float,
     seed: int,
-    guidance: Guidance | None = None,
+    overlap_at: OverlapAt | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Denoise one clip with a stock sampler.
 
     Args:
         noise: unit-variance noise ``[B, C, N, h, w]``.
         latent_image: unscaled latents to start from; zeros where there are none.
-        guidance: step -> what overwrites the first frames before it.
+        overlap_at: step -> what overwrites the first frames before it.
 
     Returns:
         Unscaled latents and the states ``z[s]`` in the sampler's space, both on the CPU.
@@ -148,7 +148,7 @@ def denoise_clip(
 
     def sample(inner: Any, x: Tensor, sigmas: Tensor, **kwargs: Any) -> Tensor:
         # A clone, since some samplers write into the levels that they are given (uni_pc its last one).
-        return stock.sampler_function(SteeredModel(inner, sigmas, guidance, states), x, sigmas.clone(), **kwargs)
+        return stock.sampler_function(SteeredModel(inner, sigmas, overlap_at, states), x, sigmas.clone(), **kwargs)
 
     steered = comfy.samplers.KSAMPLER(sample, stock.extra_options, stock.inpaint_options)
     num_steps = len(sigmas) - 1

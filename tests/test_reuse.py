@@ -9,7 +9,7 @@ import torch
 
 from vidrd_core.reuse.noise import initial_noise, source_frames
 from vidrd_core.reuse.settings import ReuseSettings
-from vidrd_core.reuse.trajectory import TrajectoryRecorder, guide, num_guided_frames
+from vidrd_core.reuse.trajectory import TrajectoryRecorder, num_steered_frames, steer
 
 N, S = 8, 50
 
@@ -90,8 +90,8 @@ def test_with_full_overlap_no_fresh_noise_enters() -> None:
 
 def test_the_released_values_guide_twenty_fifteen_ten_and_five_steps() -> None:
     settings = ReuseSettings()
-    assert settings.guided_steps(S) == [20, 15, 10, 5]
-    assert [num_guided_frames(settings, s, S) for s in (0, 4, 5, 9, 10, 14, 15, 19, 20, 49)] == [
+    assert settings.steered_steps(S) == [20, 15, 10, 5]
+    assert [num_steered_frames(settings, s, S) for s in (0, 4, 5, 9, 10, 14, 15, 19, 20, 49)] == [
         4, 4, 3, 3, 2, 2, 1, 1, 0, 0,
     ]  # fmt: skip
 
@@ -104,21 +104,21 @@ def test_guided_steps_follow_the_strict_inequality_of_the_paper() -> None:
                     sum(s * 100 * overlap < percent * steps * (overlap - j) for s in range(steps))
                     for j in range(overlap)
                 ]
-                assert ReuseSettings(overlap, 4.0, percent / 100).guided_steps(steps) == expected
+                assert ReuseSettings(overlap, 4.0, percent / 100).steered_steps(steps) == expected
 
 
 def test_beta_zero_guides_nothing_and_beta_one_guides_the_first_frame_to_the_end() -> None:
-    assert ReuseSettings(guidance_beta=0.0).guided_steps(S) == [0, 0, 0, 0]
-    assert ReuseSettings(guidance_beta=1.0).guided_steps(S) == [50, 38, 25, 13]
-    assert ReuseSettings(overlap_frames=0).guided_steps(S) == []
+    assert ReuseSettings(guidance_beta=0.0).steered_steps(S) == [0, 0, 0, 0]
+    assert ReuseSettings(guidance_beta=1.0).steered_steps(S) == [50, 38, 25, 13]
+    assert ReuseSettings(overlap_frames=0).steered_steps(S) == []
 
 
 def test_guidance_overwrites_the_first_frames_in_place() -> None:
     latents = numbered()
-    out = guide(latents, torch.full((1, 1, 2, 1, 1), -1.0))
+    out = steer(latents, torch.full((1, 1, 2, 1, 1), -1.0))
     assert out is latents
     assert frames_of(latents) == [-1, -1, 2, 3, 4, 5, 6, 7]
-    assert frames_of(guide(numbered(), None)) == frames_of(numbered())
+    assert frames_of(steer(numbered(), None)) == frames_of(numbered())
 
 
 # -- trajectory --------------------------------------------------------------------------------------------------------
@@ -138,8 +138,8 @@ def test_in_reverse_order_guided_frame_j_follows_frame_n_minus_1_minus_j(overlap
     settings = ReuseSettings(overlap, 4.0, beta)
     trajectory = record(settings).finish()
     for step in range(S):
-        count = sum(step < steps for steps in settings.guided_steps(S))
-        past = trajectory.guidance(step)
+        count = sum(step < steps for steps in settings.steered_steps(S))
+        past = trajectory.overlap_at(step)
         expected = [1000.0 * step + N - 1 - j for j in range(count)]
         assert (frames_of(past) if past is not None else []) == expected
 
@@ -150,8 +150,8 @@ def test_in_forward_order_guided_frame_j_follows_frame_n_minus_m_plus_j(overlap:
     settings = ReuseSettings(overlap, 4.0, beta, order="forward")
     trajectory = record(settings).finish()
     for step in range(S):
-        count = sum(step < steps for steps in settings.guided_steps(S))
-        past = trajectory.guidance(step)
+        count = sum(step < steps for steps in settings.steered_steps(S))
+        past = trajectory.overlap_at(step)
         expected = [1000.0 * step + N - overlap + j for j in range(count)]
         assert (frames_of(past) if past is not None else []) == expected
 
@@ -176,11 +176,11 @@ def test_a_trajectory_owns_its_tensors_on_the_cpu() -> None:
 
 def test_a_trajectory_says_what_it_lacks_for_other_settings() -> None:
     trajectory = record(ReuseSettings(overlap_frames=2)).finish()
-    assert trajectory.guidance(0, ReuseSettings(overlap_frames=1)) is not None
+    assert trajectory.overlap_at(0, ReuseSettings(overlap_frames=1)) is not None
     with pytest.raises(ValueError, match=r"frames \[7, 6, 5, 4\].*last 2 were kept.*overlap 2"):
-        trajectory.guidance(0, ReuseSettings(overlap_frames=4))
+        trajectory.overlap_at(0, ReuseSettings(overlap_frames=4))
     with pytest.raises(ValueError, match="guidance beta 0.4"):
-        trajectory.guidance(30, ReuseSettings(overlap_frames=2, guidance_beta=1.0))
+        trajectory.overlap_at(30, ReuseSettings(overlap_frames=2, guidance_beta=1.0))
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -216,14 +216,14 @@ def test_settings_that_do_not_fit_the_clip_are_refused_with_both_numbers() -> No
 
 
 def test_uniform_stages_steer_every_overlap_frame_equally_long():
-    assert ReuseSettings(4, guidance_beta=0.4, stages="uniform").guided_steps(50) == [20] * 4
-    assert ReuseSettings(4, guidance_beta=0.4).guided_steps(50) == [20, 15, 10, 5]
+    assert ReuseSettings(4, guidance_beta=0.4, stages="uniform").steered_steps(50) == [20] * 4
+    assert ReuseSettings(4, guidance_beta=0.4).steered_steps(50) == [20, 15, 10, 5]
     settings = ReuseSettings(2, order="forward", guidance_beta=1.0, stages="uniform")
     clip = torch.arange(5.0)[None, None, :, None, None]
     recorder = TrajectoryRecorder(clip, settings, 2)
     for step in range(2):
         recorder.record(step, clip + 10 * step)
-    guided = [recorder.finish().guidance(step) for step in range(2)]
+    guided = [recorder.finish().overlap_at(step) for step in range(2)]
     assert [past.flatten().tolist() for past in guided] == [[3.0, 4.0], [13.0, 14.0]]
     with pytest.raises(ValueError, match="stages is 'odd'; expected one of linear, uniform"):
         ReuseSettings(stages="odd")
@@ -237,8 +237,8 @@ def test_a_lead_shows_the_states_of_later_steps():
     for step in range(10):
         recorder.record(step, clip + 10 * step)
     past = recorder.finish()
-    assert past.guidance(4).flatten().tolist() == [73.0, 74.0]
-    assert past.guidance(9).flatten().tolist() == [93.0, 94.0]
+    assert past.overlap_at(4).flatten().tolist() == [73.0, 74.0]
+    assert past.overlap_at(9).flatten().tolist() == [93.0, 94.0]
     with pytest.raises(ValueError, match=r"cleaner_overlap is 1; expected 0 .* to below 1"):
         ReuseSettings(cleaner_overlap=1)
 
@@ -253,12 +253,12 @@ def test_a_lead_keeps_just_the_states_that_will_be_shown(order, beta, stages):
     for step in range(10):
         recorder.record(step, clip + 10 * step)
     past = recorder.finish()
-    guided = max(settings.guided_steps(10))
+    guided = max(settings.steered_steps(10))
     assert len(past.states) == (settings.shown_step(guided - 1, 10) + 1 if guided else 0)
     for step in range(10):
-        shown, count = past.guidance(step), num_guided_frames(settings, step, 10)
+        shown, count = past.overlap_at(step), num_steered_frames(settings, step, 10)
         wanted = source_frames(settings, 5)[:count] + 10 * settings.shown_step(step, 10)
         assert (shown is None) == (count == 0)
         assert shown is None or shown.flatten().tolist() == wanted.tolist()
     with pytest.raises(ValueError, match="only the last 0 were kept"):
-        TrajectoryRecorder(clip, ReuseSettings(3), 10).finish().guidance(0, settings if beta else ReuseSettings(3))
+        TrajectoryRecorder(clip, ReuseSettings(3), 10).finish().overlap_at(0, settings if beta else ReuseSettings(3))

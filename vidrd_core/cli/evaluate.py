@@ -36,9 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure a video and report."""
+    from ..files import write_json
     from ..metrics.anyvideo import evaluate_video
     from ..metrics.charts import draw_report, save
-    from ..metrics.files import write_json
     from ..video.formats import absolute
     from ..video.reading import iterate_video
 
@@ -57,7 +57,7 @@ def evaluate(options: argparse.Namespace) -> int:
     report = evaluate_video(iterate_video(path), length, trimmed, clip, options.prompt, first_clip=first)
     sys.stdout.write(f"{options.video}: {report.text()}")
     if options.json:
-        write_json(Path(options.json), report.to_json())
+        write_json(Path(options.json), report.to_json(), indent=None)
     if chart is not None:
         save(draw_report(report), chart)
         sys.stderr.write(f"vidrd: wrote {chart}\n")

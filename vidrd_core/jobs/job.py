@@ -405,7 +405,7 @@ def check_space(folder: str | Path, pipe: VidRDPipeline, plan: Plan) -> None:
     sampling, factor = plan.sampling, pipe.vae.spatial_factor
     # Latents, noise, the tail of up to two clips; and the guided states.
     frames = 4 * sampling.num_frames + sampling.reuse.overlap_frames * max(
-        sampling.reuse.guided_steps(sampling.num_inference_steps), default=0
+        sampling.reuse.steered_steps(sampling.num_inference_steps), default=0
     )
     frame_bytes = 4 * pipe.unet.config["in_channels"] * (sampling.height // factor) * (sampling.width // factor)
     needed = len(plan.prompts) * (frames * frame_bytes + (1 << 20))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,10 +44,8 @@ def new_figure(rows: int, width: float, height: float, columns: int = 1) -> tupl
 
 def save(figure: Figure, path: Path) -> None:
     """Write the picture whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    figure.savefig(partial, dpi=120, facecolor="white")
-    os.replace(partial, path)
+    with replacing(path, keep_suffix=True) as partial:
+        figure.savefig(partial, dpi=120, facecolor="white")
 
 
 def to_pixels(figure: Figure) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import write_tensors
 from .detectors import C3D, I3D, Clip, frame_consistency, text_similarity
 from .identity import changes
 from .moments import Average, InceptionMoments, Moments
@@ -156,10 +155,8 @@ def measure_all(
 
 
 def _write(path: Path, found: Measurements, finished: list[int], identity: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
     metadata = {"identity": json.dumps(identity, sort_keys=True), "finished": json.dumps(finished)}
-    save_file({key: value.contiguous() for key, value in found.tensors().items()}, partial, metadata)
-    os.replace(partial, path)
+    write_tensors(path, found.tensors(), metadata)
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> tuple[Measurements, list[int]]:

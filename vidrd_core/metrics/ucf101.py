@@ -19,11 +19,11 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ..files import write_json
 from ..pipeline import VidRDPipeline
 from ..reuse.settings import ReuseSettings
 from ..video import ContactSheet, read_video, to_uint8
 from .detectors import C3D, C3D_HINT, CLIP_HINT, I3D, I3D_HINT, MIN_I3D_FRAMES, Clip, MissingWeights, file_digest
-from .files import write_json
 from .identity import NEGATIVE_PROMPT, model_identity
 from .measuring import Detectors, Measurements, measure_all
 from .moments import frechet_distance
@@ -162,7 +162,7 @@ def evaluate_ucf101(pipe: VidRDPipeline, prompts: Path, settings: Ucf101Settings
     }
     if process.is_main_process:
         settings.output.mkdir(parents=True, exist_ok=True)
-        write_json(settings.output / "results.json", results)
+        write_json(settings.output / "results.json", results, indent=None)
         (settings.output / "results.md").write_text(markdown(results), encoding="utf-8")
         generator.sheet().save(settings.output / "samples.png")
         logger.info("\n%s", markdown(results))

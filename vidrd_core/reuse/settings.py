@@ -89,7 +89,7 @@ class ReuseSettings:
         overlap = min(self.overlap_frames, room)
         return replace(self, overlap_frames=overlap, trim_frames=min(self.trim_frames, overlap))
 
-    def guided_steps(self, num_steps: int) -> list[int]:
+    def steered_steps(self, num_steps: int) -> list[int]:
         """DSG: the number of steered steps of each overlap frame j, see ``stages``."""
         overlap = self.overlap_frames
         shares = [(overlap - j) / overlap if self.stages == "linear" else 1.0 for j in range(overlap)]

@@ -15,12 +15,12 @@ from .noise import source_frames
 from .settings import ReuseSettings
 
 
-def num_guided_frames(settings: ReuseSettings, step: int, num_steps: int) -> int:
+def num_steered_frames(settings: ReuseSettings, step: int, num_steps: int) -> int:
     """DSG: how many frames are steered at ``step``; they are the first ones."""
-    return sum(step < steps for steps in settings.guided_steps(num_steps))
+    return sum(step < steps for steps in settings.steered_steps(num_steps))
 
 
-def guide(latents: Tensor, past: Tensor | None) -> Tensor:
+def steer(latents: Tensor, past: Tensor | None) -> Tensor:
     """DSG: overwrite the first frames of ``latents`` in place with ``past`` ``[B, C, m, H, W]``, already reordered."""
     if past is not None and past.shape[2]:
         latents[:, :, : past.shape[2]] = past.to(latents)
@@ -33,9 +33,9 @@ class Trajectory:
 
     Args:
         noise: ``z[0]`` of all frames, ``[B, C, N, H, W]``, of unit variance.
-        states: ``z[s]`` before the steps s = 0, 1, ... that guidance will show, each with the last frames that may be
-            needed, ``[B, C, m, H, W]``, the clip's own order; m is at most the overlap and shrinks with s in "reverse"
-            order with an equally noisy overlap.
+        states: ``z[s]`` before the steps s = 0, 1, ... that the next overlap is steered by, each with the last frames
+            that may be needed, ``[B, C, m, H, W]``, the clip's own order; m is at most the overlap and shrinks with s
+            in "reverse" order with an equally noisy overlap.
         settings: of the continuation that the states were kept for.
         num_steps: S.
         context: what must not change between clips, for example the sampler, the sigmas or the model; compared as text.
@@ -51,7 +51,7 @@ class Trajectory:
     def num_frames(self) -> int:
         return self.noise.shape[2]
 
-    def guidance(
+    def overlap_at(
         self, step: int, settings: ReuseSettings | None = None, scales: Sequence[float] | None = None
     ) -> Tensor | None:
         """What overwrites the next clip's first frames at ``step``, ``[B, C, m, H, W]`` in its order; None: nothing.
@@ -64,7 +64,7 @@ class Trajectory:
             ValueError: ``settings`` need frames or steps that were not kept.
         """
         settings = self.settings if settings is None else settings
-        count = num_guided_frames(settings, step, self.num_steps)
+        count = num_steered_frames(settings, step, self.num_steps)
         if count == 0:
             return None
         wanted = source_frames(settings, self.num_frames)[:count]
@@ -85,7 +85,7 @@ class Trajectory:
         """Raise ``ValueError`` where a clip with these settings would need what was not kept."""
         settings.check(self.num_frames)
         for step in range(self.num_steps):
-            self.guidance(step, settings)
+            self.overlap_at(step, settings)
 
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
@@ -119,7 +119,7 @@ def numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
 
 
 class TrajectoryRecorder:
-    """Collects a clip's trajectory while it is denoised: its noise, and only the states that guidance will read.
+    """Collects a clip's trajectory while it is denoised: its noise, and the states that the next clip is steered by.
 
     Args:
         noise: the unit-variance noise the clip starts from, ``[B, C, N, H, W]``.
@@ -132,18 +132,18 @@ class TrajectoryRecorder:
         self.settings = settings
         self.num_steps = num_steps
         self.states: list[Tensor] = []
-        guided = max(settings.guided_steps(num_steps), default=0)
-        self._last = settings.shown_step(guided - 1, num_steps) if guided else -1
+        steered = max(settings.steered_steps(num_steps), default=0)
+        self._last = settings.shown_step(steered - 1, num_steps) if steered else -1
 
     def record(self, step: int, latents: Tensor) -> None:
-        """Keep what is needed of ``z[step]`` (after guidance, before the step). Call with s = 0, 1, 2, ... in order.
+        """Keep what is needed of ``z[step]`` (after steering, before the step). Call with s = 0, 1, 2, ... in order.
 
-        Keeps the last m frames, where m covers what the next clip's guided frames at this step read: the guided count
+        Keeps the last m frames, where m covers what the next clip's steered frames at this step read: the steered count
         itself in "reverse" order with an equally noisy overlap, else the whole overlap.
         """
         settings = self.settings
         if step <= self._last:
-            count = num_guided_frames(settings, step, self.num_steps)
+            count = num_steered_frames(settings, step, self.num_steps)
             kept = count if settings.order == "reverse" and not settings.cleaner_overlap else settings.overlap_frames
             self.states.append(latents[:, :, latents.shape[2] - kept :].detach().to("cpu", copy=True))
 

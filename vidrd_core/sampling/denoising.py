@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..reuse.settings import ReuseSettings
-from ..reuse.trajectory import Trajectory, TrajectoryRecorder, guide
+from ..reuse.trajectory import Trajectory, TrajectoryRecorder, steer
 from .schedulers import state_scales
 
 Denoiser = Callable[[Tensor, Tensor, float], Tensor]  # latents, timestep, share of the steps done -> prediction
@@ -39,8 +39,8 @@ def denoise_clip(
     recorder = TrajectoryRecorder(noise, settings, len(timesteps))
     latents = noise * scheduler.init_noise_sigma
     for step, timestep in enumerate(timesteps):
-        # DSG, and what the next clip will be guided by.
-        latents = guide(latents, None if past is None else past.guidance(step, settings, scales))
+        # DSG, and what the next clip will be steered by.
+        latents = steer(latents, None if past is None else past.overlap_at(step, settings, scales))
         recorder.record(step, latents)
 
         # Some schedulers return the prediction's precision; the latents stay in theirs.

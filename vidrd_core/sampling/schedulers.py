@@ -12,7 +12,7 @@ import torch
 from ..reuse.presets import SCHEDULERS
 from .settings import SamplingSettings
 
-# Staged guidance replaces the sample before a step. These go on from a copy of their own instead.
+# DSG replaces the sample before a step. These go on from a copy of their own instead.
 REBUILDING = {"PNDMScheduler", "LCMScheduler", "TCDScheduler", "SASolverScheduler", "IPNDMScheduler"}
 STOCHASTIC = {
     "CMStochasticIterativeScheduler",
@@ -34,14 +34,14 @@ def check_scheduler(scheduler: Any) -> None:
     if "Inverse" in name or not all(hasattr(scheduler, part) for part in ("scale_model_input", "init_noise_sigma")):
         raise ValueError(f"{name} does not turn noise into samples of a Stable Diffusion model: {REMEDY}")
     if name in REBUILDING:
-        raise ValueError(f"{name} rebuilds its sample from an earlier one, so guidance would be lost: {REMEDY}")
+        raise ValueError(f"{name} rebuilds its sample from an earlier one, so the overlap would be lost: {REMEDY}")
     algorithm = str(getattr(scheduler.config, "algorithm_type", ""))
     if algorithm.startswith("sde") or name in STOCHASTIC or any(part in name for part in STOCHASTIC_PARTS):
         raise ValueError(f"{name} {algorithm} adds noise in every step, so a clip could not be made twice: {REMEDY}")
 
 
 def scheduler_context(scheduler: Any) -> dict[str, str]:
-    """What must stay the same between clips, as text: guidance compares the samplers' own states step by step."""
+    """What must stay the same between clips, as text: DSG copies the samplers' own states step by step."""
     config = {k: str(v) for k, v in sorted(scheduler.config.items()) if not k.startswith("_")}
     return {"scheduler": type(scheduler).__name__, **config}
 
@@ -66,9 +66,9 @@ def prepare_scheduler(scheduler: Any, sampling: SamplingSettings, device: torch.
     check_scheduler(scheduler)
     scheduler = copy.deepcopy(scheduler)
     if hasattr(scheduler, "disable_corrector"):
-        # UniPC's corrector rebuilds the sample from the last one, which would undo the guidance.
-        guided = max(sampling.reuse.guided_steps(sampling.num_inference_steps), default=0)
-        scheduler.disable_corrector = list(range(guided + 1))
+        # UniPC's corrector rebuilds the sample from the last one, which would undo the steering.
+        steered = max(sampling.reuse.steered_steps(sampling.num_inference_steps), default=0)
+        scheduler.disable_corrector = list(range(steered + 1))
     if sampling.sigmas is None:
         scheduler.set_timesteps(sampling.num_inference_steps, device=device)
     elif type(scheduler).__name__ == "EulerDiscreteScheduler":

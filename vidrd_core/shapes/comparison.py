@@ -22,7 +22,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..metrics.files import write_json
+from ..files import write_json
 from ..metrics.identity import NEGATIVE_PROMPT, changes, model_identity
 from ..pipeline import VidRDPipeline
 from ..sampling.windows import decode_windows
@@ -175,7 +175,7 @@ class Comparison:
             "summary": {"frames": frames, **summarise(records, self.num_frames)},
             "records": [to_json(record) for record in records],
         }
-        write_json(path, result)
+        write_json(path, result, indent=None)
 
     def _frames(self, made: Made) -> Tensor:
         """``[B, 3, T, H, W]`` in [-1, 1], decoded in windows as the pipeline does."""

@@ -7,14 +7,13 @@ The document is written by hand except between markers ``<!-- generated: NAME --
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json, write_text
 from ..metrics import charts
-from ..metrics.files import write_json
 from ..video import ContactSheet
 from .comparison import CORRECTED, CORRECTED_PARTS, METHODS, SWEEPS, canonical, load_results, load_samples, stored_path
 from .measures import VideoRecord, summarise
@@ -164,10 +163,7 @@ def write_document(
         parts["ucf101"] = markdown(json.loads(ucf101.read_text(encoding="utf-8")))
     for name, content in parts.items():
         text = replace_part(text, name, content)
-    document.parent.mkdir(parents=True, exist_ok=True)
-    partial = document.with_name(document.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, document)
+    write_text(document, text)
     return [document, *written]
 
 
@@ -213,7 +209,7 @@ def _comparison(results: Path, pictures: Path) -> tuple[dict[str, str], list[Pat
             for number, path in enumerate(strips)
         )
     summary = pictures / "summary.json"
-    write_json(summary, {name: {k: v for k, v in result.items()} for name, result in found.items()})
+    write_json(summary, {name: {k: v for k, v in result.items()} for name, result in found.items()}, indent=None)
     return parts, [summary, *written]
 
 

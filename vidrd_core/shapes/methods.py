@@ -153,7 +153,7 @@ class Chain:
             latents = matcher(step, latents)
             if self.stages == "soft" and past is not None and step + 1 < num_steps:
                 weight = soft_weight(step + 1, num_steps, self.beta)
-                latents = soft_guide(latents, past.guidance(step + 1), weight)
+                latents = soft_guide(latents, past.overlap_at(step + 1), weight)
             return latents
 
         return (None if self.stages == "soft" else past), on_step
