@@ -145,6 +145,7 @@ def test_inside_a_subgraph_the_wires_come_from_its_inputs_and_its_output_moves(g
     first, *_ = graph.call("firstClip")
     found = json.loads(
         graph.run(f"""() => {{ const first = app.graph.nodes.find((node) => String(node.id) === "{first}");
+        app.canvas.draw(true, true); // the frontend places the subgraph's outputs by sizes that drawing gives
         app.canvas.selectItems([first]);
         const {{ subgraph }} = app.graph.convertToSubgraph(new Set([first])); app.canvas.setGraph(subgraph);
         const inner = subgraph.nodes[0], [added] = vidrdCheck.take(inner.id);
