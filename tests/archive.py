@@ -6,9 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from imports import ROOT, running_nodes
 from pathspec import GitIgnoreSpec
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def archived(file: Path) -> bool:
@@ -30,7 +29,7 @@ def reached_modules() -> set[Path]:
 
 def imported_files(file: Path) -> Iterator[Path]:
     """Files of the relative imports in a module, with the packages around them; not those for type checkers only."""
-    for node in _running_nodes(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in running_nodes(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = file.parents[node.level - 1]
             parts = node.module.split(".") if node.module else []
@@ -38,11 +37,3 @@ def imported_files(file: Path) -> Iterator[Path]:
             places += [places[-1] / alias.name for alias in node.names]
             for place in places:
                 yield from (f for f in (place / "__init__.py", place.with_name(place.name + ".py")) if f.is_file())
-
-
-def _running_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes of a tree but those under ``if TYPE_CHECKING``."""
-    for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            yield node
-            yield from _running_nodes(node)

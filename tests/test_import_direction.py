@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
+import imports
 import pytest
+from imports import imported_files
 
-import vidrd_core
-
-ROOT = Path(vidrd_core.__file__).parent
+ROOT = imports.ROOT / "vidrd_core"
 
 
 def module_name(path: Path) -> str:
@@ -20,24 +19,10 @@ def module_name(path: Path) -> str:
 FILES = {module_name(path): path for path in ROOT.rglob("*.py")}
 
 
-def only_for_annotations(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-
-
-def imported(name: str, node: ast.AST) -> set[str]:
-    """Modules of the core that a module imports, at the top or inside functions."""
-    if isinstance(node, ast.ImportFrom) and node.level:
-        depth = node.level - (FILES[name].name == "__init__.py")
-        base = ".".join([*name.split(".")[: len(name.split(".")) - depth], *([node.module] if node.module else [])])
-        return {inner if (inner := f"{base}.{alias.name}") in FILES else base for alias in node.names}
-    found: set[str] = set()
-    for child in ast.iter_child_nodes(node):
-        if not only_for_annotations(child):
-            found |= imported(name, child)
-    return found
-
-
-IMPORTS = {name: imported(name, ast.parse(path.read_text(encoding="utf-8"))) for name, path in FILES.items()}
+IMPORTS = {
+    name: {module_name(other) for other in imported_files(path) if other.is_relative_to(ROOT)}
+    for name, path in FILES.items()
+}
 
 
 def reached(name: str) -> set[str]:
