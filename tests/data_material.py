@@ -19,20 +19,20 @@ CLIP = ClipSettings(fps=8.0, frames=8, min_frames=4, height=48, width=48, image_
 FILTERS = FilterSettings(min_side=32)
 
 
-def world(seed: int, frames: int) -> np.ndarray:
-    """A scene of the procedural world, uint8 ``[T, 64, 64, 3]``."""
+def moving_shapes(seed: int, frames: int) -> np.ndarray:
+    """A scene of the moving-shapes data set, uint8 ``[T, 64, 64, 3]``."""
     return to_uint8(render([draw_scene(torch.Generator().manual_seed(seed), "train")], frames))
 
 
 def video(path: Path, seed: int = 0, frames: int = 12, fps: float = 8.0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, world(seed, frames), fps, quality=9)
+    write_video(path, moving_shapes(seed, frames), fps, quality=9)
     return path
 
 
 def image(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(world(seed, 1)[0]).save(path)
+    Image.fromarray(moving_shapes(seed, 1)[0]).save(path)
     return path
 
 

@@ -30,7 +30,7 @@ FACTOR = 4  # of the interpolation in the released example
 
 
 def seams(clips: int, first: int = CLIP, preset: str = "smooth") -> list[int]:
-    """Where the clips of a video begin when ``clips`` go on from ``first`` frames, and how many frames it has."""
+    """Where the clips of a video begin when ``clips`` clips continue ``first`` frames, and how many frames it has."""
     added = CLIP - PRESETS[preset].reuse.fitted(CLIP).trim_frames
     return [0, *(first + n * added for n in range(clips + 1))]
 
@@ -44,7 +44,7 @@ CLIPS = {
     "7_continue_a_saved_video": seams(2),
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-FRAMES_TOLD = re.compile(rf"\b(\d+|{'|'.join(NUMBERS)})\W* (frames each|frames|in all|clips)\b", re.IGNORECASE)
+STATED_NUMBERS = re.compile(rf"\b(\d+|{'|'.join(NUMBERS)})\W* (frames each|frames|in all|clips)\b", re.IGNORECASE)
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 ONLY_SHOWN = {"Note", "MarkdownNote"}  # nodes of the frontend alone
 SAMPLERS = {"VidRDSampleFirstClip": 0, "VidRDReuseAndDiffuse": 1, "VidRDManyClips": 1}  # and their output of one clip
@@ -58,19 +58,22 @@ def workflow(name: str) -> dict[str, Any]:
 
 
 def words(graph: dict[str, Any]) -> list[str]:
-    """What a workflow tells its reader: its notes, and the titles of groups and nodes."""
+    """The text that a workflow shows: its notes, and the titles of groups and nodes."""
     notes = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] in ONLY_SHOWN]
     titles = [item["title"] for item in (*graph["groups"], *graph["nodes"]) if item.get("title")]
     return notes + titles
 
 
-def told(name: str) -> dict[str, set[int]]:
-    """The numbers of frames and clips that an example tells, by the words after them."""
+def stated_numbers(name: str) -> dict[str, set[int]]:
+    """The numbers of frames and clips that an example states, by the words after them."""
     found: dict[str, set[int]] = {}
-    for number, unit in FRAMES_TOLD.findall("\n".join(words(workflow(name)))):
+    for number, unit in STATED_NUMBERS.findall("\n".join(words(workflow(name)))):
         value = NUMBERS.index(number.lower()) if number.lower() in NUMBERS else int(number)
         found.setdefault(unit.lower(), set()).add(value)
     return found
+
+
+told = stated_numbers  # its name in tests/comfyui/check_workflows.py
 
 
 def widget_slots(definition: dict[str, Any]) -> Iterator[str | None]:
@@ -165,7 +168,7 @@ def latents(history: dict[str, Any], output: Path, label: str = "latents of ") -
 
 
 def made(prompt: Prompt, history: dict[str, Any], output: Path) -> dict[str, set[int]]:
-    """The numbers of frames and clips that a run really made, by the words of :func:`told`."""
+    """The numbers of frames and clips that a run really made, by the words of :func:`stated_numbers`."""
     videos = sorted(samples.shape[2] for samples in latents(history, output, "video after ").values())
     clips = {samples.shape[2] for samples in latents(history, output, "clip of ").values()}
     finished = {video.shape[1] for video in frames(history, output).values()}
@@ -218,7 +221,7 @@ def change(prompt: Prompt, kind: str, **values: Any) -> None:
 
 
 def write_own_video(path: Path, num_frames: int = OWN_FRAMES) -> None:
-    """A video that the continuing example takes for a user's own: a shape of the bundled model's world."""
+    """A video that the continuing example takes for a user's own: a scene of the moving-shapes data set."""
     from vidrd_core.shapes.scenes import Scene, render
     from vidrd_core.video import write_video
 

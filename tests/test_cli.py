@@ -1,4 +1,4 @@
-"""The vidrd command, from its arguments to the files it writes and what it tells people."""
+"""The vidrd command, from its arguments to the files and messages it writes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vidrd_core import VidRDPipeline
-from vidrd_core.cli import INTERRUPTED, build_parser, main, stop_on_signal
+from vidrd_core import ReuseSettings, VidRDPipeline
+from vidrd_core.cli import build_parser, main
 from vidrd_core.cli.inputs import read_prompts, repeat_last
-from vidrd_core.cli.models import read_defaults
+from vidrd_core.cli.models import load_pipeline, read_defaults
+from vidrd_core.cli.running import INTERRUPTED, stop_on_signal
 from vidrd_core.jobs.folder import JobFolder
+from vidrd_core.sampling.settings import SamplingSettings
 from vidrd_core.video import read_metadata, read_video
 
 QUICK = ["--frames", "4", "--steps", "2", "--device", "cpu", "--quiet"]
@@ -178,7 +180,9 @@ def test_extend_makes_what_one_longer_call_would_have_made(model_folder: Path, t
     assert read_metadata(tmp_path / "long")["clips"] == read_metadata(tmp_path / "whole")["clips"]
 
 
-def test_a_video_that_goes_on_from_a_state_file_tells_where_its_seams_are(model_folder: Path, tmp_path: Path) -> None:
+def test_metadata_of_a_video_that_continues_a_state_file_say_where_its_seams_are(
+    model_folder: Path, tmp_path: Path
+) -> None:
     trim = ["--order", "forward", "--overlap-frames", "1", "--trim-frames", "1"]
     assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1", *trim) == 0
     state = tmp_path / "out.mp4.state" / "state_00000.safetensors"
@@ -188,7 +192,7 @@ def test_a_video_that_goes_on_from_a_state_file_tells_where_its_seams_are(model_
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["seams"] == [3]
 
 
-def test_an_interrupted_extension_is_taken_up_and_not_made_twice(
+def test_an_interrupted_extension_is_continued_and_not_made_twice(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(model_folder, tmp_path / "out.mp4", "--clips", "1") == 0
@@ -206,7 +210,7 @@ def test_an_interrupted_extension_is_taken_up_and_not_made_twice(
     assert state.num_finished() == 5
 
 
-def test_extend_goes_on_from_the_last_complete_video_and_not_from_abandoned_clips(
+def test_extend_continues_the_last_complete_video_and_not_from_abandoned_clips(
     model_folder: Path, tmp_path: Path
 ) -> None:
     state = JobFolder(tmp_path / "out.mp4.state")
@@ -235,7 +239,7 @@ def test_a_video_with_a_clip_missing_is_not_extended(
     assert "unfinished job (1 of 2 clips)" in capsys.readouterr().err
 
 
-def test_extend_names_only_remedies_that_it_has(
+def test_extend_advises_only_what_it_has_options_for(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = JobFolder(tmp_path / "out.mp4.state")
@@ -269,6 +273,30 @@ def test_extend_without_a_prompt_keeps_the_text_states_of_a_video_made_with_them
     assert main(["extend", str(tmp_path / "new.state"), *call, "--output", str(tmp_path / "newer")]) == 0
     state = JobFolder(tmp_path / "new.state")
     assert all(torch.equal(state.load(number).latents, whole.clips[number]) for number in (1, 2))
+
+
+def test_extend_follows_stored_noise_levels_with_the_euler_scheduler_and_refuses_another(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    sampling = SamplingSettings(4, 16, 16, 2, 3.0, ReuseSettings(2), sigmas=(9.0, 2.0, 0.0))
+    euler, _ = load_pipeline(str(model_folder), scheduler="euler", device="cpu")
+    whole = [(clip.latents, clip.state) for clip in euler.stream("a red dot", sampling, 4)]
+    whole[0][1].save(tmp_path / "state.safetensors")
+    call = ["--device", "cpu", "--quiet", "--output"]
+    file = ["extend", str(tmp_path / "state.safetensors"), "--model", str(model_folder), *call]
+    assert main([*file, str(tmp_path / "other"), "--scheduler", "ddim"]) == 1
+    message = capsys.readouterr().err
+    assert "DDIMScheduler cannot follow" in message and "--scheduler euler" in message
+    assert not (tmp_path / "other.state").exists()
+    assert main([*file, str(tmp_path / "new")]) == 0
+    assert main(["extend", str(tmp_path / "new.state"), *call, str(tmp_path / "newer")]) == 0
+    state = JobFolder(tmp_path / "new.state")
+    assert state.read()["made"]["scheduler"]["scheduler"] == "EulerDiscreteScheduler"
+    assert main(["extend", str(state.state_path(2)), *call, str(tmp_path / "last")]) == 0
+    clips = [state.load(1), state.load(2), JobFolder(tmp_path / "last.state").load(3)]
+    assert all(torch.equal(clip.latents, latents) for clip, (latents, _) in zip(clips, whole[1:], strict=True))
 
 
 # -- info and convert --------------------------------------------------------------------------------------------------
@@ -309,7 +337,7 @@ def test_the_first_ctrl_c_asks_to_stop_and_the_second_stops(capsys: pytest.Captu
         signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_leaves_the_finished_clips_playable_and_the_command_goes_on_from_them(
+def test_ctrl_c_leaves_the_finished_clips_playable_and_the_command_continues_after_them(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import signal
@@ -327,7 +355,7 @@ def test_ctrl_c_leaves_the_finished_clips_playable_and_the_command_goes_on_from_
         patch.setattr(jobs.JobFolder, "save", save_and_interrupt)
         assert generate(model_folder, tmp_path / "out", "--clips", "3") == INTERRUPTED
     assert "stopped after 2 of 3 clips" in (message := capsys.readouterr().err)
-    assert message.endswith("Run the same command again to go on\n")
+    assert message.endswith("Run the same command again to continue\n")
     assert len(read_metadata(tmp_path / "out")["clips"]) == 2
     part = read_video(tmp_path / "out").frames
     assert len(part) == 8
@@ -350,7 +378,7 @@ def test_after_a_stop_of_a_restart_the_command_is_to_be_run_without_it(
 
     monkeypatch.setattr(JobFolder, "save", save_and_interrupt)
     assert generate(model_folder, tmp_path / "out.mp4", "--clips", "2", "--restart") == INTERRUPTED
-    assert capsys.readouterr().err.endswith("Run the same command again without --restart to go on\n")
+    assert capsys.readouterr().err.endswith("Run the same command again without --restart to continue\n")
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -12,14 +12,14 @@ import av
 import av.logging
 import numpy as np
 import pytest
-from data_material import CLIP, FILTERS, preparation, video, world
+from data_material import CLIP, FILTERS, moving_shapes, preparation, video
 from engine_work import double_or_die, fail_at_two
 from PIL import Image, ImageDraw, ImageFont
 
 from vidrd_core.data import clips, engines
 from vidrd_core.data.clips import ClipSettings, choose, target_size, windows
 from vidrd_core.data.engines import EngineSettings, run_in_order
-from vidrd_core.data.filters import FilterSettings, brightness, judge_frames, motion, text_share
+from vidrd_core.data.filters import FilterSettings, brightness, check_frames, motion, text_share
 from vidrd_core.data.media import decode_image, decode_mp4, encode_image, encode_mp4, fit
 from vidrd_core.data.preparation import prepare_item
 from vidrd_core.data.sources import Item
@@ -39,7 +39,7 @@ def test_a_video_is_cut_into_windows_of_the_wanted_rate_and_none_overlap(tmp_pat
     assert [len(w.frames) for w in found(path, min_frames=5)] == [8, 8]
     slow = found(path, fps=4.0)
     assert [len(w.frames) for w in slow] == [8]
-    every_fourth = fit(world(0, 40)[::4][:8], 48, 48)
+    every_fourth = fit(moving_shapes(0, 40)[::4][:8], 48, 48)
     assert np.abs(slow[0].frames.astype(int) - every_fourth).mean() < 4
 
 
@@ -47,11 +47,11 @@ def test_a_stretch_of_a_video_is_taken_by_its_times(tmp_path):
     path = video(tmp_path / "a.mp4", frames=32)
     made = list(windows(path, CLIP, 1.0, 2.5))
     assert [len(w.frames) for w in made] == [8, 4] and made[0].start == 1.0
-    assert np.abs(made[0].frames.astype(int) - fit(world(0, 32)[8:16], 48, 48)).mean() < 4
+    assert np.abs(made[0].frames.astype(int) - fit(moving_shapes(0, 32)[8:16], 48, 48)).mean() < 4
 
 
 def test_no_window_crosses_a_cut_and_motion_is_no_cut(tmp_path):
-    scenes = np.concatenate([world(0, 10), 255 - world(1, 14), world(2, 9)])
+    scenes = np.concatenate([moving_shapes(0, 10), 255 - moving_shapes(1, 14), moving_shapes(2, 9)])
     write_video(tmp_path / "cuts.mp4", scenes, 8.0, quality=9)
     made = found(tmp_path / "cuts.mp4")
     assert [(w.start, len(w.frames)) for w in made] == [(0.0, 8), (1.25, 8), (2.25, 6), (3.0, 8)]
@@ -77,7 +77,7 @@ def ramp(frames, first, last, level):
 
 @pytest.mark.parametrize(("level", "length"), [(0, 6), (0, 24), (0, 80), (255, 12)])
 def test_a_fade_out_and_in_separates_two_shots(tmp_path, level, length):
-    before, after = world(0, 24 + length), world(1, 24 + length)
+    before, after = moving_shapes(0, 24 + length), moving_shapes(1, 24 + length)
     black = np.full((4, 64, 64, 3), level, np.uint8)
     faded = [before[:24], ramp(before[24:], 0, 1, level), black, ramp(after[:length], 1, 0, level), after[length:]]
     write_video(tmp_path / "fade.mp4", np.concatenate(faded), 24.0, quality=9)
@@ -87,7 +87,7 @@ def test_a_fade_out_and_in_separates_two_shots(tmp_path, level, length):
 
 def test_a_cut_is_found_at_the_ends_of_a_video_too_and_no_frame_is_lost(tmp_path):
     for first, last in ((1, 20), (20, 1), (2, 2), (1, 1)):
-        frames = np.concatenate([world(0, first), 255 - world(1, last)])
+        frames = np.concatenate([moving_shapes(0, first), 255 - moving_shapes(1, last)])
         write_video(tmp_path / "cut.mp4", frames, 24.0, quality=9)
         assert shots(tmp_path / "cut.mp4") == [first]
         timed = list(clips._shots(FileSource(tmp_path / "cut.mp4").frames(), CLIP, 0.0, None))
@@ -121,7 +121,7 @@ def test_damaged_times_do_not_repeat_a_frame_for_ever(tmp_path):
     with av.open(str(tmp_path / "late.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=8)
         stream.width = stream.height = 64
-        for number, picture in enumerate(world(0, 12)):
+        for number, picture in enumerate(moving_shapes(0, 12)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number + (number >= 6) * 8 * 10**7, Fraction(1, 8)
             container.mux(stream.encode(frame))
@@ -245,7 +245,7 @@ def test_a_random_crop_varies_with_the_item_and_a_kept_aspect_keeps_the_pixels(t
 
 
 def test_mp4_in_memory_is_the_same_every_time_and_close_to_what_went_in():
-    frames = world(1, 6)
+    frames = moving_shapes(1, 6)
     data = encode_mp4(frames, 8.0, 9.0)
     assert data == encode_mp4(frames, 8.0, 9.0)
     assert np.abs(decode_mp4(data).astype(int) - frames).mean() < 3
@@ -261,7 +261,7 @@ def test_the_encoder_leaves_out_the_code_whose_output_varies():
     av.logging.set_level(av.logging.INFO)
     try:
         with av.logging.Capture(local=False) as logged:
-            encode_mp4(world(1, 2), 8.0, 9.0)
+            encode_mp4(moving_shapes(1, 2), 8.0, 9.0)
     finally:
         av.logging.set_level(None)
     used = [message for *_, message in logged if "cpu capabilities" in message]
@@ -276,7 +276,7 @@ def test_images_of_any_kind_become_rgb_and_broken_ones_are_told(tmp_path):
     assert np.unique(decode_image((tmp_path / "deep.png").read_bytes())) == 255
     Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)).save(tmp_path / "grey.png")
     assert np.unique(decode_image((tmp_path / "grey.png").read_bytes())) == 128
-    whole = encode_image(world(0, 1)[0], "jpg", 9.0)
+    whole = encode_image(moving_shapes(0, 1)[0], "jpg", 9.0)
     for damaged in (b"", b"GIF89a", whole[: len(whole) // 2]):
         with pytest.raises(ValueError, match="readable image"):
             decode_image(damaged)
@@ -294,23 +294,23 @@ def picture_of_text(lines, size=256):
 def test_text_is_measured_by_the_room_it_takes():
     shares = [text_share(picture_of_text(lines)) for lines in (0, 1, 3, 8)]
     assert shares[0] == 0 and shares == sorted(shares) and shares[1] < 0.1 < 0.3 < shares[3]
-    assert max(text_share(world(seed, 2)) for seed in range(4)) == 0
+    assert max(text_share(moving_shapes(seed, 2)) for seed in range(4)) == 0
 
 
 def test_filters_refuse_what_they_are_named_for():
     settings = FilterSettings()
-    scene = world(2, 8)
-    assert judge_frames(settings, scene) is None and motion(scene) > 1
-    assert judge_frames(settings, scene[:1].repeat(8, 0)) == "too static"
-    assert judge_frames(settings, scene // 16) == "too dark" and brightness(scene // 16) < 16
-    assert judge_frames(settings, picture_of_text(8)) == "text-heavy"
+    scene = moving_shapes(2, 8)
+    assert check_frames(settings, scene) is None and motion(scene) > 1
+    assert check_frames(settings, scene[:1].repeat(8, 0)) == "too static"
+    assert check_frames(settings, scene // 16) == "too dark" and brightness(scene // 16) < 16
+    assert check_frames(settings, picture_of_text(8)) == "text-heavy"
     off = FilterSettings(0, 0, 0, 0, 0)
-    assert judge_frames(off, np.zeros((8, 64, 64, 3), np.uint8)) is None
+    assert check_frames(off, np.zeros((8, 64, 64, 3), np.uint8)) is None
 
 
 @pytest.mark.parametrize("frames, reason", [(2, "too short"), (0, "too static"), (-1, "too dark")])
 def test_a_video_is_dropped_for_the_reason_of_its_clips(tmp_path, frames, reason):
-    pictures = {2: world(0, 2), 0: world(0, 1).repeat(12, 0), -1: world(0, 12) // 20}[frames]
+    pictures = {2: moving_shapes(0, 2), 0: moving_shapes(0, 1).repeat(12, 0), -1: moving_shapes(0, 12) // 20}[frames]
     write_video(tmp_path / "a.mp4", pictures, 8.0, quality=9)
     item = Item("a.mp4", tmp_path / "a.mp4", "video", ("a clip",))
     dropped = prepare_item((0, item), preparation(tmp_path, tmp_path / "set", filters=FILTERS)).dropped

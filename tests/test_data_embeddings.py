@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from components import tiny_text_encoder, tiny_tokenizer, tiny_vae
-from data_material import world
+from data_material import moving_shapes
 
 from vidrd_core.data.embeddings import EmbeddingSettings, embed
 from vidrd_core.data.media import encode_image, encode_mp4
@@ -26,7 +26,7 @@ def media(tmp_path_factory):
     for item in range(4):
         kind, frames = ("image", 1) if item == 3 else ("video", 5)
         info = {"caption": f"clip {item}", "kind": kind, "width": 64, "height": 64, "frames": frames, "fps": 8.0}
-        pictures = world(item, frames)
+        pictures = moving_shapes(item, frames)
         members = {"png": encode_image(pictures[0], "png", 9)} if item == 3 else {"mp4": encode_mp4(pictures, 8, 9)}
         writer.add(item, [Sample(f"{item:08d}-000", members, {**info, "source": str(item)})])
     writer.finish()
@@ -88,7 +88,7 @@ def test_a_sample_too_small_for_the_autoencoder_is_dropped(tmp_path):
     writer = ShardWriter(tmp_path / "media", {}, 2)
     for item, side in enumerate((2, 8)):
         info = {"caption": "dot", "kind": "image", "width": side, "height": side, "frames": 1, "fps": 0.0}
-        picture = encode_image(world(item, 1)[0, :side, :side], "png", 9)
+        picture = encode_image(moving_shapes(item, 1)[0, :side, :side], "png", 9)
         writer.add(item, [Sample(f"{item}", {"png": picture}, {**info, "source": str(item)})])
     writer.finish()
     settings = EmbeddingSettings(text=False)

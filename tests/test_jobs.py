@@ -41,8 +41,8 @@ def stop_after(steps: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def unbroken(pipe: VidRDPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(pipe: VidRDPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
     assert run(pipe, folder / "state", folder / "out.gif").is_complete
     return folder
 
@@ -58,7 +58,7 @@ def same_clips(first: Path, second: Path, count: int = 4) -> bool:
     return True
 
 
-def test_a_job_writes_the_video_of_one_call(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
+def test_a_job_writes_the_video_of_one_call(pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path) -> None:
     run(pipe, tmp_path / "state", tmp_path / "frames")
     reuse = SAMPLING.reuse
     out = pipe(PROMPTS, num_clips=4, num_frames=4, num_inference_steps=4, guidance_scale=3.0, reuse=reuse, seed=3)
@@ -71,8 +71,8 @@ def test_a_job_writes_the_video_of_one_call(pipe: VidRDPipeline, unbroken: Path,
 
 
 @pytest.mark.parametrize("steps", [1, 5, 6, 11, 16, 17, 18])
-def test_a_job_stopped_anywhere_goes_on_to_the_same_clips_and_the_same_file(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path, steps: int
+def test_a_job_stopped_anywhere_continues_to_the_same_clips_and_the_same_file(
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path, steps: int
 ) -> None:
     output = tmp_path / "out.gif"
     first = run(pipe, tmp_path / "state", output, should_stop=stop_after(steps))
@@ -81,8 +81,8 @@ def test_a_job_stopped_anywhere_goes_on_to_the_same_clips_and_the_same_file(
     if first.clips:
         assert len(read_video(output).frames) == first.frames == 4 + 3 * (first.clips - 1)
     assert run(pipe, tmp_path / "state", output).is_complete
-    assert same_clips(tmp_path / "state", unbroken / "state")
-    assert output.read_bytes() == (unbroken / "out.gif").read_bytes()
+    assert same_clips(tmp_path / "state", uninterrupted / "state")
+    assert output.read_bytes() == (uninterrupted / "out.gif").read_bytes()
 
 
 KILLER = """
@@ -104,7 +104,7 @@ sys.exit(vidrd_core.cli.main(sys.argv[2:]))
 """
 
 
-def test_a_process_killed_while_it_writes_goes_on_to_the_same_result(model_folder: Path, tmp_path: Path) -> None:
+def test_a_process_killed_while_it_writes_continues_to_the_same_result(model_folder: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
 
     def call(folder: Path, fatal: int) -> int:
@@ -143,22 +143,22 @@ def test_an_exception_keeps_the_frames_written_so_far_playable(pipe: VidRDPipeli
 
 
 def test_a_finished_job_run_again_makes_no_clip_and_the_same_file(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    before = {p.name: p.stat().st_mtime_ns for p in (unbroken / "state").glob("*.safetensors")}
-    assert run(pipe, unbroken / "state", tmp_path / "again.gif").is_complete
-    assert {p.name: p.stat().st_mtime_ns for p in (unbroken / "state").glob("*.safetensors")} == before
-    assert (tmp_path / "again.gif").read_bytes() == (unbroken / "out.gif").read_bytes()
+    before = {p.name: p.stat().st_mtime_ns for p in (uninterrupted / "state").glob("*.safetensors")}
+    assert run(pipe, uninterrupted / "state", tmp_path / "again.gif").is_complete
+    assert {p.name: p.stat().st_mtime_ns for p in (uninterrupted / "state").glob("*.safetensors")} == before
+    assert (tmp_path / "again.gif").read_bytes() == (uninterrupted / "out.gif").read_bytes()
 
 
 def test_more_clips_extend_a_job_and_fewer_take_its_beginning(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
 ) -> None:
     short = run(pipe, tmp_path / "state", tmp_path / "short.gif", Plan(PROMPTS[:2], SAMPLING, seed=3))
     assert (short.clips, short.frames) == (2, 7)
     first = (tmp_path / "short.gif").read_bytes()
     run(pipe, tmp_path / "state", tmp_path / "out.gif")
-    assert (tmp_path / "out.gif").read_bytes() == (unbroken / "out.gif").read_bytes()
+    assert (tmp_path / "out.gif").read_bytes() == (uninterrupted / "out.gif").read_bytes()
     run(pipe, tmp_path / "state", tmp_path / "short.gif", Plan(PROMPTS[:2], SAMPLING, seed=3))
     assert (tmp_path / "short.gif").read_bytes() == first
     assert JobFolder(tmp_path / "state").num_finished() == 4
@@ -174,16 +174,16 @@ def test_more_clips_extend_a_job_and_fewer_take_its_beginning(
      (Plan(PROMPTS, SAMPLING, 3, {2: 77}), "clip 2 was made with the seed [0-9]+, not 77")],
 )  # fmt: skip
 def test_a_folder_made_with_other_settings_is_refused_with_the_difference(
-    pipe: VidRDPipeline, unbroken: Path, plan: Plan, message: str
+    pipe: VidRDPipeline, uninterrupted: Path, plan: Plan, message: str
 ) -> None:
-    before = (unbroken / "state" / "settings.json").read_bytes()
+    before = (uninterrupted / "state" / "settings.json").read_bytes()
     with pytest.raises(JobError, match=message):
-        open_job(unbroken / "state", pipe, plan)
-    assert (unbroken / "state" / "settings.json").read_bytes() == before
+        open_job(uninterrupted / "state", pipe, plan)
+    assert (uninterrupted / "state" / "settings.json").read_bytes() == before
 
 
 def test_a_folder_made_with_another_model_scheduler_or_precision_is_refused(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
 ) -> None:
     from diffusers import EulerDiscreteScheduler
 
@@ -193,32 +193,34 @@ def test_a_folder_made_with_another_model_scheduler_or_precision_is_refused(
     cases = ((other, "the unet is another"), (euler, "scheduler was 'DDIMScheduler'"), (half, "dtype was 'float32'"))
     for changed, message in cases:
         with pytest.raises(JobError, match=message) as caught:
-            open_job(unbroken / "state", changed, plan)
+            open_job(uninterrupted / "state", changed, plan)
         assert "beta_start" not in str(caught.value)  # which follows from the other scheduler
 
 
-def test_clips_from_a_changed_one_on_can_be_made_again(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
+def test_clips_from_a_changed_one_on_can_be_made_again(
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
+) -> None:
     run(pipe, tmp_path / "state", tmp_path / "out.gif", Plan(["a red dot", "a blue dot", "a cat"], SAMPLING, 3))
     plan = Plan(PROMPTS, SAMPLING, 3)
     folder = open_job(tmp_path / "state", pipe, plan, redo=True)
     assert folder.num_finished() == 2
     run_job(pipe, folder, plan, tmp_path / "out.gif", 4.0)
-    assert (tmp_path / "out.gif").read_bytes() == (unbroken / "out.gif").read_bytes()
+    assert (tmp_path / "out.gif").read_bytes() == (uninterrupted / "out.gif").read_bytes()
     assert open_job(tmp_path / "state", pipe, plan, redo=True).num_finished() == 4  # nothing left to change
 
 
-def test_a_job_can_go_on_from_any_clips_state_in_a_folder_of_its_own(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+def test_a_job_can_continue_any_clips_state_in_a_folder_of_its_own(
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    state = VideoState.load(JobFolder(unbroken / "state").state_path(1))
+    state = VideoState.load(JobFolder(uninterrupted / "state").state_path(1))
     plan = Plan(PROMPTS[2:], SAMPLING, start=state)
     first = run(pipe, tmp_path / "state", tmp_path / "out", plan, should_stop=stop_after(6))
     assert first.clips == 1
     result = run(pipe, tmp_path / "state", tmp_path / "out", plan, with_sheet=True)
     assert (result.clips, result.frames) == (2, 6)
-    whole, rest = JobFolder(unbroken / "state"), JobFolder(tmp_path / "state")
+    whole, rest = JobFolder(uninterrupted / "state"), JobFolder(tmp_path / "state")
     assert all(torch.equal(rest.load(n).latents, whole.load(n).latents) for n in (2, 3))
-    run(pipe, unbroken / "state", tmp_path / "whole")
+    run(pipe, uninterrupted / "state", tmp_path / "whole")
     frames = read_video(tmp_path / "whole").frames[7:]
     assert (read_video(tmp_path / "out").frames == frames).all()
     with pytest.raises(JobError, match="begins at clip 2 and not at 0"):
@@ -226,13 +228,13 @@ def test_a_job_can_go_on_from_any_clips_state_in_a_folder_of_its_own(
 
 
 def going_on(pipe: VidRDPipeline, prompt: str, **options: Any) -> Plan:
-    """A plan that goes on from a clip of seed 5, whatever its prompt or negative states are."""
+    """A plan that continues a clip of seed 5, whatever its prompt or negative states are."""
     given = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 3.0, "reuse": SAMPLING.reuse, **options}
     state = pipe(prompt, num_clips=1, seed=5, height=16, width=16, output_type="latent", **given).state
     return Plan(["a box", "a line"], SAMPLING, start=state)
 
 
-def test_a_folder_is_not_taken_by_a_job_that_goes_on_from_another_video_of_the_same_seed(
+def test_a_folder_is_not_used_by_a_job_that_continues_another_video_of_the_same_seed(
     pipe: VidRDPipeline, tmp_path: Path
 ) -> None:
     red = going_on(pipe, "a red dot")
@@ -272,7 +274,7 @@ def as_earlier_versions_wrote(folder: Path, start: VideoState | None = None) -> 
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def test_an_earlier_version_s_folder_goes_on_where_the_start_in_it_is_the_plan_s(
+def test_an_earlier_version_s_folder_is_continued_where_the_start_in_it_is_the_plan_s(
     pipe: VidRDPipeline, tmp_path: Path
 ) -> None:
     red, folder = going_on(pipe, "a red dot"), JobFolder(tmp_path / "state")
@@ -292,7 +294,7 @@ def test_an_earlier_version_s_folder_goes_on_where_the_start_in_it_is_the_plan_s
     assert folder.read()["made"] == JobFolder(tmp_path / "whole").read()["made"]
 
 
-def test_an_earlier_version_s_folder_of_a_new_video_goes_on(pipe: VidRDPipeline, tmp_path: Path) -> None:
+def test_an_earlier_version_s_folder_of_a_new_video_is_continued(pipe: VidRDPipeline, tmp_path: Path) -> None:
     plan = Plan(PROMPTS[:2], SAMPLING, seed=3)
     assert run(pipe, tmp_path / "state", tmp_path / "out.gif", plan, should_stop=stop_after(5)).clips == 1
     as_earlier_versions_wrote(tmp_path / "state")
@@ -302,22 +304,22 @@ def test_an_earlier_version_s_folder_of_a_new_video_goes_on(pipe: VidRDPipeline,
 
 
 def test_a_folder_takes_its_model_in_no_other_precision_and_no_neighbouring_checkpoint(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
 ) -> None:
     changed = make_pipeline(tmp_path)
     changed.text_encoder.to(torch.bfloat16)
     with pytest.raises(JobError, match="other settings: text_encoder_dtype was 'float32' and is 'bfloat16'"):
-        open_job(unbroken / "state", changed, Plan(PROMPTS, SAMPLING, seed=3))
+        open_job(uninterrupted / "state", changed, Plan(PROMPTS, SAMPLING, seed=3))
     further = make_pipeline(tmp_path)
     with torch.no_grad():
         for parameter in further.vae.parameters():
             parameter.mul_(1.0001)
     with pytest.raises(JobError, match="other settings: the vae is another one"):
-        open_job(unbroken / "state", further, Plan(PROMPTS, SAMPLING, seed=3))
+        open_job(uninterrupted / "state", further, Plan(PROMPTS, SAMPLING, seed=3))
 
 
-def test_each_clip_gets_its_row_in_the_contact_sheet(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
-    result = run(pipe, unbroken / "state", tmp_path / "out.gif", with_sheet=True, metadata=lambda _: {"a": [1]})
+def test_each_clip_gets_its_row_in_the_contact_sheet(pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path) -> None:
+    result = run(pipe, uninterrupted / "state", tmp_path / "out.gif", with_sheet=True, metadata=lambda _: {"a": [1]})
     assert result.sheet is not None and result.sheet.height > 4 * 128
     assert read_metadata(tmp_path / "out.gif") == {"a": [1], "frames": 13}
 
@@ -371,11 +373,11 @@ def test_what_cannot_be_made_is_refused_before_anything_is_changed(
 
 
 def test_a_state_of_another_model_or_scheduler_is_refused_before_a_folder_is_made(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
 ) -> None:
     from diffusers import EulerDiscreteScheduler
 
-    plan = Plan(["a box"], SAMPLING, start=JobFolder(unbroken / "state").load_state(1))
+    plan = Plan(["a box"], SAMPLING, start=JobFolder(uninterrupted / "state").load_state(1))
     euler = VidRDPipeline(**{**pipe.components, "scheduler": EulerDiscreteScheduler()})
     for changed, message in ((make_pipeline(tmp_path / "tokens", seed=8), "another U-Net"), (euler, "one scheduler")):
         with pytest.raises(ValueError, match=message):
@@ -383,15 +385,19 @@ def test_a_state_of_another_model_or_scheduler_is_refused_before_a_folder_is_mad
     assert not (tmp_path / "state").exists()
 
 
-def test_settings_of_which_no_clip_came_bind_nobody(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
-    first = Plan(PROMPTS, replace(SAMPLING, guidance_scale=2.0), 4, start=JobFolder(unbroken / "state").load_state(0))
+def test_settings_of_a_folder_without_clips_do_not_matter(
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
+) -> None:
+    first = Plan(
+        PROMPTS, replace(SAMPLING, guidance_scale=2.0), 4, start=JobFolder(uninterrupted / "state").load_state(0)
+    )
     assert run(pipe, tmp_path / "state", tmp_path / "out.gif", first, should_stop=stop_after(2)).clips == 0
     assert run(pipe, tmp_path / "state", tmp_path / "out.gif").is_complete
-    assert same_clips(tmp_path / "state", unbroken / "state")
+    assert same_clips(tmp_path / "state", uninterrupted / "state")
     assert not JobFolder(tmp_path / "state").start_path.exists()
 
 
-def test_a_stop_never_makes_a_video_shorter(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
+def test_a_stop_never_makes_a_video_shorter(pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.gif"
     run(pipe, tmp_path / "state", output)
     whole = output.read_bytes()
@@ -422,7 +428,9 @@ def test_a_crash_while_finished_clips_are_decoded_leaves_the_video_alone(
 
 
 @pytest.mark.parametrize("name", ["out.gif", "out.mp4", "out.webm", "out"])
-def test_a_stopped_video_says_no_more_than_is_in_it(pipe: VidRDPipeline, tmp_path: Path, name: str) -> None:
+def test_the_metadata_of_a_stopped_video_describe_only_what_is_in_it(
+    pipe: VidRDPipeline, tmp_path: Path, name: str
+) -> None:
     def about(plan: Plan) -> dict[str, Any]:
         return {"prompts": list(plan.prompts)}
 
@@ -434,15 +442,15 @@ def test_a_stopped_video_says_no_more_than_is_in_it(pipe: VidRDPipeline, tmp_pat
     assert read_metadata(tmp_path / name) == {"prompts": PROMPTS, "frames": 13}
 
 
-def test_a_plan_knows_which_clips_a_number_of_frames_shows(unbroken: Path) -> None:
+def test_a_plan_knows_which_clips_a_number_of_frames_shows(uninterrupted: Path) -> None:
     plan = Plan(PROMPTS, SAMPLING)
     assert [len(plan.beginning(frames).prompts) for frames in (1, 4, 5, 7, 8, 13)] == [1, 1, 2, 2, 3, 4]
-    later = replace(plan, start=JobFolder(unbroken / "state").load_state(3))
+    later = replace(plan, start=JobFolder(uninterrupted / "state").load_state(3))
     assert (plan.num_frames, later.num_frames) == (13, 12)
     assert [len(later.beginning(frames).prompts) for frames in (3, 4, 12)] == [1, 2, 4]
 
 
-def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     folder = JobFolder(tmp_path / "state")
     with folder.locked():
         with pytest.raises(JobError, match="is in use: another process makes its clips"), folder.locked():
@@ -456,8 +464,8 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
     assert not folder.path.exists()
 
 
-def test_a_clip_that_is_not_numbers_is_not_kept(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
-    whole, folder = JobFolder(unbroken / "state"), JobFolder(tmp_path)
+def test_a_clip_with_nan_is_not_saved(pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path) -> None:
+    whole, folder = JobFolder(uninterrupted / "state"), JobFolder(tmp_path)
     clip = whole.load(0)
     clip.state = whole.load_state(0)
     clip.latents[..., 0] = float("nan")
@@ -468,7 +476,7 @@ def test_a_clip_that_is_not_numbers_is_not_kept(pipe: VidRDPipeline, unbroken: P
 
 @pytest.mark.parametrize("name", ["clip_00001.safetensors", "state_00003.safetensors"])
 def test_a_broken_file_is_named_and_once_deleted_it_is_made_again(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path, name: str
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path, name: str
 ) -> None:
     run(pipe, tmp_path / "state", tmp_path / "out.gif")
     file = tmp_path / "state" / name
@@ -478,10 +486,10 @@ def test_a_broken_file_is_named_and_once_deleted_it_is_made_again(
         folder.load_state(3)
     file.unlink()
     assert run(pipe, tmp_path / "state", tmp_path / "out.gif").is_complete
-    assert same_clips(tmp_path / "state", unbroken / "state")
+    assert same_clips(tmp_path / "state", uninterrupted / "state")
 
 
-def test_clips_behind_a_gap_are_not_taken_for_the_new_video_s(pipe: VidRDPipeline, tmp_path: Path) -> None:
+def test_clips_behind_a_gap_are_not_used_for_the_new_video(pipe: VidRDPipeline, tmp_path: Path) -> None:
     run(pipe, tmp_path / "state", tmp_path / "out.gif")
     folder = JobFolder(tmp_path / "state")
     folder.clip_path(1).unlink()
@@ -490,7 +498,7 @@ def test_clips_behind_a_gap_are_not_taken_for_the_new_video_s(pipe: VidRDPipelin
     assert folder.num_finished() == 2
 
 
-def test_a_video_of_text_states_goes_on_with_them(pipe: VidRDPipeline, tmp_path: Path) -> None:
+def test_a_video_of_text_states_is_continued_with_them(pipe: VidRDPipeline, tmp_path: Path) -> None:
     text = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(1))
     options = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 3.0, "reuse": SAMPLING.reuse}
     out = pipe(prompt_embeds=text, num_clips=2, output_type="latent", **options)

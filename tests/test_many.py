@@ -1,4 +1,4 @@
-"""Many videos: none made twice, the same whoever makes them, and a killed run goes on where it was."""
+"""Many videos: none made twice, the same whoever makes them, and a killed run continues where it was."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.cli import main
-from vidrd_core.jobs.batch import MAX_FAILURES, BatchSettings, Tally, VideosFolder, make_videos, number_videos
+from vidrd_core.jobs.batch import MAX_FAILURES, BatchResult, BatchSettings, VideosFolder, make_videos, number_videos
 from vidrd_core.jobs.folder import JobError, JobFolder
 from vidrd_core.sampling.settings import SamplingSettings
 from vidrd_core.video import read_metadata, read_video
@@ -24,13 +24,15 @@ PROMPTS = [["a red dot", "a blue dot"], ["a box", "a box"], ["a line", "a box"]]
 ROOT = Path(__file__).parent.parent
 
 
-def run(pipe: VidRDPipeline, path: Path, prompts: Any = PROMPTS, stop: Any = lambda: False, **options: Any) -> Tally:
+def run(
+    pipe: VidRDPipeline, path: Path, prompts: Any = PROMPTS, stop: Any = lambda: False, **options: Any
+) -> BatchResult:
     opening = {name: options.pop(name) for name in ("redo", "restart") if name in options}
     videos = number_videos(prompts, 5)
-    making = BatchSettings(pipe, SAMPLING, 4.0, **options)
+    batch = BatchSettings(pipe, SAMPLING, 4.0, **options)
     folder = VideosFolder(path, "gif")
-    folder.open(making.made(videos), videos, **opening)
-    return make_videos(folder, videos, making, stop)
+    folder.open(batch.made(videos), videos, **opening)
+    return make_videos(folder, videos, batch, stop)
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -38,18 +40,18 @@ def content(path: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(pipe: VidRDPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(pipe: VidRDPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many")
-    tally = run(pipe, folder)
-    assert (tally.made, tally.clips, tally.skipped, tally.stopped) == (3, 6, 0, False)
+    result = run(pipe, folder)
+    assert (result.made, result.clips, result.skipped, result.stopped) == (3, 6, 0, False)
     return folder
 
 
-def test_every_line_becomes_a_video_and_nothing_else_is_left(unbroken: Path) -> None:
-    names = sorted(p.name for p in unbroken.iterdir())
+def test_every_line_becomes_a_video_and_nothing_else_is_left(uninterrupted: Path) -> None:
+    names = sorted(p.name for p in uninterrupted.iterdir())
     assert names == ["00000.gif", "00001.gif", "00002.gif", "videos.json", "videos.lock"]
-    assert all(len(read_video(unbroken / name).frames) == 8 for name in names[:3])
-    assert len(set(content(unbroken).values())) == 3
+    assert all(len(read_video(uninterrupted / name).frames) == 8 for name in names[:3])
+    assert len(set(content(uninterrupted).values())) == 3
 
 
 def test_a_video_of_many_is_the_one_that_its_prompts_and_seed_give_alone(model_folder: Path, tmp_path: Path) -> None:
@@ -74,33 +76,33 @@ def test_a_video_of_many_is_the_one_that_its_prompts_and_seed_give_alone(model_f
 
 
 def test_processes_that_begin_elsewhere_make_the_same_videos_and_none_twice(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
 ) -> None:
     asked = iter(range(100))
     assert run(pipe, tmp_path, stop=lambda: next(asked) >= 8, index=2, count=3).made == 1
     assert [name for name in content(tmp_path)] == ["00002.gif"]
     rest = run(pipe, tmp_path, index=1, count=3)
     assert (rest.made, rest.skipped) == (2, 1)
-    assert content(tmp_path) == content(unbroken)
+    assert content(tmp_path) == content(uninterrupted)
     assert run(pipe, tmp_path).skipped == 3
 
 
-def test_a_video_in_another_process_hands_is_left_to_it(pipe: VidRDPipeline, tmp_path: Path) -> None:
+def test_a_video_that_another_process_makes_is_left_to_it(pipe: VidRDPipeline, tmp_path: Path) -> None:
     with FileLock(tmp_path / "00001.lock"):
-        tally = run(pipe, tmp_path)
-    assert (tally.made, tally.skipped) == (2, 1)
+        result = run(pipe, tmp_path)
+    assert (result.made, result.skipped) == (2, 1)
     assert sorted(content(tmp_path)) == ["00000.gif", "00002.gif"]
     assert run(pipe, tmp_path).made == 1
 
 
 @pytest.mark.parametrize("steps", [2, 4, 7])
-def test_a_run_stopped_inside_a_video_goes_on_to_the_same_files(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path, steps: int
+def test_a_run_stopped_inside_a_video_continues_to_the_same_files(
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path, steps: int
 ) -> None:
     asked = iter(range(100))
     assert run(pipe, tmp_path, stop=lambda: next(asked) >= steps).stopped
     assert run(pipe, tmp_path).stopped is False
-    assert content(tmp_path) == content(unbroken)
+    assert content(tmp_path) == content(uninterrupted)
 
 
 def test_launched_processes_share_the_work_and_the_result_does_not_depend_on_their_number(
@@ -140,19 +142,21 @@ def test_finished_states_are_kept_where_asked_for_and_can_be_extended(pipe: VidR
     assert run(pipe, tmp_path, keep_states=True).skipped == 3
 
 
-def test_more_videos_are_added_and_changed_ones_need_redo(pipe: VidRDPipeline, unbroken: Path, tmp_path: Path) -> None:
+def test_more_videos_are_added_and_changed_ones_need_redo(
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
+) -> None:
     assert run(pipe, tmp_path, PROMPTS[:1]).made == 1
     assert run(pipe, tmp_path, PROMPTS).made == 2
     changed = [PROMPTS[0], ["a cat", "a cat"], PROMPTS[2]]
     with pytest.raises(JobError, match=r"number 1 had the prompts \['a box', 'a box'\] and has \['a cat'.*--redo"):
         run(pipe, tmp_path, changed)
-    assert content(tmp_path) == content(unbroken)
+    assert content(tmp_path) == content(uninterrupted)
     assert run(pipe, tmp_path, changed, redo=True).made == 1
-    now, before = content(tmp_path), content(unbroken)
+    now, before = content(tmp_path), content(uninterrupted)
     assert now["00001.gif"] != before["00001.gif"] and now["00002.gif"] == before["00002.gif"]
 
 
-def test_other_settings_are_refused_and_a_restart_forgets_the_videos(pipe: VidRDPipeline, tmp_path: Path) -> None:
+def test_other_settings_are_refused_and_a_restart_deletes_the_videos(pipe: VidRDPipeline, tmp_path: Path) -> None:
     run(pipe, tmp_path, PROMPTS[:1])
     settings = json.loads((tmp_path / "videos.json").read_text(encoding="utf-8"))
     settings["made"]["sampling"]["guidance_scale"] = 9.0
@@ -166,16 +170,16 @@ def test_other_settings_are_refused_and_a_restart_forgets_the_videos(pipe: VidRD
 
 
 def test_a_video_that_fails_leaves_the_others_and_what_always_fails_is_raised(
-    pipe: VidRDPipeline, unbroken: Path, tmp_path: Path
+    pipe: VidRDPipeline, uninterrupted: Path, tmp_path: Path
 ) -> None:
     tmp_path.joinpath("00001.state").mkdir()
     (tmp_path / "00001.state" / "thesis.txt").write_text("mine", encoding="utf-8")
-    tally = run(pipe, tmp_path)
-    assert tally.made == 2 and list(tally.failures) == [1] and "thesis.txt" in tally.failures[1]
+    result = run(pipe, tmp_path)
+    assert result.made == 2 and list(result.failures) == [1] and "thesis.txt" in result.failures[1]
     for index in range(MAX_FAILURES):
-        stranger = tmp_path / "all" / f"{index:05d}.state"
-        stranger.mkdir(parents=True)
-        (stranger / "thesis.txt").touch()
+        other = tmp_path / "all" / f"{index:05d}.state"
+        other.mkdir(parents=True)
+        (other / "thesis.txt").touch()
     with pytest.raises(JobError, match=r"thesis\.txt"):
         run(pipe, tmp_path / "all")
 

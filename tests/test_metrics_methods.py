@@ -14,12 +14,12 @@ from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.sampling.drift import channel_statistics, match_statistics, soft_guide, soft_weight
 from vidrd_core.sampling.guidance import rescale_guidance
 from vidrd_core.sampling.seeds import clip_seed
-from vidrd_core.shapes.methods import BASES, Chain, GroundTruth, Job, Windows, find_method, rescheduled_noise
+from vidrd_core.shapes.methods import BASES, Chain, GroundTruth, VideoBatch, Windows, find_method, rescheduled_noise
 from vidrd_core.shapes.prompted import held_out_scenes
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory) -> VideoBatch:
     pipe = VidRDPipeline(
         unet=tiny_unet(),
         vae=tiny_vae(),
@@ -28,10 +28,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
     )
     pipe.set_progress_bar_config(disable=True)
-    return Job(pipe, held_out_scenes(2), [0, 1], clips=3, num_frames=4, steps=4, guidance_scale=3.0)
+    return VideoBatch(pipe, held_out_scenes(2), [0, 1], clips=3, num_frames=4, steps=4, guidance_scale=3.0)
 
 
-def made(method: object, job: Job) -> torch.Tensor:
+def made(method: object, job: VideoBatch) -> torch.Tensor:
     with torch.no_grad():
         latents = method.make(job).latents  # type: ignore[attr-defined]
     assert torch.isfinite(latents).all()
@@ -39,7 +39,7 @@ def made(method: object, job: Job) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", [ReuseSettings(2), ReuseSettings(2, 1.0, 1.0, "forward", 2)])
-def test_a_chain_is_what_the_pipeline_makes(job: Job, settings: ReuseSettings) -> None:
+def test_a_chain_is_what_the_pipeline_makes(job: VideoBatch, settings: ReuseSettings) -> None:
     text, _ = job.texts()
     expected = job.pipe(
         prompt_embeds=text,
@@ -55,7 +55,7 @@ def test_a_chain_is_what_the_pipeline_makes(job: Job, settings: ReuseSettings) -
     assert torch.allclose(made(chain, job), expected, atol=1e-5)
 
 
-def test_every_method_makes_the_frames_it_says(job: Job) -> None:
+def test_every_method_makes_the_frames_it_says(job: VideoBatch) -> None:
     long = replace(job, num_frames=6, clips=2, steps=2)
     frames = {"last frame": 11, "forward": 8, "forward guided": 8, "forward soft": 8, "smooth": 7}
     for name, method in BASES.items():
@@ -67,20 +67,20 @@ def test_every_method_makes_the_frames_it_says(job: Job) -> None:
         assert result.latents is not None and result.latents.shape == (2, 4, frames.get(name, 12), 4, 4), name
 
 
-def test_every_method_begins_with_the_same_clip(job: Job) -> None:
+def test_every_method_begins_with_the_same_clip(job: VideoBatch) -> None:
     first = made(BASES["independent"], job)[:, :, :4]
     for name in ("last frame", "FNR", "FNR PNS"):
         assert torch.allclose(made(BASES[name], job)[:, :, :4], first, atol=1e-5), name
 
 
-def test_guiding_to_the_end_leaves_no_difference_where_clips_overlap(job: Job) -> None:
+def test_guiding_to_the_end_leaves_no_difference_where_clips_overlap(job: VideoBatch) -> None:
     whole = made(find_method("forward guided, overlap=2, trim=0"), job)
     assert torch.allclose(whole[:, :, 2:4], whole[:, :, 4:6], atol=1e-3)
     loose = made(find_method("forward, overlap=2, trim=0"), job)
     assert not torch.allclose(loose[:, :, 2:4], loose[:, :, 4:6], atol=1e-3)
 
 
-def test_soft_guidance_lies_between_no_guidance_and_guidance_to_the_end(job: Job) -> None:
+def test_soft_guidance_lies_between_no_guidance_and_guidance_to_the_end(job: VideoBatch) -> None:
     apart = [
         float((whole[:, :, 2:4] - whole[:, :, 4:6]).norm())
         for changes in ("stages=uniform, beta=0", "stages=soft, beta=0", "stages=soft, beta=1")
@@ -89,7 +89,7 @@ def test_soft_guidance_lies_between_no_guidance_and_guidance_to_the_end(job: Job
     assert apart[0] > apart[1] > apart[2]
 
 
-def test_matching_gives_later_clips_the_statistics_of_the_first(job: Job) -> None:
+def test_matching_gives_later_clips_the_statistics_of_the_first(job: VideoBatch) -> None:
     for name in ("independent, match", "joint windows, stride=2, match"):
         first, *later = made(find_method(name), job).split(4, dim=2)
         wanted = channel_statistics(first)
@@ -99,28 +99,28 @@ def test_matching_gives_later_clips_the_statistics_of_the_first(job: Job) -> Non
             assert torch.allclose(found.deviation, wanted.deviation, rtol=1e-3)
 
 
-def test_rescaled_guidance_changes_a_method_and_none_does_not(job: Job) -> None:
+def test_rescaled_guidance_changes_a_method_and_none_does_not(job: VideoBatch) -> None:
     plain = made(find_method("independent"), job)
     assert torch.equal(made(find_method("independent, rescale=0"), job), plain)
     assert not torch.allclose(made(find_method("independent, rescale"), job), plain, atol=1e-3)
 
 
-def test_windows_as_long_as_their_stride_are_independent_clips(job: Job) -> None:
+def test_windows_as_long_as_their_stride_are_independent_clips(job: VideoBatch) -> None:
     assert torch.allclose(made(Windows(stride=4), job), made(BASES["independent"], job), atol=1e-5)
 
 
-def test_rescheduled_noise_is_a_shuffle_of_the_first_clips_and_the_same_in_any_batch(job: Job) -> None:
+def test_rescheduled_noise_is_a_shuffle_of_the_first_clips_and_the_same_in_any_batch(job: VideoBatch) -> None:
     noise = rescheduled_noise(job, 2)
     assert noise.shape[2] == 12 and torch.equal(noise[:, :, :4], job.noise(0))
     for start in range(4, 12, 2):
         before, after = noise[:, :, start - 4 : start - 2], noise[:, :, start : start + 2]
         assert torch.allclose(before.sum(2), after.sum(2), atol=1e-5)
-    alone = Job(job.pipe, job.scenes[1:], job.seeds[1:], 3, 4, 4, 3.0)
+    alone = VideoBatch(job.pipe, job.scenes[1:], job.seeds[1:], 3, 4, 4, 3.0)
     assert torch.equal(rescheduled_noise(alone, 2), noise[1:])
 
 
-def test_a_seed_makes_the_same_video_in_any_batch(job: Job) -> None:
-    alone = Job(job.pipe, job.scenes[1:], job.seeds[1:], 3, 4, 4, 3.0)
+def test_a_seed_makes_the_same_video_in_any_batch(job: VideoBatch) -> None:
+    alone = VideoBatch(job.pipe, job.scenes[1:], job.seeds[1:], 3, 4, 4, 3.0)
     assert clip_seed(1, 0) == 1
     assert torch.allclose(made(BASES["paper"], job)[1:], made(BASES["paper"], alone), atol=1e-4)
 
@@ -147,7 +147,7 @@ def test_a_wrong_name_says_what_is_known(name: str, message: str) -> None:
         find_method(name)
 
 
-def test_wrong_stages_and_strides_are_refused(job: Job) -> None:
+def test_wrong_stages_and_strides_are_refused(job: VideoBatch) -> None:
     with pytest.raises(ValueError, match="linear, uniform, soft"):
         find_method("paper, stages=hard").make(job)
     with pytest.raises(ValueError, match="1 to 4"):

@@ -154,8 +154,8 @@ def test_every_workflow_says_what_its_recipe_says() -> None:
         said = examples.words(examples.workflow(name))
         assert said[: len(notes)] == notes, f"{name}: run tests/browser/make_workflows.py"
         assert set(titles) <= set(said[len(notes) :]), f"{name}: run tests/browser/make_workflows.py"
-    telling = [name for name in examples.NAMES if "frames" in examples.told(name)]
-    assert telling == [examples.NAMES[n] for n in (0, 2, 3, 4)]
+    stating = [name for name in examples.NAMES if "frames" in examples.stated_numbers(name)]
+    assert stating == [examples.NAMES[n] for n in (0, 2, 3, 4)]
 
 
 def test_nodes_of_a_workflow_lie_apart_and_each_in_one_group() -> None:

@@ -19,11 +19,11 @@ from vidrd_core import VidRDPipeline
 from vidrd_core.cli import main
 from vidrd_core.cli.inputs import RELEASED
 from vidrd_core.cli.models import read_defaults
-from vidrd_core.jobs.job import JobFolder
+from vidrd_core.jobs.batch import JobFolder
 from vidrd_core.reuse.presets import PRESETS, Preset, find_preset
 from vidrd_core.reuse.settings import ReuseSettings
 from vidrd_core.sampling.schedulers import make_scheduler
-from vidrd_core.shapes.methods import Job, find_method
+from vidrd_core.shapes.methods import VideoBatch, find_method
 from vidrd_core.shapes.prompted import held_out_scenes
 from vidrd_core.video import read_video
 
@@ -56,7 +56,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def larger_pipe(tmp_path_factory: pytest.TempPathFactory) -> VidRDPipeline:
-    """A pipeline that makes 8x8 latents: enough numbers per frame to tell noises apart."""
+    """A pipeline that makes 8x8 latents: enough numbers per frame to distinguish noises."""
     pipe = make_pipeline(tmp_path_factory.mktemp("tokenizer"), sample_size=8)
     assert pipe.default_size == 32
     return pipe
@@ -84,9 +84,9 @@ def test_the_preset_smooth_repeats_the_end_nearly_clean_and_joins_only_what_is_n
     assert new == 3  # README.md: "of 8 frames of each further clip 3 are new"
     assert torch.equal(seen.made.frames, torch.cat((first, second[:, :, 8 - new :]), dim=2))
     overlap, tail = slice(0, 8 - new), slice(new, 8)
-    for step, shown in enumerate(seen.clips[1]):  # in every step a state of the prior's end, from further on
-        ahead = [j for j in range(10) if torch.equal(shown[:, overlap], seen.clips[0][j][:, tail])]
-        assert ahead and ahead[0] >= min(9, step + 1), step
+    for step, shown in enumerate(seen.clips[1]):  # in every step a later, hence cleaner, state of the prior's end
+        cleaner = [j for j in range(10) if torch.equal(shown[:, overlap], seen.clips[0][j][:, tail])]
+        assert cleaner and cleaner[0] >= min(9, step + 1), step
     noise_left = relative_error(seen.clips[1][0, :, overlap], first[0][:, tail])
     assert noise_left < 0.5 * relative_error(seen.clips[0][0][:, tail], first[0][:, tail])
     for frame in range(8 - new, 8):  # their noise is fresh
@@ -111,8 +111,8 @@ def test_the_preset_of_the_paper_makes_what_the_values_in_the_readme_make(model_
     spelled = [word for option in values.items() for word in option]
     assert main([*call, "--preset", "paper", "--output", str(tmp_path / "named.gif")]) == 0
     assert main([*call, "--preset", "smooth", *spelled, "--output", str(tmp_path / "spelled.gif")]) == 0
-    named, told = (read_video(tmp_path / name).frames for name in ("named.gif", "spelled.gif"))
-    assert named.shape[0] == 16 and np.array_equal(named, told)
+    named, by_option = (read_video(tmp_path / name).frames for name in ("named.gif", "spelled.gif"))
+    assert named.shape[0] == 16 and np.array_equal(named, by_option)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -204,14 +204,14 @@ def test_guidance_rescale_changes_guided_steps_only(tmp_path: Path) -> None:
 
 
 def test_smooth_makes_what_the_method_makes_that_its_figures_were_measured_with(larger_pipe: VidRDPipeline) -> None:
-    """docs/evaluation.md measures it in the row "forward led"."""
-    job = Job(larger_pipe, held_out_scenes(1), [0], clips=2, num_frames=8, steps=4, guidance_scale=3.0)
+    """docs/evaluation.md measures it in the row "smooth"."""
+    batch = VideoBatch(larger_pipe, held_out_scenes(1), [0], clips=2, num_frames=8, steps=4, guidance_scale=3.0)
     larger_pipe.use_preset("smooth")
-    text, _ = job.texts()
+    text, _ = batch.texts()
     call = {"num_clips": 2, "num_frames": 8, "num_inference_steps": 4, "guidance_scale": 3.0, "seed": 0}
     made = larger_pipe(prompt_embeds=text, output_type="latent", **call).frames
     with torch.no_grad():
-        measured = find_method("forward led").make(job).latents
+        measured = find_method("smooth").make(batch).latents
     assert measured is not None and relative_error(made, measured) < 1e-5
 
 

@@ -67,7 +67,7 @@ def evaluate(options: argparse.Namespace) -> int:
 def clip_layout(path: Path, clip_length: int | None, trim_frames: int | None) -> tuple[int, int, int | None]:
     """Frames per clip, trimmed frames, and frames of the first clip where it is shorter than a whole one.
 
-    What the user says, else what the video's metadata says. The first clip is shorter in a video that goes on from a
+    What the user says, else what the video's metadata says. The first clip is shorter in a video that continues a
     state, where it is trimmed like all others; its metadata has ``first_clip_frames``.
 
     Raises:

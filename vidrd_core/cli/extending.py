@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def extended_plan(folder: JobFolder, prompts: Sequence[str], clips: int | None) -> tuple[Plan, int]:
     """The plan of a state folder's video with more clips, and how many it had before.
 
-    An extension that was interrupted is taken up, not made twice.
+    An extension that was interrupted is continued, not made twice.
 
     Raises:
         JobError: the folder has no clip, or an unfinished job of another kind.
@@ -28,7 +28,7 @@ def extended_plan(folder: JobFolder, prompts: Sequence[str], clips: int | None) 
 
     settings = folder.read()
     if not folder.num_finished():
-        raise JobError(f"{folder.path} has no finished clip to go on from; generate a video first")
+        raise JobError(f"{folder.path} has no finished clip to continue; generate a video first")
     number = clips or max(1, len(prompts))
     base = _clips_before(folder, settings, prompts, number)
     made, first = settings["made"], settings["first"]
@@ -61,5 +61,5 @@ def _clips_before(folder: JobFolder, settings: dict[str, Any], prompts: Sequence
         return len(planned)
     raise JobError(
         f"{folder.path} has an unfinished job ({finished} of {len(planned)} clips): finish it with the command that "
-        f"began it, or go on from the state file {folder.state_path(settings['first'] + finished - 1)}"
+        f"began it, or extend the state file {folder.state_path(settings['first'] + finished - 1)}"
     )

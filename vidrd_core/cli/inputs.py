@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
     from ..sampling.settings import SamplingSettings
 
+DEFAULT_CLIPS = 4
 # Where neither the command line, a preset nor the model folder says anything: the released values.
 RELEASED: dict[str, Any] = {
     "fps": 4.0,

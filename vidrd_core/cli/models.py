@@ -60,8 +60,8 @@ def load_pipeline(
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {chosen} cannot be used here ({error}); use --device cpu or auto") from error
     keep_freed_memory(chosen)
-    home = chosen if memory is None else "cpu"
-    parts = load_pipeline_parts(path, base, vae=vae, dtype=getattr(torch, dtype), device=home)
+    first_device = chosen if memory is None else "cpu"
+    parts = load_pipeline_parts(path, base, vae=vae, dtype=getattr(torch, dtype), device=first_device)
     if scheduler is not None:
         from ..sampling.schedulers import make_scheduler
 

@@ -24,18 +24,22 @@ examples:
 """
 GENERATE = """\
 Make a video of several chained clips. Finished clips are kept in a state folder: stopped or killed at any moment and
-called again, the same command goes on after the last finished clip. Another video under the same name is refused, for
-the clips' sake, unless --restart says to forget them. Settings that are not given are the model
+run again, the same command continues after the last finished clip. Another video under the same name is refused, so
+that no clips are lost, unless --restart says to delete them. Settings that are not given are the model
 folder's own ("defaults" in model_index.json) or else the released ones, which are named below.
 
 With --videos FILE there are many videos: one per line, all into the folder OUTPUT, numbered from 00000. Several
 processes may work on one folder, on one machine or on machines that share it; no video is made twice, a video is the
-same whichever process makes it, and the same command goes on where it was stopped. For all GPUs of a machine:
+same whichever process makes it, and the same command continues where it was stopped. For all GPUs of a machine:
 accelerate launch --num_processes 8 -m vidrd_core.cli generate --videos FILE --output FOLDER --model MODEL
 """
 EXTEND = """\
 Make more clips of a video. STATE is a state folder (the new video has all clips, old and new) or a state file in one
 (state_00003.safetensors; the new video has the new clips only). Settings are those of the video.
+
+A state that the ComfyUI node Save VidRD State saved (sampler euler or ddim) is extended too; name its model with
+--model. The new clips are sampled by EulerDiscreteScheduler at the noise levels that the state stores. In the other
+direction, the node Load VidRD State loads the states of a video made with --scheduler ddim, euler or dpmpp-2m.
 """
 
 
@@ -53,7 +57,7 @@ def build(**commands: Command) -> argparse.ArgumentParser:
         "generate": ("make a video from prompts", GENERATE, _add_generate),
         "extend": ("make more clips of a video", EXTEND, _add_extend),
         "convert": ("write a model folder from checkpoints", "Write a model folder, safetensors only.", _add_convert),
-        "info": ("say what a file or folder is", "Say what models, states and videos are made of.", _add_info),
+        "info": ("describe a file or folder", "Describe models, states, state folders and videos.", _add_info),
         "evaluate": ("measure a video's seams, motion and drift", EVALUATE, _add_evaluate),
     }
     for name, (summary, description, add) in texts.items():
@@ -61,7 +65,7 @@ def build(**commands: Command) -> argparse.ArgumentParser:
             name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         command.set_defaults(run=commands[name])
-        command.add_argument("--verbose", action="store_true", help="say more, and show tracebacks of errors")
+        command.add_argument("--verbose", action="store_true", help="log more, and show tracebacks of errors")
         add(command)
     return parser
 
@@ -145,7 +149,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, required=True)
     _add_job(parser)
     parser.add_argument("--redo", action="store_true", help="make the clips again whose prompt or seed has changed")
-    parser.add_argument("--restart", action="store_true", help="forget the finished clips and begin anew")
+    parser.add_argument("--restart", action="store_true", help="delete the finished clips and start over")
 
 
 def _add_extend(parser: argparse.ArgumentParser) -> None:

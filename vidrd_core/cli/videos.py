@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .inputs import read_videos, sampling_settings
+from .inputs import DEFAULT_CLIPS, read_videos, sampling_settings
+from .loading import fps_of, load
 from .models import default_device
+from .running import FAILED, INTERRUPTED, run_again, say, stop_on_signal, video_metadata
 
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that were launched together."""
+    """This process among those that were launched together: its number and how many there are."""
 
     index: int = 0
     count: int = 1
@@ -31,14 +33,14 @@ class Process:
             return
         with self.state.main_process_first():
             yield bool(self.state.is_main_process)
-        self.state.destroy_process_group()  # the processes need one another no more; any may end first
+        self.state.destroy_process_group()  # each process may end before the others from here on
 
 
 def launched_process(device: str) -> Process:
-    """The process as `accelerate launch` or `torchrun` started it; one of one where neither did.
+    """The process as `accelerate launch` or `torchrun` started it; the only one where neither did.
 
     Args:
-        device: that the command was told to use.
+        device: the value of --device.
 
     Raises:
         ValueError: there are several processes and accelerate is not installed.
@@ -57,7 +59,6 @@ def generate_videos(options: argparse.Namespace) -> int:
     """Make every video of a file into a folder."""
     from ..jobs.batch import BatchSettings, VideosFolder, make_videos, number_videos
     from ..video import estimate_bytes, probe_output
-    from . import DEFAULT_CLIPS, FAILED, INTERRUPTED, fps_of, load, run_again, say, stop_on_signal, video_metadata
 
     _check(options)
     folder = VideosFolder(options.output, options.format)
@@ -91,13 +92,15 @@ def generate_videos(options: argparse.Namespace) -> int:
     pipe.set_progress_bar_config(disable=True if options.quiet or not is_first else None, leave=False)
     prefix = f"process {process.index}: " if process.count > 1 else ""
     with stop_on_signal() as should_stop:
-        tally = make_videos(folder, videos, batch, should_stop, lambda text: say(prefix + text))
-    say(f"{prefix}made {tally.made} of {len(videos)} videos, {tally.skipped} were not this process's to make")
-    if tally.stopped:
-        say(f"stopped; what is finished was kept. {run_again(options)} to go on")
+        result = make_videos(folder, videos, batch, should_stop, lambda text: say(prefix + text))
+    say(
+        f"{prefix}made {result.made} of {len(videos)} videos, {result.skipped} were finished or made by other processes"
+    )
+    if result.stopped:
+        say(f"stopped; what is finished was kept. {run_again(options)} to continue")
         return INTERRUPTED
-    if tally.failures:
-        say(f"error: videos {', '.join(map(str, tally.failures))} failed. {run_again(options)} to try them once more")
+    if result.failures:
+        say(f"error: videos {', '.join(map(str, result.failures))} failed. {run_again(options)} to try them again")
         return FAILED
     return 0
 

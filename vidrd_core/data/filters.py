@@ -37,13 +37,13 @@ class FilterSettings:
             raise ValueError(f"limits are 0 (off) or above, got {self}")
 
 
-def judge_size(settings: FilterSettings, height: int, width: int) -> str | None:
+def check_size(settings: FilterSettings, height: int, width: int) -> str | None:
     """Why a source of ``height`` x ``width`` pixels is refused, or None."""
     return TOO_SMALL if min(height, width) < settings.min_side else None
 
 
-def judge_frames(settings: FilterSettings, frames: np.ndarray) -> str | None:
-    """Why uint8 ``[T, H, W, 3]`` is refused, or None. One frame has no motion to be judged."""
+def check_frames(settings: FilterSettings, frames: np.ndarray) -> str | None:
+    """Why uint8 ``[T, H, W, 3]`` is refused, or None. A single frame has no motion to check."""
     if settings.min_brightness and brightness(frames) < settings.min_brightness:
         return TOO_DARK
     if settings.min_motion and len(frames) > 1 and motion(frames) < settings.min_motion:

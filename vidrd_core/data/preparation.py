@@ -24,7 +24,7 @@ import numpy as np
 
 from .clips import ClipSettings, Window, choose, windows
 from .engines import EngineSettings, run_in_order
-from .filters import CAPTION_TOO_LONG, TOO_SHORT, FilterSettings, judge_frames, judge_size
+from .filters import CAPTION_TOO_LONG, TOO_SHORT, FilterSettings, check_frames, check_size
 from .media import FILE_ERRORS, decode_image, encode_image, encode_mp4, fit
 from .reports import refuse_empty, write_reports
 from .shards import Dropped, Sample, ShardWriter
@@ -119,7 +119,7 @@ def list_items(settings: PreparationSettings) -> tuple[list[Item], list[Dropped]
 def prepare_item(numbered: tuple[int, Item], settings: PreparationSettings) -> Prepared:
     """Decode, filter and encode one item; never raises for what is wrong with its file."""
     number, item = numbered
-    draw = random.Random(_digest(settings.seed, item.name))
+    generator = random.Random(_digest(settings.seed, item.name))
     longest = settings.filters.max_caption or sys.maxsize
     captions = tuple(caption for caption in item.captions if len(caption) <= longest)
     if not captions:
@@ -127,7 +127,7 @@ def prepare_item(numbered: tuple[int, Item], settings: PreparationSettings) -> P
     try:
         if item.kind == "image":
             return _prepare_image(number, replace(item, captions=captions), settings)
-        return _prepare_video(number, replace(item, captions=captions), settings, draw)
+        return _prepare_video(number, replace(item, captions=captions), settings, generator)
     except FILE_ERRORS as error:
         return Prepared(dropped=Dropped(item.name, BROKEN, _relative(str(error), item)))
 
@@ -135,7 +135,7 @@ def prepare_item(numbered: tuple[int, Item], settings: PreparationSettings) -> P
 def _prepare_image(number: int, item: Item, settings: PreparationSettings) -> Prepared:
     image = decode_image(item.read())
     height, width = image.shape[:2]
-    reason = judge_size(settings.filters, height, width) or judge_frames(settings.filters, image[None])
+    reason = check_size(settings.filters, height, width) or check_frames(settings.filters, image[None])
     if reason is not None:
         return Prepared(dropped=Dropped(item.name, reason, f"{width}x{height}"))
     clip = settings.clip
@@ -145,19 +145,19 @@ def _prepare_image(number: int, item: Item, settings: PreparationSettings) -> Pr
     return Prepared([Sample(_key(number, 0), members, _info(item, image[None], 0.0))])
 
 
-def _prepare_video(number: int, item: Item, settings: PreparationSettings, draw: random.Random) -> Prepared:
+def _prepare_video(number: int, item: Item, settings: PreparationSettings, generator: random.Random) -> Prepared:
     clip, rejected = settings.clip, Counter[str]()
-    place = (draw.random(), draw.random()) if clip.crop == "random" else (0.5, 0.5)
+    place = (generator.random(), generator.random()) if clip.crop == "random" else (0.5, 0.5)
 
-    def good(window: Window) -> bool:
-        reason = judge_size(settings.filters, *window.source_size) or judge_frames(settings.filters, window.frames)
+    def passes(window: Window) -> bool:
+        reason = check_size(settings.filters, *window.source_size) or check_frames(settings.filters, window.frames)
         if reason is not None:
             rejected[reason] += 1
         return reason is None
 
     with item.file() as path:
         found = windows(path, clip, item.start, item.end, place)
-        chosen = choose(filter(good, found), clip.per_video, clip.frames, draw)
+        chosen = choose(filter(passes, found), clip.per_video, clip.frames, generator)
     if not chosen:
         reason = rejected.most_common(1)[0][0] if rejected else TOO_SHORT
         return Prepared(dropped=Dropped(item.name, reason), rejected=dict(rejected))

@@ -1,10 +1,10 @@
 """Many videos into one folder, by any number of processes on any number of machines that share it.
 
 The folder holds ``videos.json`` (what the videos are made of and with), the finished videos ``00000.mp4`` ..., and for
-each one under way a state folder ``00000.state`` (:mod:`vidrd_core.jobs`) and a lock ``00000.lock``. A process makes a
+each unfinished one a state folder ``00000.state`` (:mod:`vidrd_core.jobs`) and a lock ``00000.lock``. A process makes a
 video only while it holds that video's lock, which the system releases when the process ends in whatever way: so no
-video is made twice, a killed run goes on where it was, with as many processes or another number, and one that fails
-takes no other along. A video's seed is the run's plus its number, hence the result depends on no process.
+video is made twice, a killed run continues where it was, with the same or another number of processes, and a video that
+fails does not stop the others. A video's seed is the run's plus its number, so that any process makes the same video.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 FORMAT = "vidrd-videos-1"
 SETTINGS = "videos.json"
 SUFFIXES = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "png": ""}
-MAX_FAILURES = 3  # in a row: what fails so often is no one video's fault
+MAX_FAILURES = 3  # in a row: then the cause is not a single video
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Video:
 
 
 def number_videos(prompts: Sequence[Sequence[str]], seed: int) -> list[Video]:
-    """Videos in order; the seeds count on from ``seed``."""
+    """Videos in order; the first has the seed ``seed``, each further one a seed one higher."""
     return [Video(index, tuple(clips), seed + index) for index, clips in enumerate(prompts)]
 
 
@@ -91,12 +91,12 @@ class VideosFolder:
         return with_current_made(settings)
 
     def open(self, made: Mapping[str, Any], videos: Sequence[Video], redo: bool = False, restart: bool = False) -> None:
-        """Begin a run, or take up the one that is there; more videos or fewer at the end are no difference.
+        """Begin a run, or continue the one in the folder, also with more or fewer videos at the end than before.
 
         Args:
             made: what all videos share, see :func:`vidrd_core.jobs.job.made_with`.
             redo: make the videos again whose prompts have changed, instead of refusing.
-            restart: forget all videos that were made here.
+            restart: delete all videos that were made here.
 
         Raises:
             JobError: the folder's videos were made with other settings or prompts.
@@ -107,13 +107,13 @@ class VideosFolder:
             before = self.read()
             listed = before.get("videos", [])
             if restart:
-                VideosFolder(self.path, before.get("made", made)["kind"]).forget(range(len(listed)))
+                VideosFolder(self.path, before.get("made", made)["kind"]).delete(range(len(listed)))
                 before, listed = {}, []
             differences = compare(before["made"], made) if before else []
             if differences:
                 raise JobError(
                     f"{self.path} was made with other settings: {'; '.join(differences)}. "
-                    "Set them back, choose another folder, or begin anew with --restart"
+                    "Set them back, choose another folder, or start over with --restart"
                 )
             wanted = [video.to_json() for video in videos]
             changed = [n for n, (old, new) in enumerate(zip(listed, wanted)) if old != new]
@@ -124,7 +124,7 @@ class VideosFolder:
                     f"{old['prompts']} and has {new['prompts']}. Set them back, choose another folder, or make the "
                     "changed ones again with --redo"
                 )
-            self.forget(changed)
+            self.delete(changed)
             self._write({"format": FORMAT, "made": made, "videos": wanted + listed[len(wanted) :]})
 
     def _write(self, settings: Mapping[str, Any]) -> None:
@@ -132,7 +132,7 @@ class VideosFolder:
         partial.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         sync_and_replace(partial, self.path / SETTINGS)
 
-    def forget(self, indices: Sequence[int] | range) -> None:
+    def delete(self, indices: Sequence[int] | range) -> None:
         """Delete videos and their states."""
         from ..video.formats import clear_frame_folder
 
@@ -144,7 +144,7 @@ class VideosFolder:
             self.state(index).remove()
 
     def is_finished(self, index: int) -> bool:
-        """Whether the video is there to its last clip; a state folder says when it is not."""
+        """Whether the video is complete; the state folder of one that is not says so."""
         if not self.output(index).exists():
             return False
         state = self.state(index).read()
@@ -152,26 +152,26 @@ class VideosFolder:
 
     @contextmanager
     def claim(self, index: int) -> Iterator[bool]:
-        """Whether a video is this process's to make, for the length of a ``with`` block."""
+        """Lock a video for the length of a ``with`` block; gives whether this process is to make it."""
         if self.is_finished(index):
             yield False
             return
         lock = self.path / f"{index:05d}.lock"
-        with hold(lock) as is_mine:
-            yield is_mine and not self.is_finished(index)  # another process may just have finished it
-            done = is_mine and self.is_finished(index)
+        with hold(lock) as is_locked:
+            yield is_locked and not self.is_finished(index)  # another process may just have finished it
+            done = is_locked and self.is_finished(index)
         if done:
             lock.unlink(missing_ok=True)
 
 
 @dataclass
-class Tally:
-    """What a process did."""
+class BatchResult:
+    """What a process made."""
 
     made: int = 0
     clips: int = 0
     seconds: float = 0.0
-    skipped: int = 0  # finished before, or in another process's hands
+    skipped: int = 0  # finished before, or made by another process
     stopped: bool = False
     failures: dict[int, str] = field(default_factory=dict)
 
@@ -182,8 +182,8 @@ class BatchSettings:
 
     Args:
         metadata: gives what a video's file says about how it was made.
-        keep_states: keep the state folders of finished videos, so that `vidrd extend` can go on from them.
-        index, count: number of this process, and how many there are; only for where each one begins.
+        keep_states: keep the state folders of finished videos, so that `vidrd extend` can continue them.
+        index, count: number of this process, and how many there are; they decide only with which video each one begins.
     """
 
     pipe: VidRDPipeline
@@ -209,46 +209,46 @@ def make_videos(
     batch: BatchSettings,
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = logger.info,
-) -> Tally:
+) -> BatchResult:
     """Make the videos that no other process has made or is making; returns when none is left for this one.
 
     A video that fails is left for a later run, and the next one made; the third failure in a row is raised.
     """
-    tally, began, in_a_row = Tally(), time.monotonic(), 0
-    first = batch.index * len(videos) // batch.count  # where the processes rarely meet
+    result, began, failures_in_a_row = BatchResult(), time.monotonic(), 0
+    first = batch.index * len(videos) // batch.count  # so that processes begin far apart
     for video in (*videos[first:], *videos[:first]):
         if should_stop():
-            tally.stopped = True
+            result.stopped = True
             break
-        with folder.claim(video.index) as is_mine:
-            if not is_mine:
-                tally.skipped += 1
+        with folder.claim(video.index) as is_claimed:
+            if not is_claimed:
+                result.skipped += 1
                 continue
             try:
                 clips = _make_video(folder, video, batch, should_stop)
             except (ValueError, OSError) as error:
-                tally.failures[video.index] = str(error)
+                result.failures[video.index] = str(error)
                 report(f"video {video.index} failed: {error}")
-                in_a_row += 1
-                if in_a_row == MAX_FAILURES:
+                failures_in_a_row += 1
+                if failures_in_a_row == MAX_FAILURES:
                     raise
                 continue
-        in_a_row = 0
-        tally.clips += clips
-        tally.seconds = time.monotonic() - began
+        failures_in_a_row = 0
+        result.clips += clips
+        result.seconds = time.monotonic() - began
         if folder.is_finished(video.index):
-            tally.made += 1
-            report(f"wrote {folder.output(video.index)} ({tally.clips / tally.seconds:.3g} clips per second)")
-    tally.stopped = tally.stopped or should_stop()
-    return tally
+            result.made += 1
+            report(f"wrote {folder.output(video.index)} ({result.clips / result.seconds:.3g} clips per second)")
+    result.stopped = result.stopped or should_stop()
+    return result
 
 
 def _make_video(folder: VideosFolder, video: Video, batch: BatchSettings, should_stop: Callable[[], bool]) -> int:
     """Make one video; returns how many clips it has now."""
     plan, state = batch.plan(video), folder.state(video.index)
     check_space(state.path, batch.pipe, plan)
-    remedy = f"Delete {state.path}, and the video is made anew"
-    job = open_job(state.path, batch.pipe, plan, advice=Advice(remedy, remedy))
+    advice = f"Delete {state.path} to make the video again"
+    job = open_job(state.path, batch.pipe, plan, advice=Advice(advice, advice))
     output = folder.output(video.index)
     result = run_job(batch.pipe, job, plan, output, batch.fps, metadata=batch.metadata, should_stop=should_stop)
     if result.is_complete and not batch.keep_states:

@@ -1,9 +1,9 @@
 """The state folder of a long job.
 
 It holds ``settings.json`` (what the clips were made with), and for each finished clip its latents
-(``clip_00000.safetensors``) and what the next clip goes on from (``state_00000.safetensors``, for
+(``clip_00000.safetensors``) and the state that the next clip continues (``state_00000.safetensors``, for
 :meth:`VideoState.load`).
-Every file appears whole or not at all, and a clip counts once its latents are there.
+Every file is written atomically, and a clip counts as finished once its latents are there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OWN_FILES = re.compile(r"(settings\.json|(clip|state)_\d{5,}\.safetensors|start\
 
 
 class JobError(ValueError):
-    """A state folder does not fit what is asked of it; the message names the difference and the remedy."""
+    """A state folder does not fit what is asked of it; the message names the difference and says what to do."""
 
 
 def with_current_made(settings: dict[str, Any]) -> dict[str, Any]:
@@ -52,15 +52,15 @@ class JobFolder:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise JobError(f"{self.path} is a file; a state folder is a folder, choose another name")
-        stranger = next((p.name for p in self._entries() if not OWN_FILES.fullmatch(p.name)), None)
-        if stranger is not None and not (self.path / SETTINGS).is_file():
-            raise JobError(f"{self.path} holds other files ({stranger}); choose a new or empty folder")
+        other = next((p.name for p in self._entries() if not OWN_FILES.fullmatch(p.name)), None)
+        if other is not None and not (self.path / SETTINGS).is_file():
+            raise JobError(f"{self.path} holds other files ({other}); choose a new or empty folder")
 
     def _entries(self) -> list[Path]:
         return sorted(self.path.iterdir()) if self.path.is_dir() else []
 
     def read(self) -> dict[str, Any]:
-        """The settings; empty where no job was begun."""
+        """The settings; empty where there is no job yet."""
         path = self.path / SETTINGS
         if not path.is_file():
             return {}
@@ -106,8 +106,8 @@ class JobFolder:
             JobError: another process is at work in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with hold(self.path / LOCK) as is_mine:
-            if not is_mine:
+        with hold(self.path / LOCK) as is_locked:
+            if not is_locked:
                 raise JobError(
                     f"{self.path} is in use: another process makes its clips. Wait until that has ended, "
                     "or choose another output and state folder"
@@ -115,15 +115,15 @@ class JobFolder:
             yield
 
     def save(self, clip: Clip) -> None:
-        """Keep a finished clip: its state first, since the latents are what makes it count.
+        """Save a finished clip: its state first, since the clip counts as finished once its latents are there.
 
         Raises:
-            JobError: it holds values that are no numbers; nothing is kept of it.
+            JobError: its latents hold NaN or infinity; nothing of it is saved.
         """
         assert clip.state is not None
         if not clip.latents.isfinite().all():
             raise JobError(
-                f"clip {clip.index} came out as NaN or infinity, and nothing was kept of it: "
+                f"clip {clip.index} came out as NaN or infinity and was not saved: "
                 "use float32 or bfloat16 in place of float16, or a lower guidance scale"
             )
         clip.state.save(self.state_path(clip.index))
@@ -138,7 +138,7 @@ class JobFolder:
             JobError: its file is broken.
         """
         path = self.clip_path(index)
-        with _broken_is_made_again(path):
+        with _advice_on_broken_file(path):
             tensors, metadata = read_tensors(path)
             if metadata.get("format") != CLIP_FORMAT:
                 raise ValueError(f"{path} is not a clip of a VidRD job")
@@ -151,11 +151,11 @@ class JobFolder:
             JobError: its file is broken.
         """
         path = self.state_path(index)
-        with _broken_is_made_again(path):
+        with _advice_on_broken_file(path):
             return VideoState.load(path)
 
     def drop_from(self, index: int) -> None:
-        """Forget the clips from ``index`` on; the last goes first, so that what remains is always a whole beginning."""
+        """Delete the clips from ``index`` on, the last one first, so that an interruption leaves no gap."""
         for path in sorted(self.path.glob("clip_*.safetensors"), reverse=True):
             if path >= self.clip_path(index):
                 path.unlink()
@@ -177,16 +177,16 @@ class JobFolder:
 
 
 @contextmanager
-def _broken_is_made_again(path: Path) -> Iterator[None]:
+def _advice_on_broken_file(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
         raise JobError(
-            f"{path} is broken ({error}); delete it and run the command that made it again, which makes the clip anew"
+            f"{path} is broken ({error}); delete it and run the command that made it once more to make the clip again"
         ) from error
 
 
 def default_folder(output: str | os.PathLike[str]) -> Path:
-    """Where a job keeps its clips unless told otherwise: ``out.mp4.state`` beside ``out.mp4``."""
+    """Where a job keeps its clips by default: ``out.mp4.state`` beside ``out.mp4``."""
     output = Path(output)
     return output.with_name(f"{output.name}.state")

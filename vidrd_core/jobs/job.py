@@ -1,7 +1,7 @@
 """A long job: a video whose finished clips are kept in a state folder, so that it can be stopped at any moment.
 
-The same call, made again after a crash, goes on after the last finished clip, and its video is the one that an unbroken
-run would have written.
+The same call, made again after a crash, continues after the last finished clip, and its video is bit-identical to that
+of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Plan:
     """A video to be made.
 
     Args:
-        prompts: one per clip. Where all that are to be made are the prompt of the clip before, its stored text serves:
-            so a video goes on that was begun with text states of a user's own, whose prompt is "".
+        prompts: one per clip. Where all clips still to be made have the prompt of the clip before, its stored text
+            states are used, so that a video made from a user's own text states, whose prompt is "", can be continued.
         sampling: how clips are sampled.
         seed: from which the clips' seeds are derived.
         clip_seeds: clip index -> a seed that replaces the derived one.
-        start: the state to go on from, of another video; clip indices count on from there.
+        start: the state of another video that this one continues; clip indices count on from there.
     """
 
     prompts: Sequence[str]
@@ -158,7 +158,7 @@ def check_job(pipe: VidRDPipeline, plan: Plan, folder: str | Path, output: str |
 def open_job(
     path: str | Path, pipe: VidRDPipeline, plan: Plan, redo: bool = False, advice: Advice | None = None
 ) -> JobFolder:
-    """Begin a job in a new folder, or take up the one that is there. Settings of which no clip came bind nobody.
+    """Begin a job in a new folder, or continue the one in it; without a finished clip, its settings do not matter.
 
     Args:
         redo: make clips again from the first one on whose prompt or seed differs, instead of refusing.
@@ -192,7 +192,7 @@ def open_job(
 
 
 def _known_start(folder: JobFolder, digest: str | None) -> str | None:
-    """The digest of the state that a folder's clips go on from, also where it is an earlier version's.
+    """The digest of the state that a folder's clips continue, also where it is an earlier version's.
 
     The first were of the noise alone, which other videos of the same seed share; the folder holds the state itself.
 
@@ -205,7 +205,7 @@ def _known_start(folder: JobFolder, digest: str | None) -> str | None:
         return _digest(VideoState.load(folder.start_path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise JobError(
-            f"{folder.path} was begun by an earlier version, and what its clips go on from cannot be told without "
+            f"{folder.path} was begun by an earlier version, and which state its clips continue is not known without "
             f"{folder.start_path.name} ({error}). Put that file back or choose another state folder; the clips stay"
         ) from error
 
@@ -262,8 +262,8 @@ def make_clips(
     if state is not None:
         state.check_model(pipe.fingerprint_of("unet"))
     if finished:
-        logger.info("going on after %d finished clips in %s", finished, folder.path)
-    folder.drop_from(plan.first + finished)  # what lies behind a gap went on from another clip
+        logger.info("continuing after %d finished clips in %s", finished, folder.path)
+    folder.drop_from(plan.first + finished)  # clips behind a gap continued another clip
     rest = range(finished, len(plan.prompts))
     prompts = [plan.prompts[number] for number in rest]
     stream = pipe.stream(
@@ -285,7 +285,7 @@ def make_clips(
 
 @dataclass
 class JobResult:
-    """What became of a job."""
+    """How far a job came."""
 
     clips: int  # in the video
     planned: int
@@ -351,7 +351,7 @@ def run_job(
         writer: VideoWriter | None = None
         for piece in pieces:
             frames = to_uint8(piece)
-            if writer is None:  # before there are frames there is nothing worth a file
+            if writer is None:  # no file before there are frames
                 writer = stack.enter_context(writing())
             writer.write(frames)
             result.frames += len(frames)

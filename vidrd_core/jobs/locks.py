@@ -11,9 +11,9 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def hold(path: Path) -> Iterator[bool]:
-    """Whether the lock file ``path`` is this process's, for the length of a ``with`` block.
+    """Hold the lock file ``path`` for the length of a ``with`` block; gives False at once where another process does.
 
-    The system releases it when the process ends in whatever way. Nobody waits.
+    The system releases it when the process ends in whatever way.
     """
     lock = FileLock(path)
     try:

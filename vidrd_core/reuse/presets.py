@@ -53,9 +53,9 @@ class Preset:
         return {**steps, "guidance_rescale": self.guidance_rescale, **asdict(self.reuse)}
 
 
-# "forward led" of docs/evaluation.md. Overlap 5, not 4: the step over a seam is then within a tenth of the others.
+# The row "smooth" of docs/evaluation.md. Overlap 5, not 4: the step over a seam is then within a tenth of the others.
 SMOOTH = Preset(
-    "the best chaining measured: the last frames repeated in their own order, shown nearly clean, and trimmed",
+    "the best chaining measured: the last frames repeated in their own order, nearly clean, and trimmed",
     ReuseSettings(
         overlap_frames=5,
         noise_alpha=0.0,
@@ -70,7 +70,7 @@ SMOOTH = Preset(
 PRESETS: dict[str, Preset] = {
     "paper": Preset("the released values: 50 steps of DDIM, overlap 4, alpha 4, beta 0.4, reversed order"),
     "smooth": SMOOTH,
-    # Against 25 steps nothing but 0.02 of 255 in flicker is lost, "Fewer steps" in benchmarks/README.md.
+    # Against 25 steps only 0.02 of 255 in flicker is lost: "Fewer steps" in benchmarks/README.md.
     "fast": replace(SMOOTH, summary="smooth in 15 steps of DDIM", num_inference_steps=15),
 }
 

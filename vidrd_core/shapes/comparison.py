@@ -28,7 +28,7 @@ from ..pipeline import VidRDPipeline
 from ..sampling.windows import decode_windows
 from ..video import to_uint8
 from .measures import VideoRecord, from_json, measure, summarise, to_json
-from .methods import BASES, Job, Made, find_method
+from .methods import BASES, GeneratedVideos, VideoBatch, find_method
 from .names import current_definition, current_name, old_names
 from .prompted import held_out_scenes
 
@@ -138,8 +138,8 @@ class Comparison:
             began, first = time.monotonic(), len(records)
             part = scenes[first : first + self.batch]
             seeds = [self.seed + first + n for n in range(len(part))]
-            job = Job(self.pipe, part, seeds, self.clips, self.num_frames, self.steps, self.guidance_scale)
-            made = method.make(job)
+            batch = VideoBatch(self.pipe, part, seeds, self.clips, self.num_frames, self.steps, self.guidance_scale)
+            made = method.make(batch)
             frames = self._frames(made)
             records += [measure(scene, video, made.starts) for scene, video in zip(part, frames, strict=True)]
             if first == 0:
@@ -177,7 +177,7 @@ class Comparison:
         }
         write_json(path, result, indent=None)
 
-    def _frames(self, made: Made) -> Tensor:
+    def _frames(self, made: GeneratedVideos) -> Tensor:
         """``[B, 3, T, H, W]`` in [-1, 1], decoded in windows as the pipeline does."""
         if made.frames is not None:
             return made.frames

@@ -1,7 +1,7 @@
 """Ways to make a long video with one model, side by side: the paper's, its parts, simpler ones and its peers.
 
 A method is written as a name and changes to it, for example ``paper``, ``paper, alpha=2, match`` or
-``forward, overlap=6, guided, rescale=0.7``; :data:`BASES` and :func:`find_method` say what there is.
+``forward guided, overlap=6, rescale=0.7``; :data:`BASES` and :func:`find_method` say what there is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STAGES = ("linear", "uniform", "soft")
 
 
 @dataclass(frozen=True)
-class Job:
+class VideoBatch:
     """The videos to make: one per scene, from its caption and its seed."""
 
     pipe: VidRDPipeline
@@ -68,8 +68,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a method made: latents ``[B, C, T, h, w]`` (or frames, where it needs no decoder), clips from ``starts``."""
+class GeneratedVideos:
+    """What a method made: latents ``[B, C, T, h, w]``, or frames where it needs no decoder; clips from ``starts``."""
 
     latents: Tensor | None
     starts: list[int]
@@ -77,11 +77,11 @@ class Made:
 
 
 class Method(Protocol):
-    def make(self, job: Job) -> Made: ...
+    def make(self, batch: VideoBatch) -> GeneratedVideos: ...
 
 
-class Matcher:
-    """Remembers the statistics of the first clip after every step, and gives them to the later ones."""
+class StatisticsMatcher:
+    """Remembers the statistics of the first clip after every step, and matches those of the later ones to them."""
 
     def __init__(self, strength: float):
         self.strength = strength
@@ -128,24 +128,25 @@ class Chain:
         stages = "linear" if self.stages == "linear" else "uniform"
         return ReuseSettings(self.overlap, self.alpha, beta, self.order, trim, stages, self.cleaner_overlap)
 
-    def make(self, job: Job) -> Made:
+    def make(self, batch: VideoBatch) -> GeneratedVideos:
         settings = self.settings
-        denoiser = job.denoiser(self.rescale)
-        matcher = Matcher(self.match)
+        denoiser = batch.denoiser(self.rescale)
+        matcher = StatisticsMatcher(self.match)
         past: Trajectory | None = None
         parts: list[Tensor] = []
-        for index in range(job.clips):
-            fresh = job.noise(index)
+        for index in range(batch.clips):
+            fresh = batch.noise(index)
             noise = fresh if past is None else initial_noise(past.noise, fresh, settings)
-            guiding, on_step = self._steering(past, job.steps, matcher)
-            scheduler = job.scheduler(settings)
-            latents, past = denoise_clip(denoiser, scheduler, noise.to(job.pipe.device), settings, guiding, on_step)
+            guiding, on_step = self._steering(past, batch.steps, matcher)
+            scheduler = batch.scheduler(settings)
+            latents, past = denoise_clip(denoiser, scheduler, noise.to(batch.pipe.device), settings, guiding, on_step)
             parts.append(latents[:, :, settings.trim_frames if index else 0 :])
-        starts = [0] + [job.num_frames + n * (job.num_frames - settings.trim_frames) for n in range(job.clips - 1)]
-        return Made(torch.cat(parts, dim=2), starts)
+        added = batch.num_frames - settings.trim_frames
+        starts = [0] + [batch.num_frames + n * added for n in range(batch.clips - 1)]
+        return GeneratedVideos(torch.cat(parts, dim=2), starts)
 
     def _steering(
-        self, past: Trajectory | None, num_steps: int, matcher: Matcher
+        self, past: Trajectory | None, num_steps: int, matcher: StatisticsMatcher
     ) -> tuple[Trajectory | None, Callable[[int, Tensor, Tensor], Tensor]]:
         """What overwrites the overlap before a step, and what changes the latents after one."""
 
@@ -179,14 +180,14 @@ class Windows:
     match: float = 0.0
     rescale: float = 0.0
 
-    def make(self, job: Job) -> Made:
-        size, total = job.num_frames, job.clips * job.num_frames
+    def make(self, batch: VideoBatch) -> GeneratedVideos:
+        size, total = batch.num_frames, batch.clips * batch.num_frames
         if not 1 <= self.stride <= size:
             raise ValueError(f"stride is {self.stride}; expected 1 to {size}, the frames of a clip")
-        denoiser = job.denoiser(self.rescale)
-        scheduler = job.scheduler(ReuseSettings(overlap_frames=0))
-        noise = rescheduled_noise(job, self.stride) if self.rescheduled else _independent_noise(job)
-        latents = noise.to(job.pipe.device) * scheduler.init_noise_sigma
+        denoiser = batch.denoiser(self.rescale)
+        scheduler = batch.scheduler(ReuseSettings(overlap_frames=0))
+        noise = rescheduled_noise(batch, self.stride) if self.rescheduled else _independent_noise(batch)
+        latents = noise.to(batch.pipe.device) * scheduler.init_noise_sigma
         starts = sorted({*range(0, total - size, self.stride), total - size})
         weights = _triangle(size) if self.weighted else torch.ones(size)
         weights = weights.to(latents)[:, None, None]
@@ -199,7 +200,7 @@ class Windows:
                 weight_sum[window] += weights
             latents = scheduler.step(summed / weight_sum, timestep, latents).prev_sample
             latents = self._matched(latents, size)
-        return Made(latents, list(range(0, total, size)))
+        return GeneratedVideos(latents, list(range(0, total, size)))
 
     def _matched(self, latents: Tensor, size: int) -> Tensor:
         if not self.match:
@@ -216,33 +217,33 @@ class GroundTruth:
     decoded: bool = False
 
     @torch.no_grad()
-    def make(self, job: Job) -> Made:
-        frames = render(job.scenes, job.clips * job.num_frames)
-        starts = list(range(0, frames.shape[2], job.num_frames))
+    def make(self, batch: VideoBatch) -> GeneratedVideos:
+        frames = render(batch.scenes, batch.clips * batch.num_frames)
+        starts = list(range(0, frames.shape[2], batch.num_frames))
         if not self.decoded:
-            return Made(None, starts, frames)
-        vae = job.pipe.vae
+            return GeneratedVideos(None, starts, frames)
+        vae = batch.pipe.vae
         clips = [
-            vae.encode(clip.to(vae.device, vae.dtype)).latent_dist.mode() for clip in frames.split(job.num_frames, 2)
+            vae.encode(clip.to(vae.device, vae.dtype)).latent_dist.mode() for clip in frames.split(batch.num_frames, 2)
         ]
-        return Made(torch.cat(clips, dim=2).float() * vae.config["scaling_factor"], starts)
+        return GeneratedVideos(torch.cat(clips, dim=2).float() * vae.config["scaling_factor"], starts)
 
 
-def _independent_noise(job: Job) -> Tensor:
-    return torch.cat([job.noise(index) for index in range(job.clips)], dim=2)
+def _independent_noise(batch: VideoBatch) -> Tensor:
+    return torch.cat([batch.noise(index) for index in range(batch.clips)], dim=2)
 
 
-def rescheduled_noise(job: Job, stride: int) -> Tensor:
+def rescheduled_noise(batch: VideoBatch, stride: int) -> Tensor:
     """FreeNoise: the first clip's noise over and over, its frames shuffled within every ``stride`` of them.
 
     Returns:
         ``[B, C, clips * N, h, w]``; each group of ``stride`` frames is a permutation of the group one clip earlier.
     """
-    frames = list(job.noise(0).unbind(2))
-    generators = [torch.Generator().manual_seed(clip_seed(seed, 1)) for seed in job.seeds]
-    total = job.clips * job.num_frames
+    frames = list(batch.noise(0).unbind(2))
+    generators = [torch.Generator().manual_seed(clip_seed(seed, 1)) for seed in batch.seeds]
+    total = batch.clips * batch.num_frames
     while len(frames) < total:
-        source = torch.stack(frames[len(frames) - job.num_frames :][:stride], dim=2)
+        source = torch.stack(frames[len(frames) - batch.num_frames :][:stride], dim=2)
         orders = [torch.randperm(source.shape[2], generator=generator) for generator in generators]
         shuffled = torch.stack([video[:, order] for video, order in zip(source, orders, strict=True)])
         frames += list(shuffled.unbind(2))

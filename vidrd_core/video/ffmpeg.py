@@ -214,7 +214,7 @@ class _Disk(io.FileIO):
 
 
 class _Output:
-    """A container file under way. After an error of `mux` only `close` may follow."""
+    """A container file that is being written. After an error of `mux` only `close` may follow."""
 
     def __init__(self, path: Path, kind: VideoFormat, comment: str | None) -> None:
         self._disk = _Disk(path)

@@ -21,7 +21,7 @@ DEFAULT_QUALITY = 8.0
 
 
 class VideoError(ValueError):
-    """A video cannot be written or read; the message names the file and the remedy."""
+    """A video cannot be written or read; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def probe_output(path: str | os.PathLike[str], estimated_bytes: int = 0, fps: fl
     """Find out before long work whether a video can be written to `path`; makes its folder if need be.
 
     Checks the suffix, the rate (where `fps` is given), the encoder in the installed PyAV, the folder, the right to
-    write into it, what already has that name, and that the disk has `estimated_bytes` left. Raises VideoError with the
-    reason and the remedy.
+    write into it, what already has that name, and that the disk has `estimated_bytes` left. Raises VideoError,
+    which names the reason and says what to do.
     """
     path = absolute(path)
     kind = format_of(path)
@@ -190,7 +190,7 @@ def check_writable(path: Path) -> None:
         raise VideoError(
             f"{path}: its folder cannot be made ({error.strerror or error}); choose another output"
         ) from error
-    # Access bits say little on Windows and on network disks: only trying tells.
+    # Access bits say little on Windows and on network disks: only trying shows it.
     trial = path.with_name(f"{partial_path(path).name}.probe")
     try:
         trial.touch()

@@ -89,7 +89,7 @@ class VideoWriter:
             self._worker.submit(self._add, frame).result()
 
     def describe(self, metadata: Mapping[str, Any]) -> None:
-        """Replace the metadata of a video that is not closed, where it turned out another one than was announced."""
+        """Replace the metadata of a video that is not closed, whose content differs from what was planned."""
         self._comment = metadata_to_text(metadata)
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class VideoWriter:
         self._end(self._finish)
 
     def discard(self) -> None:
-        """Give the video up: what already has its final name stays as it was."""
+        """Abandon the video: what already has its final name stays as it was."""
         self._end(self._abandon)
 
     def _end(self, work: Callable[[], None]) -> None:
@@ -121,7 +121,7 @@ class VideoWriter:
         try:
             self.close()
         except VideoError as second:
-            # The exception under way is the cause and must reach the caller.
+            # The exception being handled is the cause and must reach the caller.
             logger.warning("nothing could be kept of the interrupted video: %s", second)
         else:
             logger.warning("interrupted: the first %d frames are kept in %s", self.frames_written, self.path)

@@ -118,7 +118,7 @@ function copySettings(source, target) {
   }
 }
 
-// A seed that none of these is. Above 2^53 numbers cannot tell neighbours apart, so it goes on from a smaller one there.
+// A seed that none of these is. Above 2^53 numbers cannot tell neighbours apart, so it continues from a smaller one there.
 function seedAfter(seeds) {
   let next = Math.max(...seeds) + 1;
   if (!Number.isSafeInteger(next)) next = (next % Number.MAX_SAFE_INTEGER) + 1;
@@ -148,7 +148,7 @@ function create(type, graph, x, y) {
   return node;
 }
 
-// Many Clips encodes its prompts itself: go on with the last of them, as it would.
+// Many Clips encodes its prompts itself: continue with the last of them, as it would.
 function encodeLastPrompt(source, target) {
   const prompts = widgetOf(source, "prompts")?.value?.trim();
   if (!prompts || wireInto(source, "prompts")) return undefined;
