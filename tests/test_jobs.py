@@ -329,7 +329,7 @@ def test_a_folder_with_other_peoples_files_is_refused_and_left_alone(pipe: VidRD
     with pytest.raises(JobError, match=r"thesis\.txt"):
         open_job(tmp_path, pipe, Plan(PROMPTS, SAMPLING))
     (tmp_path / "settings.json").write_text(json.dumps({"format": "other"}), encoding="utf-8")
-    with pytest.raises(JobError, match="not a VidRD job"):
+    with pytest.raises(JobError, match="does not belong to a VidRD job"):
         open_job(tmp_path, pipe, Plan(PROMPTS, SAMPLING))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["settings.json", "thesis.txt"]
 

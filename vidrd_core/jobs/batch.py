@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ..files import sync_and_replace
+from ..files import write_json
 from ..sampling.settings import SamplingSettings
-from .folder import JobError, JobFolder, with_current_made
+from .folder import JobError, JobFolder, read_settings
 from .job import Advice, Plan, check_space, compare, made_with, open_job, run_job
 from .locks import hold
 
@@ -79,16 +79,7 @@ class VideosFolder:
 
     def read(self) -> dict[str, Any]:
         """What an earlier run wrote; empty where there was none."""
-        path = self.path / SETTINGS
-        if not path.is_file():
-            return {}
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise JobError(f"{path} is broken ({error}); choose another folder") from error
-        if not isinstance(settings, dict) or settings.get("format") != FORMAT:
-            raise JobError(f"{path} does not belong to a run of many videos ({FORMAT}); choose another folder")
-        return with_current_made(settings)
+        return read_settings(self.path / SETTINGS, FORMAT, "a run of many videos")
 
     def open(self, made: Mapping[str, Any], videos: Sequence[Video], redo: bool = False, restart: bool = False) -> None:
         """Begin a run, or continue the one in the folder, also with more or fewer videos at the end than before.
@@ -125,12 +116,8 @@ class VideosFolder:
                     "changed ones again with --redo"
                 )
             self.delete(changed)
-            self._write({"format": FORMAT, "made": made, "videos": wanted + listed[len(wanted) :]})
-
-    def _write(self, settings: Mapping[str, Any]) -> None:
-        partial = self.path / f"{SETTINGS}.partial"
-        partial.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        sync_and_replace(partial, self.path / SETTINGS)
+            settings = {"format": FORMAT, "made": made, "videos": wanted + listed[len(wanted) :]}
+            write_json(self.path / SETTINGS, settings)
 
     def delete(self, indices: Sequence[int] | range) -> None:
         """Delete videos and their states."""

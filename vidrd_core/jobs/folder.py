@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import read_tensors, sync_and_replace, write_tensors
+from ..files import read_tensors, write_json, write_tensors
 from ..sampling.settings import with_interval_of
 from ..sampling.state import Clip, VideoState
 from .locks import hold
@@ -30,6 +30,27 @@ OWN_FILES = re.compile(r"(settings\.json|(clip|state)_\d{5,}\.safetensors|start\
 
 class JobError(ValueError):
     """A state folder does not fit what is asked of it; the message names the difference and says what to do."""
+
+
+def read_settings(path: Path, kind: str, owner: str) -> dict[str, Any]:
+    """The JSON settings of a folder, as this version writes them; empty where there is no file.
+
+    Args:
+        kind: the "format" that they must name.
+        owner: what they must belong to, for the message.
+
+    Raises:
+        JobError: the file is broken or belongs to something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise JobError(f"{path} is broken ({error}); delete its folder or choose another") from error
+    if not isinstance(settings, dict) or settings.get("format") != kind:
+        raise JobError(f"{path} does not belong to {owner} ({kind}); choose another folder")
+    return with_current_made(settings)
 
 
 def with_current_made(settings: dict[str, Any]) -> dict[str, Any]:
@@ -61,24 +82,11 @@ class JobFolder:
 
     def read(self) -> dict[str, Any]:
         """The settings; empty where there is no job yet."""
-        path = self.path / SETTINGS
-        if not path.is_file():
-            return {}
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise JobError(f"{path} is broken ({error}); delete the folder or choose another") from error
-        if not isinstance(settings, dict) or settings.get("format") != SETTINGS_FORMAT:
-            raise JobError(f"{path} is not a VidRD job's ({SETTINGS_FORMAT}); choose another folder")
-        return with_current_made(settings)
+        return read_settings(self.path / SETTINGS, SETTINGS_FORMAT, "a VidRD job")
 
     def write(self, **changes: Any) -> None:
         """Change entries of the settings, at once."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        settings = {"format": SETTINGS_FORMAT, **self.read(), **changes}
-        partial = self.path / f"{SETTINGS}.partial"
-        partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        sync_and_replace(partial, self.path / SETTINGS)
+        write_json(self.path / SETTINGS, {"format": SETTINGS_FORMAT, **self.read(), **changes}, indent=2)
 
     def clip_path(self, index: int) -> Path:
         return self.path / f"clip_{index:05d}.safetensors"
