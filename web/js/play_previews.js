@@ -4,8 +4,8 @@ import { app } from "../../../scripts/app.js";
 
 const PREVIEW = "VidRDPreviewClip";
 const WIDGET = "video-preview"; // in which frontends with drawn nodes show a video
-const EVERY = 250; // milliseconds between looks for the video
-const PATIENCE = 120; // looks
+const INTERVAL = 250; // milliseconds between two looks for the video element
+const MAX_LOOKS = 120; // then it gives up
 
 const started = new WeakSet();
 
@@ -18,14 +18,14 @@ function videosOf(node) {
 }
 
 // The video element comes a while after the result, when the node is drawn.
-function playWhenThere(node, looks = PATIENCE) {
+function playWhenThere(node, looks = MAX_LOOKS) {
   const fresh = videosOf(node).filter((video) => !started.has(video));
   for (const video of fresh) {
     started.add(video);
     Object.assign(video, { muted: true, loop: true, autoplay: true });
     video.play().catch((reason) => console.debug(`VidRD: the preview waits for a click (${reason.name})`));
   }
-  if (!fresh.length && looks > 0 && node.graph) setTimeout(() => playWhenThere(node, looks - 1), EVERY);
+  if (!fresh.length && looks > 0 && node.graph) setTimeout(() => playWhenThere(node, looks - 1), INTERVAL);
 }
 
 app.registerExtension({
