@@ -173,8 +173,8 @@ class ManyClips(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Continue a video by many clips in one node, with a prompt and a seed for each. "
-                "Finished clips can be kept on disk, so that an interrupted or changed run goes on "
-                "where it must."
+                "Finished clips can be kept on disk, so that an interrupted or changed run makes "
+                "only what is missing or changed."
             ),
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TIP),
@@ -223,7 +223,7 @@ class ManyClips(io.ComfyNode):
                     default="",
                     tooltip=(
                         "Where finished clips are kept: ComfyUI/output/vidrd/<run name>. Running again reuses"
-                        " every clip that nothing changed for. Clips that go on from different priors are kept apart."
+                        " every clip that nothing changed for. Clips that continue different priors are kept apart."
                         " Empty keeps nothing."
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""Nodes that save and load what a video needs to go on."""
+"""Nodes that save and load what continuing a video needs."""
 
 from __future__ import annotations
 

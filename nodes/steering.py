@@ -1,4 +1,4 @@
-"""Steer any stock sampler: overwrite its own x with the prior clip's states, and record the x it goes on from.
+"""Steer any stock sampler: overwrite its own x with the prior clip's states, and record the x it continues from.
 
 A sampler calls its model with the tensor that it updates afterwards. Before each such call at one of the schedule's
 noise levels, the overlap frames are overwritten *in place*, so that the sampler continues from the replaced state; what
@@ -43,8 +43,8 @@ REFUSED = {
     "lcm": "throws its x away in every step",
     "sa_solver": "rebuilds its x from an earlier one",
     "sa_solver_pece": "rebuilds its x from an earlier one",
-    "uni_pc": "goes on from another x than the one its model sees",
-    "uni_pc_bh2": "goes on from another x than the one its model sees",
+    "uni_pc": "continues from another x than the one its model sees",
+    "uni_pc_bh2": "continues from another x than the one its model sees",
     "dpm_fast": "chooses its own noise levels",
     "dpm_adaptive": "chooses its own noise levels",
 }

@@ -49,7 +49,7 @@ class VidRDPipelineOutput(BaseOutput):
             latents ``[B, C, T, h, w]``.
         clips: the latents of each clip, ``[B, C, N, h, w]``, as the diffusion model makes them: not divided by the
             VAE's scaling factor, no frames trimmed; on the CPU.
-        state: what :meth:`VidRDPipeline.extend` goes on from.
+        state: what :meth:`VidRDPipeline.extend` continues.
     """
 
     frames: np.ndarray | Tensor
@@ -201,10 +201,10 @@ class VidRDPipeline(DiffusionPipeline):
         output_type: str = "np",
         callback_on_step_end: StepCallback | None = None,
     ) -> VidRDPipelineOutput:
-        """Go on from an output or a saved state; returns the *new* clips and their frames.
+        """Continue an output or a saved state; returns the *new* clips and their frames.
 
-        The clips are those that one longer call would have made, to the bit. Settings that are None are the previous
-        ones; clip indices go on counting, so that derived seeds and a ``noise`` function go on too.
+        The clips are bit-identical to those that one longer call would have made. Settings that are None are the
+        previous ones; clip indices count on, and with them derived seeds and a ``noise`` function.
 
         Args:
             previous: what a call returned, or :meth:`VideoState.load`.
@@ -245,7 +245,7 @@ class VidRDPipeline(DiffusionPipeline):
         noise: NoiseSource | None = None,
         callback_on_step_end: StepCallback | None = None,
     ) -> Iterator[Clip]:
-        """Yield the clips one at a time, each on the CPU with the state to go on from.
+        """Yield the clips one at a time, each on the CPU with the state to continue from.
 
         Args as in :meth:`__call__`; ``state`` makes the clips that follow it.
         """
@@ -328,7 +328,7 @@ class VidRDPipeline(DiffusionPipeline):
         """Join clips and yield their frames ``[B, 3, t, H, W]`` in [-1, 1] on the CPU, piece by piece, as they come.
 
         Args:
-            state: that the first of ``clips`` goes on from; its frames are not repeated.
+            state: that the first of ``clips`` continues; its frames are not repeated.
         """
         latents = (clip.joined(sampling.reuse) for clip in clips)
         device = self._execution_device if self.background_decoding else None

@@ -17,7 +17,7 @@ from .settings import ReuseSettings
 def source_frames(settings: ReuseSettings, num_frames: int) -> Tensor:
     """FNR: for each frame of the next clip the frame of the last one that it reuses, ``[N]``.
 
-    "reverse": j takes N-1-j. "forward": j takes N-M+j, and the frames beyond the end go on backwards from there, so
+    "reverse": j takes N-1-j. "forward": j takes N-M+j, and the frames beyond the end run backwards from there, so
     that every new frame has a noise of its own and none of the overlap's is used twice.
     """
     settings.check(num_frames)

@@ -27,7 +27,7 @@ class ReuseSettings:
             the release does.
         stages: "linear", as in the paper: overlap frame j is steered for ``s < b * S * (M - j) / M``, the one next to
             the new frames least, which suits the reversed order. "uniform": every overlap frame for ``s < b * S``; in
-            forward order the frame next to the new ones is the very one that they must go on from.
+            forward order the frame next to the new ones is the very one that they continue.
         cleaner_overlap: how much cleaner than the new frames the overlap is, 0 to below 1: at step s it is the last
             clip's state before step ``s + cleaner_overlap * (S - s)``, so that noise levels differ by frame as in
             Diffusion Forcing (arXiv 2407.01392). 0, as in the paper, shows equally noisy frames, from which the new

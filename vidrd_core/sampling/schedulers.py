@@ -12,7 +12,7 @@ import torch
 from ..reuse.presets import SCHEDULERS
 from .settings import SamplingSettings
 
-# DSG replaces the sample before a step. These go on from a copy of their own instead.
+# DSG replaces the sample before a step. These continue from a copy of their own instead.
 REBUILDING = {"PNDMScheduler", "LCMScheduler", "TCDScheduler", "SASolverScheduler", "IPNDMScheduler"}
 STOCHASTIC = {
     "CMStochasticIterativeScheduler",
@@ -25,19 +25,19 @@ STOCHASTIC = {
     "VQDiffusionScheduler",
 }
 STOCHASTIC_PARTS = ("Ancestral", "SDE", "Sde", "DDPM", "Cosine")
-REMEDY = "use DDIMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler, for example"
+INSTEAD = "use DDIMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler, for example"
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise ``ValueError`` for a scheduler that cannot be steered, with the reason and the remedy."""
+    """Raise ``ValueError`` for a scheduler that cannot be steered, with the reason and what to use instead."""
     name = type(scheduler).__name__
     if "Inverse" in name or not all(hasattr(scheduler, part) for part in ("scale_model_input", "init_noise_sigma")):
-        raise ValueError(f"{name} does not turn noise into samples of a Stable Diffusion model: {REMEDY}")
+        raise ValueError(f"{name} does not turn noise into samples of a Stable Diffusion model: {INSTEAD}")
     if name in REBUILDING:
-        raise ValueError(f"{name} rebuilds its sample from an earlier one, so the overlap would be lost: {REMEDY}")
+        raise ValueError(f"{name} rebuilds its sample from an earlier one, so the overlap would be lost: {INSTEAD}")
     algorithm = str(getattr(scheduler.config, "algorithm_type", ""))
     if algorithm.startswith("sde") or name in STOCHASTIC or any(part in name for part in STOCHASTIC_PARTS):
-        raise ValueError(f"{name} {algorithm} adds noise in every step, so a clip could not be made twice: {REMEDY}")
+        raise ValueError(f"{name} {algorithm} adds noise in every step, so a clip could not be made twice: {INSTEAD}")
 
 
 def scheduler_context(scheduler: Any) -> dict[str, str]:

@@ -32,7 +32,7 @@ class Clip:
         index: of the clip in its video, from 0.
         prompt: what it shows.
         seeds: of its fresh noise, one per video of the batch.
-        state: what the next clip goes on from.
+        state: what the next clip continues from.
     """
 
     latents: Tensor

@@ -25,7 +25,7 @@ def default_overlap(window: int) -> int:
 
 
 def last_window_start(total: int, window: int, overlap: int | None = None) -> int:
-    """Where the last full window of ``total`` frames starts: a decoder fed from there goes on as if fed from 0."""
+    """Where the last full window of ``total`` frames starts: from there a decoder gives the same end as from 0."""
     hop = window - (default_overlap(window) if overlap is None else overlap)
     return max(0, total - window) // hop * hop
 
