@@ -73,9 +73,6 @@ def stated_numbers(name: str) -> dict[str, set[int]]:
     return found
 
 
-told = stated_numbers  # its name in tests/comfyui/check_workflows.py
-
-
 def widget_slots(definition: dict[str, Any]) -> Iterator[str | None]:
     """What the entries of ``widgets_values`` are for, in order; None for what only the frontend uses.
 

@@ -90,6 +90,9 @@ def test_what_cannot_be_continued_elsewhere_says_why(
     command = ["extend", str(base / "output/vidrd/heun.safetensors"), "--model", str(folder), "--output"]
     assert main([*command, str(base / "heun.gif"), "--quiet"]) == 1
     assert "sampled with heun, whose steps only ComfyUI takes" in capsys.readouterr().err
+    assert main(["info", command[1]]) == 0
+    described = capsys.readouterr().out
+    assert "made in ComfyUI, after clip 0, 8 frames so far" in described and "sampler: heun" in described
     nodes["VidRDSaveState"](latent=first(sampler_name="euler", scheduler="normal"), name="euler")
     command[1] = str(base / "output/vidrd/euler.safetensors")
     assert main([*command, str(base / "x.gif"), "--scheduler", "ddim", "--quiet"]) == 1

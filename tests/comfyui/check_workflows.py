@@ -90,7 +90,7 @@ def test_an_example_makes_its_frames_and_the_shape_continues_over_every_seam(nam
 @pytest.mark.parametrize("name", examples.NAMES)
 def test_the_frames_and_clips_that_an_example_tells_of_are_those_that_it_makes(name: str, ran: Callable) -> None:
     made = ran(name).made
-    for unit, numbers in examples.told(name).items():
+    for unit, numbers in examples.stated_numbers(name).items():
         assert numbers <= made[unit], f"the notes or titles tell of {sorted(numbers)} {unit}; the run made {made[unit]}"
 
 

@@ -44,14 +44,23 @@ def _describe_video(path: Path) -> str:
 
 def _describe_state(path: Path) -> str | None:
     from ..files import read_tensors
+    from ..sampling.interchange import is_of_sampler
     from ..sampling.state import FORMAT, VideoState
 
     try:
-        if read_tensors(path)[1].get("format") != FORMAT:
-            return None
+        tensors, metadata = read_tensors(path)
     except ValueError:  # broken or no safetensors, which the report on checkpoints explains
         return None
-    state = VideoState.load(path)
-    lines = [str(path), f"  state of a video after clip {state.clip_index}, {state.num_joined} frames so far"]
-    lines += [f"  last prompt: {state.prompt}", f"  seed: {state.seeds[0]}"]
-    return "\n".join([*lines, *(f"  {key}: {value}" for key, value in state.sampling.to_json().items())])
+    if metadata.get("format") != FORMAT:
+        return None
+    values = json.loads(metadata["state"])
+    if is_of_sampler(context := values["trajectory"]["context"]):
+        frames = tensors["samples"].shape[2]
+        lines = [f"  state of a video made in ComfyUI, after clip {context['clip_index']}, {frames} frames so far"]
+        settings = {name: context.get(name) for name in ("sampler", "scheduler", "steps", "cfg", "seeds", "reuse")}
+    else:
+        state = VideoState.from_file(tensors, values)
+        lines = [f"  state of a video after clip {state.clip_index}, {state.num_joined} frames so far"]
+        lines += [f"  last prompt: {state.prompt}", f"  seed: {state.seeds[0]}"]
+        settings = state.sampling.to_json()
+    return "\n".join([str(path), *lines, *(f"  {key}: {value}" for key, value in settings.items())])
