@@ -269,6 +269,10 @@ def as_earlier_versions_wrote(folder: Path, start: VideoState | None = None) -> 
     made = settings["made"]
     made.update({name: old_fingerprint(made[name]) for name in ("unet", "vae", "text_encoder")})
     del made["text_encoder_dtype"]
+    made["sampling"]["reuse"]["guidance_lead"] = made["sampling"]["reuse"].pop("cleaner_overlap")
+    first, last = made["sampling"].pop("guidance_interval")
+    if (first, last) != (0, 1):  # the interval was among the scheduler's settings
+        made["scheduler"]["guidance_interval"] = f"{first:g} {last:g}"
     if start is not None:
         made["start"] = hashlib.sha256(start.trajectory.noise.numpy().tobytes()).hexdigest()[:12]
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -295,9 +299,11 @@ def test_an_earlier_version_s_folder_is_continued_where_the_start_in_it_is_the_p
 
 
 def test_an_earlier_version_s_folder_of_a_new_video_is_continued(pipe: VidRDPipeline, tmp_path: Path) -> None:
-    plan = Plan(PROMPTS[:2], SAMPLING, seed=3)
+    plan = Plan(PROMPTS[:2], replace(SAMPLING, guidance_interval=(0.0, 0.5)), seed=3)
     assert run(pipe, tmp_path / "state", tmp_path / "out.gif", plan, should_stop=stop_after(5)).clips == 1
     as_earlier_versions_wrote(tmp_path / "state")
+    with pytest.raises(JobError, match="guidance_interval was"):
+        open_job(tmp_path / "state", pipe, Plan(PROMPTS[:2], SAMPLING, seed=3))
     with pytest.raises(JobError, match="the unet is another one"):
         open_job(tmp_path / "state", make_pipeline(tmp_path / "words", seed=8), plan)
     assert run(pipe, tmp_path / "state", tmp_path / "out.gif", plan).is_complete

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from components import tiny_unet
 
 from vidrd_core import ReuseSettings, VidRDPipeline
+from vidrd_core.files import read_tensors, write_tensors
 from vidrd_core.models.fingerprints import fingerprint, same_model
 from vidrd_core.sampling.seeds import clip_noise, clip_seed
 from vidrd_core.sampling.settings import SamplingSettings
@@ -35,6 +37,26 @@ def test_a_saved_state_loads_with_every_value_to_the_bit(state: VideoState, tmp_
     for ours, theirs in (*pairs, *zip(loaded.trajectory.states, state.trajectory.states)):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["state.safetensors"]
+
+
+def test_a_state_of_an_earlier_version_is_read_by_its_old_names(pipe: VidRDPipeline, tmp_path: Path) -> None:
+    reuse = ReuseSettings(2, guidance_beta=1.0, order="forward", stages="uniform", cleaner_overlap=0.5)
+    call = {"num_frames": 4, "num_inference_steps": 4, "guidance_scale": 3.0, "guidance_interval": (0.25, 0.75)}
+    made = pipe("a dot", num_clips=1, reuse=reuse, **call).state
+    path = tmp_path / "state.safetensors"
+    made.save(path)
+    tensors, metadata = read_tensors(path)
+    values = json.loads(metadata["state"])
+    del values["scaling_factor"], values["sampling"]["guidance_interval"]
+    values["trajectory"]["context"]["guidance_interval"] = "0.25 0.75"
+    for settings in (values["sampling"]["reuse"], values["trajectory"]["settings"]):
+        settings["guidance_lead"] = settings.pop("cleaner_overlap")
+    write_tensors(path, tensors, {"format": "vidrd-state-1", "state": json.dumps(values)})
+    loaded = VideoState.load(path)
+    assert loaded.sampling == made.sampling
+    assert loaded.trajectory.metadata() == made.trajectory.metadata()
+    expected = pipe.extend(made, "a box", output_type="latent").frames
+    assert torch.equal(pipe.extend(loaded, "a box", output_type="latent").frames, expected)
 
 
 def test_more_than_ten_guided_steps_keep_their_order(pipe: VidRDPipeline, tmp_path: Path) -> None:

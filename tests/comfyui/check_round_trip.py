@@ -97,3 +97,28 @@ def test_what_cannot_be_continued_elsewhere_says_why(
     command[1] = str(base / "output/vidrd/euler.safetensors")
     assert main([*command, str(base / "x.gif"), "--scheduler", "ddim", "--quiet"]) == 1
     assert "noise levels of its own, which DDIMScheduler cannot follow" in capsys.readouterr().err
+
+
+def test_a_state_that_an_earlier_version_of_the_nodes_saved_is_loaded(
+    nodes: Any, first: Any, following: Any, base: Path
+) -> None:
+    import json
+
+    from vidrd_core.files import read_tensors, write_tensors
+
+    latent = following(first(seed=3), seed=4)[0]
+    nodes["VidRDSaveState"](latent=latent, name="today")
+    path = base / "output/vidrd/today.safetensors"
+    tensors, metadata = read_tensors(path)
+    values = json.loads(metadata["state"])
+    del values["scaling_factor"]
+    for name in ("cfg", "scaling_factor", "reuse"):
+        values["trajectory"]["context"].pop(name)
+    settings = values["trajectory"]["settings"]
+    settings["guidance_lead"] = settings.pop("cleaner_overlap")
+    old = {name: tensor for name, tensor in tensors.items() if name != "negative"}
+    about = {"format": "vidrd-latent-1", "latent": json.dumps(values), "extra": "{}"}
+    write_tensors(path.with_name("earlier.safetensors"), old, about)
+    (loaded,) = nodes["VidRDLoadState"](name="earlier")
+    for ours, theirs in zip(following(loaded, seed=5), following(latent, seed=5), strict=True):
+        torch.testing.assert_close(ours["samples"], theirs["samples"], rtol=0, atol=0)
