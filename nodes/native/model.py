@@ -43,6 +43,7 @@ MODEL_TYPES = {
     "v_prediction": comfy.model_base.ModelType.V_PREDICTION,
 }
 # diffusers' names of beta schedules and ComfyUI's: its "linear" is linear in the square root.
+ATTENTION_READERS = {"nodes_sag": "Self-Attention Guidance"}  # module of a stock node: its name
 BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 
 
@@ -76,15 +77,17 @@ class NativeUNet(VidRDUNet):
         """``x``: ``[B, C, T, h, w]``; ``timesteps``: ``[B]``; ``context``: ``[B, M, D]``."""
         if control is not None:
             raise ValueError("a ControlNet is applied to the conditioning; VidRD's model has no ControlNets: remove it")
-        self.warn_unsupported_patches(transformer_options or {})
+        options = transformer_options or {}
+        refuse_attention_readers(options)
+        self.warn_unsupported_patches(options)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
             self.predict,
             self,
             comfy.patcher_extension.get_all_wrappers(
-                comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options or {}
+                comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
             ),
         )
-        return executor.execute(x, timesteps, context)
+        return executor.execute(x, timesteps, context, options)  # wrappers such as EasyCache's read the options
 
     def warn_unsupported_patches(self, transformer_options: Mapping[str, Any]) -> None:
         """Warn, once, of patches that other nodes put into the blocks of Stable Diffusion's U-Net."""
@@ -99,6 +102,19 @@ class NativeUNet(VidRDUNet):
 
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor, *_: Any, **__: Any) -> Tensor:
         return super().forward(x, timesteps, context).sample
+
+
+def refuse_attention_readers(transformer_options: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for nodes that read the U-Net's attention and cannot work without it.
+
+    They would end in an error of their own later, since the blocks call no patches.
+    """
+    replaced = transformer_options.get("patches_replace", {})
+    for patch in (one for patches in replaced.values() for one in patches.values()):
+        module = str(getattr(patch, "__module__", "")).replace("\\", "/").removesuffix(".py")
+        for name, node in ATTENTION_READERS.items():
+            if module.endswith(name):
+                raise ValueError(f"{node} reads the attention of an image U-Net, which VidRD's does not give: remove it")
 
 
 class VideoLatents(comfy.latent_formats.SD15):
@@ -197,6 +213,9 @@ def build_model(
     model = model_config.get_model(state)
     model.eval()
     model.fingerprint = stored_fingerprint(model.diffusion_model, state)
+    # By the name that ComfyUI gives the width of its own U-Nets, which FreeU asks for.
+    width = model_config.unet_config.get("block_out_channels", (320,))[0]
+    model_config.unet_config = {**model_config.unet_config, "model_channels": width}
 
     # Newer versions may hold weights in a patcher that streams them; they want it made before the weights are loaded.
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)

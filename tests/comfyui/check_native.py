@@ -105,6 +105,41 @@ def test_patches_of_the_models_blocks_are_told_once(model: Any, first: Any, capl
     assert len(told) == 1 and "attn1, output_block_patch" in told[0]
 
 
+@pytest.mark.parametrize("name", ["FreeU", "FreeU_V2"])
+def test_free_u_does_nothing_and_says_so(
+    name: str, model: Any, first: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import comfy_extras.nodes_freelunch as stock
+
+    monkeypatch.setattr(model.model.diffusion_model, "warned_patches", set())
+    node = getattr(stock, name)
+    values = (1.1, 1.2, 0.9, 0.2)
+    patched = node().patch(model, *values)[0] if hasattr(node, "patch") else node.execute(model, *values).args[0]
+    with caplog.at_level("WARNING"):
+        torch.testing.assert_close(first(model=patched, steps=2)["samples"], first(steps=2)["samples"])
+    assert "has no place for the patches output_block_patch, so they do nothing" in caplog.text
+
+
+def test_self_attention_guidance_is_refused_in_a_sentence(model: Any, first: Any) -> None:
+    import comfy_extras.nodes_sag as stock
+
+    node = stock.SelfAttentionGuidance
+    patched = node().patch(model, 0.5, 2.0)[0] if hasattr(node, "patch") else node.execute(model, 0.5, 2.0).args[0]
+    with pytest.raises(ValueError, match="Self-Attention Guidance reads the attention .* remove it"):
+        first(model=patched, steps=2)
+
+
+def test_easy_cache_skips_steps_of_our_u_net(model: Any, first: Any, caplog: pytest.LogCaptureFixture) -> None:
+    import comfy_extras.nodes_easycache as stock
+
+    cached = stock.EasyCacheNode.execute(model, 1e6, 0.1, 0.95, False).args[0]
+    with caplog.at_level("INFO"):
+        made = first(model=cached, steps=10)["samples"]
+    assert torch.isfinite(made).all() and not torch.equal(made, first(steps=10)["samples"])
+    skipped = [record.getMessage() for record in caplog.records if "EasyCache - skipped" in record.getMessage()]
+    assert len(skipped) == 1 and "skipped 0/" not in skipped[0]
+
+
 @pytest.mark.parametrize(
     ("width", "pixels", "frames"), [(320, 256, 8), (320, 512, 16), (64, 64, 8)], ids=["released", "larger", "narrow"]
 )
