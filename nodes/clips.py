@@ -241,7 +241,9 @@ def rebuilt_trajectory(
     """
     schedule = overrides.schedule(prior.context)
     check_sampler(schedule.sampler)
-    clip = prior.samples[:, :, -prior.clip_length(overrides.clip_frames) :]
+    clip = prior.last_clip(overrides.clip_frames)
+    if prior.is_image:
+        logger.warning("prior is an image, so the new clip follows a still clip of it, of %d frames.", clip.shape[2])
     settings.check(clip.shape[2])
     sigmas = schedule.sigmas(model)
     method = DEFAULT_METHOD if overrides.prior_trajectory == AUTO else overrides.prior_trajectory
@@ -251,6 +253,11 @@ def rebuilt_trajectory(
         f"{method} by {its_name}" if method == "invert" else method,
         clip.shape[2], len(sigmas) - 1, schedule.sampler, schedule.scheduler,
     )  # fmt: skip
+    if not overrides.steps and "steps" not in prior.context:
+        logger.warning(
+            "The prior does not say its number of steps, so %d are %s: set steps to the number that it was sampled in.",
+            len(sigmas) - 1, "inverted and sampled" if method == "invert" else "sampled",
+        )  # fmt: skip
     noise, states = rebuild(model, source, negative, clip, sigmas, seed, method)
     return full_trajectory(noise, states, schedule.context(model, sigmas, 0, prior.context.get("seeds", [])))
 

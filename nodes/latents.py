@@ -135,6 +135,11 @@ class VideoLatent:
         return not torch.count_nonzero(self.samples)
 
     @property
+    def is_image(self) -> bool:
+        """Whether it is a single frame that no video of ours ends with, such as an encoded image."""
+        return self.samples.shape[2] == 1 and self.stored is None
+
+    @property
     def context(self) -> dict[str, Any]:
         """How its last clip was made, also where the trajectory no longer fits; empty where nothing is known."""
         return {} if self.stored is None else self.stored.context
@@ -154,10 +159,14 @@ class VideoLatent:
     def clip_length(self, clip_frames: int) -> int:
         """Frames of the clip that is to follow: those asked for, else the prior's, else 8 or as many as there are.
 
+        An image is followed by a clip of any length: those asked for, else 8.
+
         Raises:
             ValueError: the video is shorter than what was asked for.
         """
         frames = self.samples.shape[2]
+        if self.is_image:
+            return clip_frames or CLIP_FRAMES
         if clip_frames > frames:
             raise ValueError(
                 f"clip_frames is {clip_frames} but prior has {frames} frames, and a clip can only follow one of its "
@@ -165,6 +174,11 @@ class VideoLatent:
             )
         known = CLIP_FRAMES if self.stored is None else self.stored.trajectory.num_frames
         return clip_frames or min(known, frames)
+
+    def last_clip(self, clip_frames: int) -> Tensor:
+        """The frames ``[B, 4, N, h, w]`` that the next clip follows; of an image a still clip."""
+        length = self.clip_length(clip_frames)
+        return self.samples.repeat(1, 1, length, 1, 1) if self.is_image else self.samples[:, :, -length:]
 
 
 def picked(trajectory: Trajectory, videos: list[int]) -> Trajectory:

@@ -62,10 +62,14 @@ class Run:
 
 
 def per_clip_prompts(text: str, num_clips: int) -> list[str]:
-    """One prompt per line; the last repeats. Empty text gives empty prompts."""
+    """One prompt per line; the last repeats. Empty text gives empty prompts.
+
+    Raises:
+        ValueError: there are more prompts than clips.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     if len(lines) > num_clips:
-        logger.warning("There are %d prompts for %d clips; the last ones are not used.", len(lines), num_clips)
+        raise ValueError(f"{len(lines)} prompts were given for {num_clips} clips: raise num_clips or drop prompts")
     return [lines[min(n, len(lines) - 1)] for n in range(num_clips)]
 
 
@@ -75,10 +79,13 @@ def per_clip_seeds(seed: int, listed: str, num_clips: int, first_index: int) -> 
     A ``-`` in the list leaves that clip's derived.
 
     Raises:
-        ValueError: something listed is no seed.
+        ValueError: something listed is no seed, or there are more of them than clips.
     """
     seeds = [clip_seed(seed, first_index + n) for n in range(num_clips)]
-    for number, word in enumerate(BETWEEN_SEEDS.sub(" ", listed).split()[:num_clips]):
+    words = BETWEEN_SEEDS.sub(" ", listed).split()
+    if len(words) > num_clips:
+        raise ValueError(f"clip_seeds lists {len(words)} seeds for {num_clips} clips: raise num_clips or drop seeds")
+    for number, word in enumerate(words):
         if word == "-":
             continue
         if not word.isdecimal() or int(word) > MAX_SEED:

@@ -187,9 +187,9 @@ def override_inputs() -> list[Any]:
             min=0,
             max=32,
             tooltip=(
-                "Frames per clip, 0 to 32, at most those of the prior. 0 takes the prior's clip length, or its last 8 "
-                "frames where it has no trajectory (all of a shorter one). Only a prior without trajectory can be "
-                "continued with another length."
+                "Frames per clip, 0 to 32, at most those of the prior unless it is an image. 0 takes the prior's clip "
+                "length, or its last 8 frames where it has no trajectory (all of a shorter one). Only a prior without "
+                "trajectory can be continued with another length."
             ),
         ),
     ]

@@ -121,7 +121,8 @@ class ReuseAndDiffuse(io.ComfyNode):
                     "prior",
                     tooltip=(
                         "The video to continue: LATENT of Sample First Clip or Reuse and Diffuse. Any other "
-                        "video latents work too (KSampler, VAE Encode); their trajectory is rebuilt."
+                        "video latents work too (KSampler, VAE Encode); their trajectory is rebuilt. A single image "
+                        "becomes a still clip, which the new clip follows (image to video)."
                     ),
                 ),
                 seed_input(),

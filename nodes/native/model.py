@@ -83,9 +83,7 @@ class NativeUNet(VidRDUNet):
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
             self.predict,
             self,
-            comfy.patcher_extension.get_all_wrappers(
-                comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
-            ),
+            comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options),
         )
         return executor.execute(x, timesteps, context, options)  # wrappers such as EasyCache's read the options
 
@@ -114,7 +112,7 @@ def refuse_attention_readers(transformer_options: Mapping[str, Any]) -> None:
         module = str(getattr(patch, "__module__", "")).replace("\\", "/").removesuffix(".py")
         for name, node in ATTENTION_READERS.items():
             if module.endswith(name):
-                raise ValueError(f"{node} reads the attention of an image U-Net, which VidRD's does not give: remove it")
+                raise ValueError(f"{node} reads an image U-Net's attention, which VidRD's does not give: remove it")
 
 
 class VideoLatents(comfy.latent_formats.SD15):

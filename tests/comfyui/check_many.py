@@ -62,6 +62,10 @@ def test_many_clips_continue_a_prior_and_say_what_is_wrong(many: Any, first: Any
     assert video["samples"].shape[2] == 24
     with pytest.raises(ValueError, match="clip_seeds holds 'x'"):
         many(clip_seeds="1 x")
+    with pytest.raises(ValueError, match="12 prompts were given for 3 clips: raise num_clips or drop prompts"):
+        many(prompts="a dot\n" * 12)
+    with pytest.raises(ValueError, match="clip_seeds lists 4 seeds for 3 clips"):
+        many(clip_seeds="1 2 3 4")
     with pytest.raises(ValueError, match="was never saved"):
         many(run_name="new", regenerate_from=2)
     with pytest.raises(ValueError, match="CLIP is empty"):

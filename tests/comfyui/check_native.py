@@ -125,7 +125,7 @@ def test_self_attention_guidance_is_refused_in_a_sentence(model: Any, first: Any
 
     node = stock.SelfAttentionGuidance
     patched = node().patch(model, 0.5, 2.0)[0] if hasattr(node, "patch") else node.execute(model, 0.5, 2.0).args[0]
-    with pytest.raises(ValueError, match="Self-Attention Guidance reads the attention .* remove it"):
+    with pytest.raises(ValueError, match="Self-Attention Guidance reads an image U-Net's attention, .* remove it"):
         first(model=patched, steps=2)
 
 

@@ -506,6 +506,39 @@ def test_an_encoded_video_is_continued(loaded: Any, following: Any) -> None:
     assert video["samples"].shape[2] == 19 and clip["samples"].shape[2] == 6
 
 
+def test_an_image_is_followed_by_a_clip_of_full_length_and_the_user_is_told(
+    loaded: Any, following: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    import nodes as stock
+
+    with torch.inference_mode():
+        image = stock.VAEEncode().encode(loaded[2], torch.rand(1, 64, 64, 3))[0]
+    for asked, frames in ((0, 8), (6, 6)):
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            video, clip = following(image, steps=4, clip_frames=asked, preset="smooth")
+        trimmed = frames * 5 // 8
+        assert clip["samples"].shape[2] == frames and video["samples"].shape[2] == 1 + frames - trimmed
+        torch.testing.assert_close(video["samples"][:, :, :1], image["samples"].cpu())
+        assert f"the new clip follows a still clip of it, of {frames} frames" in caplog.text
+    assert following(video)[0]["samples"].shape[2] == video["samples"].shape[2] + 6  # a clip like any other from here
+
+
+def test_a_prior_without_its_number_of_steps_says_how_many_are_taken(
+    model: Any, conds: Any, nodes: Any, first: Any, following: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    latent = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
+    plain = ksampler(model, conds, latent, steps=4)
+    with caplog.at_level("WARNING"):
+        assert following(plain, prior_trajectory="noise")[1][KEY].trajectory.num_steps == 50
+    assert "does not say its number of steps, so 50 are sampled: set steps" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        following(plain, steps=4)
+        following(first(steps=3), prior_trajectory="invert")
+    assert "number of steps" not in caplog.text
+
+
 def test_inversion_is_undone_by_sampling(first: Any, model: Any, conds: Any, part: Any) -> None:
     steering, rebuild = part("nodes.steering"), part("nodes.rebuild")
     with torch.inference_mode():
