@@ -36,4 +36,5 @@ def imported_files(file: Path) -> Iterator[Path]:
             places = [folder.joinpath(*parts[:count]) for count in range(len(parts) + 1)]
             places += [places[-1] / alias.name for alias in node.names]
             for place in places:
-                yield from (f for f in (place / "__init__.py", place.with_name(place.name + ".py")) if f.is_file())
+                files = [place / "__init__.py", place.with_name(place.name + ".py")]
+                yield from (f for f in files if f.is_file() and f.is_relative_to(ROOT))  # not one beside the checkout
