@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from ..vidrd_core.reuse.trajectory import Trajectory
+from ..vidrd_core.sampling.interchange import FACTOR
 from .native.model import VidRDModel, same_model
 
 logger = logging.getLogger(__name__)
 
 KEY = "vidrd_trajectory"
 CHANNELS = 4
-FACTOR = 8  # pixels per latent
 CLIP_FRAMES = 8  # of a clip that continues a video which does not say its clip length
 
 

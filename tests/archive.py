@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from imports import ROOT, running_nodes
+from imports import ROOT, module_file, running_nodes
 from pathspec import GitIgnoreSpec
 
 
@@ -35,6 +35,4 @@ def imported_files(file: Path) -> Iterator[Path]:
             parts = node.module.split(".") if node.module else []
             places = [folder.joinpath(*parts[:count]) for count in range(len(parts) + 1)]
             places += [places[-1] / alias.name for alias in node.names]
-            for place in places:
-                files = [place / "__init__.py", place.with_name(place.name + ".py")]
-                yield from (f for f in files if f.is_file() and f.is_relative_to(ROOT))  # not one beside the checkout
+            yield from filter(None, map(module_file, places))

@@ -16,6 +16,7 @@ import tyro
 import yaml
 from accelerate import PartialState
 
+from vidrd_core.reuse.settings import OLD_NAMES as OLD_REUSE_NAMES
 from vidrd_core.train.loop import train
 from vidrd_core.train.task import TrainingTask
 
@@ -24,7 +25,7 @@ Configuration = TypeVar("Configuration", bound=Any)
 OLD_NAMES = {  # of settings -> current ones; configurations and command lines with the old names stay valid
     "anchor_share": "cleaner_frame_share",
     "anchor_level": "cleaner_frame_level",
-    "guidance_lead": "cleaner_overlap",
+    **OLD_REUSE_NAMES,
 }
 
 

@@ -33,13 +33,9 @@ class ClipSettings:
     crop: str = "center"  # or "random", from the seed
     per_video: int = 1  # clips of one video at most, spread at random over its length
     # Cuts, as PySceneDetect's detectors find them; the two thresholds of AdaptiveDetector are its own defaults.
-    adaptive_threshold: float = (
-        3.0  # a cut changes so many times more than the frames around it; 0: no cut is looked for
-    )
+    adaptive_threshold: float = 3.0  # a cut changes so many times more than the frames around it; 0: no cuts
     min_content_val: float = 15.0  # and at least so much, of 255, on average over hue, saturation and brightness
-    fade_threshold: int = (
-        12  # mean level, 0 to 255, below which a video has faded to black; 0: fades are not looked for
-    )
+    fade_threshold: int = 12  # mean level, 0 to 255, below which a video has faded to black; 0: no fades
     quality: float = 8.0  # of MP4 and JPEG, 0 to 10
     image_side: int = 512  # pixels; larger images are scaled down until their shorter side is this
     image_format: str = "jpg"  # or png
