@@ -8,6 +8,7 @@ from .files import register_folders
 from .frame_nodes import InterpolateFrames, PreviewClip
 from .loader_nodes import EmptyLatent, LoadDecoder, LoadModel, LoadUNet
 from .report_nodes import SeamReport
+from .reuse_nodes import ReuseJoin, ReusePrepare
 from .sampling_nodes import ManyClips, ReuseAndDiffuse, SampleFirstClip
 from .state_nodes import LoadState, SaveState
 
@@ -19,6 +20,8 @@ NODES: list[type[io.ComfyNode]] = [
     SampleFirstClip,
     ReuseAndDiffuse,
     ManyClips,
+    ReusePrepare,
+    ReuseJoin,
     SaveState,
     LoadState,
     PreviewClip,

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..vidrd_core.models.fingerprints import old_fingerprint
-from .native.model import vidrd_model
+from .native.model import VidRDModel
 
 MAX_DEPTH = 12  # of nested objects; self-references end there
+WEIGHT_VALUES = 4  # of each weight of a stock model
 MAX_HASHED_VALUES = 2**18  # of a weight tensor; of larger ones, this many evenly spread
 # What comfy.hooks keeps unchanged while it samples.
 HOOK_ATTRIBUTES = (
@@ -32,14 +33,26 @@ KEYFRAME_ATTRIBUTES = ("strength", "start_percent", "guarantee_steps")
 
 def model_identity(model: Any) -> str:
     """A hash of the model with its LoRAs, its precision and what other nodes changed about its sampling."""
-    held = vidrd_model(model)
+    held = model.model
     precision = [str(held.get_dtype()), str(held.manual_cast_dtype)]
-    return json_hash([held.fingerprint, precision, *_changes(model)])
+    weights = held.fingerprint if isinstance(held, VidRDModel) else stock_fingerprint(held)
+    return json_hash([weights, precision, *_changes(model)])
+
+
+def stock_fingerprint(inner: Any) -> str:
+    """A hash of one of ComfyUI's own models: its class, its shapes and a few values of every weight."""
+    digest = hashlib.sha256(type(inner).__qualname__.encode())
+    for name, weight in inner.diffusion_model.named_parameters():
+        digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().flatten()[:WEIGHT_VALUES].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def old_model_identity(model: Any) -> str:
-    """What earlier versions hashed, under which they kept finished clips: no precision, fewer weights."""
-    return json_hash([old_fingerprint(vidrd_model(model).fingerprint), *_changes(model)])
+    """What earlier versions hashed, under which they kept finished clips of VidRD: no precision, fewer weights."""
+    if not isinstance(model.model, VidRDModel):
+        return model_identity(model)
+    return json_hash([old_fingerprint(model.model.fingerprint), *_changes(model)])
 
 
 def _changes(model: Any) -> list[Any]:

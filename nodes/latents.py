@@ -1,8 +1,8 @@
 """The one wire of a chain: a LATENT with one more entry, the trajectory that the next clip reuses.
 
-``{"samples": [B, 4, T, h, w], "vidrd_trajectory": Prior}``. The samples are the video so far or a single clip,
-unscaled as on every LATENT wire. The trajectory is in the sampler's own space (scaled, variance-exploding), on
-the CPU. A node reads its LATENT once, into a :class:`VideoLatent`.
+``{"samples": ..., "vidrd_trajectory": Prior}``. The samples are the video so far or a single clip, unscaled as on every
+LATENT wire and laid out as the model has them (:mod:`.any_model.layouts`). The trajectory is in the sampler's own space
+(scaled, with noise), on the CPU. A node reads its LATENT once, into a :class:`VideoLatent`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ..vidrd_core.reuse.trajectory import Trajectory
 from ..vidrd_core.sampling.interchange import FACTOR
+from .any_model.families import NATIVE, Family
+from .any_model.layouts import Layout, layout_named
 from .native.model import VidRDModel, same_model
 
 logger = logging.getLogger(__name__)
@@ -34,8 +36,9 @@ class Prior:
     Args:
         trajectory: of the last clip. Its context holds "model", "sampler", "scheduler", "steps", "sigmas", "clip_index"
             and "seeds" (those that this video's noise was drawn from), and, where it was sampled here, "cfg",
-            "scaling_factor" and "reuse". Sampled here, it keeps all frames of all steps, so that any overlap, beta and
-            order can follow.
+            "scaling_factor" and "reuse". Of VidRD's clips it keeps all frames of all steps, so that any overlap, beta
+            and order can follow. Of other families' it holds "family", "format", "layout", "frames_per_latent" and
+            "process" in place of "model".
         tail_frames: how many of the last frames of the samples belong to that clip.
         tail_hashes: of those frames, one per video of the batch; others mean that the samples were changed since.
         positive: the conditioning that the clip was sampled with, by which it is inverted where its trajectory cannot
@@ -68,17 +71,26 @@ class Prior:
         positive, negative = (picked_conditioning(given, videos) for given in (self.positive, self.negative))
         return Prior(picked(self.trajectory, videos), self.tail_frames, hashes, positive, negative)
 
-    def is_of(self, model: VidRDModel) -> bool:
-        """Whether this model made the trajectory."""
-        return same_model(model.fingerprint, str(self.trajectory.context.get("model", "")))
+    def is_of(self, inner: Any) -> bool:
+        """Whether this model made the trajectory; of other families than VidRD, one with the same latents."""
+        if isinstance(inner, VidRDModel):
+            return same_model(inner.fingerprint, str(self.trajectory.context.get("model", "")))
+        return self.trajectory.context.get("format") == type(inner.latent_format).__name__
 
-    def check_model(self, model: VidRDModel) -> None:
+    def check_model(self, inner: Any) -> None:
         """Raise ``ValueError`` where the trajectory is another model's."""
-        if not self.is_of(model):
+        if self.is_of(inner):
+            return
+        made_by = self.trajectory.context.get("family", NATIVE.name)
+        if not isinstance(inner, VidRDModel) or made_by != NATIVE.name:
             raise ValueError(
-                "the prior was made by another model than the one connected: connect the model that made it, or set "
-                "prior_trajectory to invert or noise, so that it is made anew for this model"
+                f"the prior was made with {made_by}, whose latents {type(inner).__name__} cannot read: continue it with "
+                f"a {made_by} model, or decode it, encode the frames with this model's VAE and continue these"
             )
+        raise ValueError(
+            "the prior was made by another model than the one connected: connect the model that made it, or set "
+            "prior_trajectory to invert or noise, so that it is made anew for this model"
+        )
 
 
 @dataclass(frozen=True)
@@ -86,48 +98,72 @@ class VideoLatent:
     """A LATENT, read and checked.
 
     Args:
-        samples: ``[B, 4, T, h, w]``, unscaled, on the CPU in float32.
+        samples: ``[B, C, T, h, w]``, unscaled, on the CPU in float32.
         prior: the trajectory of its videos; None where it has none, or one that no longer fits its samples.
         stored: what it came with, whether it fits or not.
+        layout: of the samples on the wire.
+        noise_mask: that it carries, as on the wire.
     """
 
     samples: Tensor
     prior: Prior | None = None
     stored: Prior | None = None
+    layout: Layout = NATIVE.layout
+    noise_mask: Tensor | None = None
 
     @classmethod
-    def read(cls, latent: dict[str, Any], name: str) -> VideoLatent:
+    def read(cls, latent: dict[str, Any], name: str, family: Family | None = None, channels: int = 0) -> VideoLatent:
         """Read a LATENT.
 
         Args:
             name: of the input, for messages.
+            family: of the model that is to go on from it; None: the one that the LATENT says it is of.
+            channels: of that model's latents; 0: not known.
 
         Raises:
-            ValueError: an image's latents, other channels, or a noise mask.
+            ValueError: an image's latents, other channels, or, for VidRD, a noise mask.
         """
-        check_layout(latent, name)
         stored: Prior | None = latent.get(KEY)
-        prior = None if stored is None else stored.of(latent["samples"])
+        context = {} if stored is None else stored.context
+        layout = layout_named(context.get("layout", "video"), context.get("frames_per_latent", 1))
+        if family is not None:
+            layout = family.layout
+        native = "format" not in context if family is None else family.is_vidrd
+        samples = latent["samples"]
+        if native:
+            check_layout(latent, name)
+        else:
+            samples = fitted(samples, name, layout, family, channels or samples.shape[1])
+        video = layout.to_video(samples)
+        prior = None if stored is None else stored.of(video)
         if stored is not None and prior is None:
             logger.warning("The latents were changed after they were sampled, so their stored trajectory is not used.")
-        return cls(latent["samples"].detach().float().cpu(), prior, stored)
+        return cls(video.detach().float().cpu(), prior, stored, layout, latent.get("noise_mask"))
 
     @classmethod
     def made(
-        cls, samples: Tensor, trajectory: Trajectory, tail_frames: int, positive: Any = None, negative: Any = None
+        cls,
+        samples: Tensor,
+        trajectory: Trajectory,
+        tail_frames: int,
+        positive: Any = None,
+        negative: Any = None,
+        layout: Layout = NATIVE.layout,
     ) -> VideoLatent:
         """The LATENT of samples whose last frames are those of a trajectory."""
         prior = Prior(trajectory, tail_frames, video_hashes(samples, tail_frames), positive, negative)
-        return cls(samples, prior, prior)
+        return cls(samples, prior, prior, layout)
 
     def to_wire(self) -> dict[str, Any]:
         """What goes on a LATENT wire."""
-        return {"samples": self.samples} if self.stored is None else {"samples": self.samples, KEY: self.stored}
+        wire = {"samples": self.layout.from_video(self.samples)}
+        return wire if self.stored is None else {**wire, KEY: self.stored}
 
     def following(self, samples: Tensor, tail_frames: int) -> VideoLatent:
         """Samples that end with this one's last clip, with its trajectory."""
         assert self.prior is not None
-        return VideoLatent.made(samples, self.prior.trajectory, tail_frames, self.prior.positive, self.prior.negative)
+        texts = self.prior.positive, self.prior.negative
+        return VideoLatent.made(samples, self.prior.trajectory, tail_frames, *texts, self.layout)
 
     @cached_property
     def is_empty(self) -> bool:
@@ -144,7 +180,7 @@ class VideoLatent:
         """How its last clip was made, also where the trajectory no longer fits; empty where nothing is known."""
         return {} if self.stored is None else self.stored.context
 
-    def known_positive(self, model: VidRDModel) -> Any:
+    def known_positive(self, model: Any) -> Any:
         """The conditioning that its last clip was sampled with, also where the trajectory no longer fits.
 
         None where none is stored, where another model made the clip, and where nobody knows which video of a batch is
@@ -193,6 +229,7 @@ def picked(trajectory: Trajectory, videos: list[int]) -> Trajectory:
         trajectory,
         noise=trajectory.noise[videos],
         states=[state[videos] for state in trajectory.states],
+        predictions=[prediction[videos] for prediction in trajectory.predictions],
         context={**trajectory.context, "seeds": seeds},
     )
 
@@ -236,6 +273,36 @@ def check_layout(latent: dict[str, Any], name: str) -> None:
             f"{name} carries a noise mask, which would undo the guidance of the overlap frames: remove "
             "Set Latent Noise Mask"
         )
+
+
+def fitted(samples: Any, name: str, layout: Layout, family: Family | None, channels: int) -> Tensor:
+    """The samples of a LATENT as a model takes them; empty ones of another family get its channels, as in KSampler.
+
+    Raises:
+        ValueError: packed audio and video, an image's latents, or other channels.
+    """
+    model = "this model" if family is None else family.name
+    if getattr(samples, "is_nested", False):
+        raise ValueError(f"{name} holds audio and video in one: connect the video's latents alone")
+    is_empty = not torch.count_nonzero(samples)
+    expected = (
+        "[frames, channels, height, width]" if layout.name == "batch" else "[batch, channels, frames, height, width]"
+    )
+    if is_empty and layout.name == "video" and samples.ndim == 4:
+        samples = samples.unsqueeze(2)
+    if samples.ndim != (4 if layout.name == "batch" else 5):
+        raise ValueError(
+            f"{name} is {list(samples.shape)}; {model} has latents of {expected}: use the empty latent node of this "
+            "family, or encode frames with its VAE"
+        )
+    if samples.shape[1] == channels:
+        return samples
+    if is_empty:
+        return samples.new_zeros((len(samples), channels, *samples.shape[2:]))
+    raise ValueError(
+        f"{name} has {samples.shape[1]} channels, {list(samples.shape)}; {model}'s latents have {channels}: it comes from "
+        "another model family, decode it, encode the frames with this model's VAE and continue these"
+    )
 
 
 def empty(batch: int, frames: int, height: int, width: int) -> Tensor:

@@ -11,14 +11,18 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import torch
+from torch import Tensor
 
 from ..vidrd_core.reuse.settings import OLD_NAMES, ReuseSettings
 from ..vidrd_core.sampling.seeds import MAX_SEED, clip_seed
+from .any_model.families import family_of
 from .clip_store import ClipStore, KeptClip
-from .clips import Overrides, first_clip, next_clip
+from .clips import first_clip, next_clip
 from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
 from .latents import VideoLatent, tail_hash
-from .native.model import vidrd_model
+from .planning import lead_in
+from .schedules import Models, Overrides, Schedule, usual_schedule
+from .words import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,10 @@ class Run:
     reuse: ReuseSettings
     overrides: Overrides = Overrides()
     regenerate_from: int = 0
+    sigmas: Tensor | None = None
+    tell_levels: str = AUTO
+    switch_at_step: int = 0
+    preset: str = AUTO
 
     def signature(self, number: int, begins: bool, before: str, model: str, conditionings: str) -> str:
         """Of everything that makes clip ``number``; equal ones are the same clip.
@@ -51,10 +59,13 @@ class Run:
         if begins or number:
             del overrides["prior_trajectory"], overrides["clip_frames"]
         values = [before, model, conditionings, self.seeds[number], self.cfg, overrides, None if begins else reuse]
-        return json_hash(values)
+        added = [as_json(self.sigmas), self.tell_levels, self.switch_at_step]  # inputs that earlier versions had not
+        return json_hash(values if added == [None, AUTO, 0] else [*values, added])
 
     def check_kept(self, clip: KeptClip, number: int, begins: bool, name: str) -> None:
-        """Raise ``ValueError`` where the clips after a kept one cannot be made as it was."""
+        """Raise ``ValueError`` where the clips after a kept one cannot be made as it was, of VidRD's."""
+        if "format" in clip.latent.context:
+            return
         wanted = replace(self.overrides, clip_frames=0) if begins else self.overrides
         made = f"clip {number + 1} of the run {name!r}"
         assert clip.latent.prior is not None
@@ -97,7 +108,7 @@ def per_clip_seeds(seed: int, listed: str, num_clips: int, first_index: int) -> 
 
 
 def make_clips(
-    model: Any,
+    models: Models,
     encoded: Sequence[tuple[str, Any]],
     negative: Any,
     prior: VideoLatent,
@@ -120,7 +131,11 @@ def make_clips(
     before = prior
     chains = start_of(prior), old_start_of(prior)
     store = ClipStore(run_name, *chains, node)
-    identities = model_identity(model), old_model_identity(model)
+    family = family_of(models.high)
+    identities = (
+        " ".join(model_identity(model) for model in (models.high, models.low) if model is not None),
+        old_model_identity(models.high),
+    )
     lines = []
     made = 0
     bar = comfy.utils.ProgressBar(len(run.seeds))
@@ -138,18 +153,19 @@ def make_clips(
             clip = store.find(number, signatures)
         if clip is None:
             made += 1
-            new = _make(model, positive, negative, before, run, number, begins, of_prior)
+            new = _make(models, positive, negative, before, run, number, begins, of_prior)
             clip = KeptClip(new, run.seeds[number], prompt, (signatures[0],))
             store.save(number, clip)
         else:
             assert clip.latent.prior is not None
-            clip.latent.prior.check_model(vidrd_model(model))
+            clip.latent.prior.check_model(models.high.model)
             store.adopt(clip, signatures[0])
         did = "made" if made else "reused"
         lines.append(f"clip {number + 1}: {did}, seed {clip.seed}, {clip.prompt or 'positive conditioning'}")
+        trim = 0 if begins else lead_in(family, before) + run.reuse.trim_frames
         if not begins:
             run.reuse.check(clip.samples.shape[2])
-        pieces.append(clip.samples if begins else clip.samples[:, :, run.reuse.trim_frames :])
+        pieces.append(clip.samples[:, :, trim:])
         before = clip.latent
         chains = clip.content() + signatures[0], clip.content() + signatures[1]
         bar.update_absolute(number + 1)
@@ -175,7 +191,7 @@ def old_start_of(prior: VideoLatent) -> str:
 
 
 def _make(
-    model: Any,
+    models: Models,
     positive: Any,
     negative: Any,
     before: VideoLatent,
@@ -186,9 +202,13 @@ def _make(
 ) -> VideoLatent:
     seed = run.seeds[number]
     if begins:
-        return first_clip(model, positive, negative, before, seed, run.overrides.schedule({}), run.cfg)
+        schedule = run.overrides.schedule({}, usual_schedule(family_of(models.high)))
+        if run.sigmas is not None:
+            schedule = Schedule.of_levels(run.sigmas, schedule.sampler)
+        return first_clip(models, positive, negative, before, seed, schedule, run.cfg)
     overrides = Overrides() if number else run.overrides
-    return next_clip(model, positive, negative, before, seed, run.cfg, run.reuse, overrides, prior_positive)[1]
+    asked = (run.sigmas, run.tell_levels, run.preset)
+    return next_clip(models, positive, negative, before, seed, run.cfg, run.reuse, overrides, prior_positive, *asked)[1]
 
 
 def first_index(prior: VideoLatent) -> int:

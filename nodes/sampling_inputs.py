@@ -9,11 +9,14 @@ from comfy_api.latest import io
 
 from .rebuild import METHODS
 from .steering import sampler_names
-from .words import AUTO, CUSTOM, FROM_PRIOR, REUSE_PRESETS
+from .words import AUTO, CUSTOM, FROM_PRIOR, OFF, ON, REUSE_PRESETS
 
 MAX_SEED = 2**63 - 1  # the highest that gives every clip noise of its own
 
-MODEL_TIP = "A VidRD model from Load VidRD Model or Load VidRD Temporal U-Net, with or without LoRAs."
+MODEL_TIP = (
+    "Any video model: VidRD's own (Load VidRD Model), Wan, LTX-Video, HunyuanVideo, Mochi, Cosmos, Stable Video "
+    "Diffusion, or an image model with AnimateDiff, with or without LoRAs."
+)
 POSITIVE_TIP = "What the clip shows: CLIP Text Encode with the model's own CLIP."
 NEGATIVE_TIP = "What to steer away from. The released model was used with the word watermark."
 CFG_TIP = (
@@ -22,8 +25,7 @@ CFG_TIP = (
 )
 SAMPLER_TIP = (
     "Sampling method; the release used ddim. Samplers that add noise in every step "
-    "(ancestral, sde, ddpm) keep less of the clip before. lcm, sa_solver, uni_pc, "
-    "dpm_fast and dpm_adaptive cannot be steered and are left out."
+    "(ancestral, sde, ddpm) keep less of the clip before. dpm_adaptive cannot be steered and is left out."
 )
 SCHEDULER_TIP = (
     "How noise falls over the steps; the release used ddim_uniform. Where steps do not divide 1000, "
@@ -55,22 +57,23 @@ def reuse_inputs() -> list[Any]:
     return [
         io.Combo.Input(
             "preset",
-            options=[CUSTOM, *REUSE_PRESETS],
-            default=CUSTOM,
+            options=[AUTO, CUSTOM, *REUSE_PRESETS],
+            default=AUTO,
             tooltip=(
-                "paper and smooth set the seven settings below: the released values, and the best that we measured on "
-                "the bundled model (README.md). custom takes what stands below."
+                "auto chains as suits the model's family, or as a VidRD model's folder says, and tells how in report. "
+                "paper and smooth: the released values, and the best that we measured on the bundled model (README.md). "
+                "custom takes what stands below."
             ),
         ),
         io.Int.Input(
             "overlap_frames",
             default=4,
             min=0,
-            max=32,
+            max=512,
             tooltip=(
                 "M, the frames at the start of the new clip that are steered along frames of the "
-                "prior, 0 to the clip's length. More holds on to the prior, fewer leave more freedom;"
-                " the release used 4 of 8."
+                "prior, 0 to the clip's length; rounded up to whole latents. More holds on to the prior, fewer leave "
+                "more freedom; the release used 4 of 8."
             ),
         ),
         io.Float.Input(
@@ -106,18 +109,18 @@ def reuse_inputs() -> list[Any]:
             tooltip=(
                 "reverse (the paper): the new clip starts at the prior's last frame and its overlap "
                 "runs back through the prior's tail. forward: the overlap repeats the prior's last "
-                "frames in their own order; then trim them."
+                "frames in their own order; then trim them. Families with several frames per latent: forward only."
             ),
         ),
         io.Int.Input(
             "trim_frames",
             default=0,
             min=0,
-            max=31,
+            max=512,
             tooltip=(
                 "Frames cut from the start of the new clip when it joins the video. 0 keeps all, as "
                 "the release does; with order forward use the overlap. Video length = prior + clip "
-                "length - trimmed."
+                "length - trimmed. Families with several frames per latent always cut the overlap."
             ),
         ),
         io.Combo.Input(
@@ -134,13 +137,13 @@ def reuse_inputs() -> list[Any]:
             display_name="cleaner_overlap",
             default=0.0,
             min=0.0,
-            max=0.95,
+            max=1.0,
             step=0.05,
             round=0.001,
             tooltip=(
-                "How much cleaner than the new frames the overlap is, 0 to 0.95: at step s it is the prior's state "
-                "before step s + this * (steps - s). 0 (the paper): equally noisy. 0.8: nearly clean, "
-                "joins without a jump."
+                "How much cleaner than the new frames the overlap is, 0 to 1: at step s it is the prior's state "
+                "before step s + this * (steps - s); with other families by noise levels, as in Stable Diffusion's "
+                "schedule. 0 (the paper): equally noisy. 0.8: nearly clean, joins without a jump. 1: clean."
             ),
         ),
     ]
@@ -155,41 +158,44 @@ def override_inputs() -> list[Any]:
             min=0,
             max=1000,
             tooltip=(
-                "Denoising steps. 0 takes the prior's (50 where it has none). Another number than the"
-                " prior's needs prior_trajectory invert or noise."
+                "Denoising steps. 0 takes the prior's (where it has none 50, for other families than VidRD 20). Of a "
+                "VidRD video another number than the prior's needs prior_trajectory invert or noise."
             ),
         ),
         io.Combo.Input(
             "sampler_name",
             options=[FROM_PRIOR, *sampler_names()],
             default=FROM_PRIOR,
-            tooltip=("from prior takes the one that made the prior (ddim where it has none). ") + SAMPLER_TIP,
+            tooltip="from prior takes the one that made the prior (else ddim, of other families euler). " + SAMPLER_TIP,
         ),
         io.Combo.Input(
             "scheduler",
             options=[FROM_PRIOR, *comfy.samplers.SCHEDULER_NAMES],
             default=FROM_PRIOR,
-            tooltip=("from prior takes the one that made the prior (ddim_uniform where it has none). ") + SCHEDULER_TIP,
+            tooltip=(
+                "from prior takes the one that made the prior (else ddim_uniform, of other families simple). "
+                + SCHEDULER_TIP
+            ),
         ),
         io.Combo.Input(
             "prior_trajectory",
             options=[AUTO, *METHODS],
             default=AUTO,
             tooltip=(
-                "auto uses the noise and states that a sampling node stored in the prior, and "
-                "rebuilds them for plain latents. invert always rebuilds by DDIM inversion (one pass "
-                "per step); noise adds known noise (no cost)."
+                "auto uses the noise and states that a sampling node stored in the prior, and rebuilds them for plain "
+                "latents: VidRD by invert, other families by noise. invert rebuilds by DDIM inversion (one pass of the "
+                "model per step); noise follows the straight line from noise to the prior (no cost)."
             ),
         ),
         io.Int.Input(
             "clip_frames",
             default=0,
             min=0,
-            max=32,
+            max=1024,
             tooltip=(
-                "Frames per clip, 0 to 32, at most those of the prior unless it is an image. 0 takes the prior's clip "
-                "length, or its last 8 frames where it has no trajectory (all of a shorter one). Only a prior without "
-                "trajectory can be continued with another length."
+                "Frames per clip. 0 takes the prior's clip length, else what is usual for the model's family (Wan 81). "
+                "Of VidRD: at most 32 and those of the prior unless it is an image; 0 takes the last 8 frames where it "
+                "has no trajectory (all of a shorter one), and only such a prior can be continued with another length."
             ),
         ),
     ]
@@ -203,5 +209,43 @@ def prior_positive_input() -> Any:
             "What the prior shows (CLIP Text Encode), for inverting a prior without a usable trajectory. Unconnected, "
             "the prompt that its last clip was sampled with counts, where that is known; else negative, so that an "
             "empty negative prompt inverts unconditionally."
+        ),
+    )
+
+
+def expert_inputs() -> list[Any]:
+    """The second expert of Wan 2.2 14B, and noise levels of a scheduler node."""
+    return [
+        io.Model.Input(
+            "model_low",
+            optional=True,
+            tooltip="The low-noise expert of Wan 2.2 14B, which takes over at switch_at_step; model is then the other.",
+        ),
+        io.Int.Input(
+            "switch_at_step",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            tooltip="The step from which model_low samples. 0: the middle, in later clips the prior's.",
+        ),
+        io.Sigmas.Input(
+            "sigmas",
+            optional=True,
+            tooltip="Noise levels of a scheduler node (LTXVScheduler, BasicScheduler) in place of steps and scheduler.",
+        ),
+    ]
+
+
+def tell_input() -> Any:
+    return io.Combo.Input(
+        "tell_levels",
+        options=[AUTO, ON, OFF],
+        default=AUTO,
+        optional=True,
+        tooltip=(
+            "Whether the network is told that the overlap is cleaner than the new frames. auto: where it was trained "
+            "for that (LTX-Video, Wan 2.2 5B, Cosmos Predict2). on also suits Wan models trained by Diffusion Forcing "
+            "(SkyReels-V2-DF)."
         ),
     )

@@ -15,13 +15,15 @@ from .sampling_inputs import (
     SAMPLER_TIP,
     SCHEDULER_TIP,
     cfg_input,
+    expert_inputs,
     override_inputs,
     prior_positive_input,
     reuse_inputs,
     seed_input,
+    tell_input,
 )
 from .steering import sampler_names
-from .words import CATEGORY
+from .words import AUTO, CATEGORY
 
 
 class SampleFirstClip(io.ComfyNode):
@@ -80,6 +82,7 @@ class SampleFirstClip(io.ComfyNode):
                         "the frame before. 0 (released) is off; more makes calmer motion."
                     ),
                 ),
+                *expert_inputs(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -91,14 +94,20 @@ class SampleFirstClip(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, positive: Any, negative: Any, latent: Any, seed: int, steps: int, cfg: float,
-        sampler_name: str, scheduler: str, denoise: float, progressive_alpha: float,
+        sampler_name: str, scheduler: str, denoise: float, progressive_alpha: float, model_low: Any = None,
+        switch_at_step: int = 0, sigmas: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
-        from .clips import Schedule, first_clip
-        from .latents import VideoLatent
+        from .any_model.families import family_of
+        from .clips import first_clip
+        from .planning import read_latent
+        from .schedules import Models, Schedule
 
         schedule = Schedule(steps, sampler_name, scheduler)
-        start = VideoLatent.read(latent, "LATENT")
-        made = first_clip(model, positive, negative, start, seed, schedule, cfg, denoise, progressive_alpha)
+        if sigmas is not None:
+            schedule = Schedule.of_levels(sigmas, sampler_name)
+        start = read_latent(latent, "LATENT", model, family_of(model))
+        models = Models(model, model_low, switch_at_step)
+        made = first_clip(models, positive, negative, start, seed, schedule, cfg, denoise, progressive_alpha)
         return io.NodeOutput(made.to_wire())
 
 
@@ -130,6 +139,8 @@ class ReuseAndDiffuse(io.ComfyNode):
                 *reuse_inputs(),
                 *override_inputs(),
                 prior_positive_input(),
+                *expert_inputs(),
+                tell_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -142,6 +153,11 @@ class ReuseAndDiffuse(io.ComfyNode):
                     display_name="new clip",
                     tooltip=("The new clip alone, all its frames; continuing from here starts a new video with it."),
                 ),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="What the new clip keeps and adds, in frames and latents, and how it was chained.",
+                ),
             ],
         )
 
@@ -150,19 +166,25 @@ class ReuseAndDiffuse(io.ComfyNode):
         cls, model: Any, positive: Any, negative: Any, prior: Any, seed: int, cfg: float, preset: str,
         overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str, trim_frames: int, stages: str,
         guidance_lead: float, steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int,
-        prior_positive: Any = None,
+        prior_positive: Any = None, model_low: Any = None, switch_at_step: int = 0, sigmas: Any = None,
+        tell_levels: str = AUTO,
     ) -> io.NodeOutput:  # fmt: skip
-        from .clips import Overrides, next_clip, reuse_settings
-        from .latents import VideoLatent
+        from .any_model.families import family_of
+        from .clips import next_clip
+        from .planning import read_latent, reuse_settings
+        from .schedules import Models, Overrides
 
-        video = VideoLatent.read(prior, "prior")
+        family = family_of(model)
+        video = read_latent(prior, "prior", model, family)
         chosen = ReuseSettings(
             overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, cleaner_overlap=guidance_lead
         )
-        settings = reuse_settings(preset, chosen, video, clip_frames)
+        settings = reuse_settings(preset, chosen, family, video, clip_frames, model)
         overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
-        made = next_clip(model, positive, negative, video, seed, cfg, settings, overrides, prior_positive)
-        return io.NodeOutput(*(latent.to_wire() for latent in made))
+        models = Models(model, model_low, switch_at_step)
+        asked = (prior_positive, sigmas, tell_levels, preset)
+        longer, clip, report = next_clip(models, positive, negative, video, seed, cfg, settings, overrides, *asked)
+        return io.NodeOutput(longer.to_wire(), clip.to_wire(), report)
 
 
 class ManyClips(io.ComfyNode):
@@ -244,6 +266,8 @@ class ManyClips(io.ComfyNode):
                     tooltip=("Used for every clip in place of prompts, when prompts is empty."),
                 ),
                 prior_positive_input(),
+                *expert_inputs(),
+                tell_input(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -263,23 +287,28 @@ class ManyClips(io.ComfyNode):
         cfg: float, preset: str, overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str,
         trim_frames: int, stages: str, guidance_lead: float, steps: int, sampler_name: str, scheduler: str,
         prior_trajectory: str, clip_frames: int, run_name: str, regenerate_from: int, positive: Any = None,
-        prior_positive: Any = None,
+        prior_positive: Any = None, model_low: Any = None, switch_at_step: int = 0, sigmas: Any = None,
+        tell_levels: str = AUTO,
     ) -> io.NodeOutput:  # fmt: skip
         from . import many
-        from .clips import Overrides, reuse_settings
-        from .latents import VideoLatent
+        from .any_model.families import family_of
+        from .planning import read_latent, reuse_settings
+        from .schedules import Models, Overrides
 
-        video = VideoLatent.read(prior, "prior")
+        family = family_of(model)
+        video = read_latent(prior, "prior", model, family)
         chosen = ReuseSettings(
             overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, cleaner_overlap=guidance_lead
         )
-        settings = reuse_settings(preset, chosen, video, clip_frames)
+        settings = reuse_settings(preset, chosen, family, video, clip_frames, model)
         texts = many.per_clip_prompts(prompts, num_clips)
         seeds = many.per_clip_seeds(seed, clip_seeds, num_clips, many.first_index(video))
         overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
-        run = many.Run(seeds, cfg, settings, overrides, regenerate_from)
+        asked = (sigmas, tell_levels, switch_at_step, preset)
+        run = many.Run(seeds, cfg, settings, overrides, regenerate_from, *asked)
         encoded = many.encode(clip, texts, positive if not prompts.strip() else None)
         node = str(getattr(cls.hidden, "unique_id", None) or "")
         kept = (run_name.strip(), node)
-        longer, last, report = many.make_clips(model, encoded, negative, video, run, *kept, prior_positive)
+        models = Models(model, model_low, switch_at_step)
+        longer, last, report = many.make_clips(models, encoded, negative, video, run, *kept, prior_positive)
         return io.NodeOutput(longer.to_wire(), last.to_wire(), report)

@@ -18,6 +18,7 @@ from ..vidrd_core.jobs.folder import JobFolder
 from ..vidrd_core.reuse.trajectory import Trajectory, numbered
 from ..vidrd_core.sampling.interchange import for_sampler, is_of_sampler
 from ..vidrd_core.sampling.state import FORMAT, SCALING_FACTOR, VideoState, join_clips
+from .any_model.layouts import layout_named
 from .latents import VideoLatent
 
 OLD_FORMAT = "vidrd-latent-1"
@@ -35,7 +36,7 @@ def save(latent: VideoLatent, path: Path, extra: dict[str, Any] | None = None) -
             "LATENT has no trajectory that fits its samples, so there is no state to save: connect a LATENT straight "
             "from Sample First Clip or Reuse and Diffuse; for plain latents use Save Latent"
         )
-    tensors = {"samples": latent.samples, **prior.trajectory.tensors()}
+    tensors = {"samples": latent.samples.contiguous(), **prior.trajectory.tensors()}
     tensors |= {f"positive.{number}": text for number, text in enumerate(plain_texts(prior.positive))}
     negative = plain_texts(prior.negative)
     if len(negative) == 1:
@@ -65,7 +66,9 @@ def load(path: Path) -> VideoLatent:
     trajectory = Trajectory.from_file(tensors, values["trajectory"])
     positive = conditioning(numbered(tensors, "positive"))
     negative = conditioning([tensors["negative"]] if "negative" in tensors else [])
-    return VideoLatent.made(tensors["samples"], trajectory, values["tail_frames"], positive, negative)
+    context = trajectory.context
+    layout = layout_named(context.get("layout", "video"), context.get("frames_per_latent", 1))
+    return VideoLatent.made(tensors["samples"], trajectory, values["tail_frames"], positive, negative, layout)
 
 
 def of_command_line(state: VideoState, path: Path) -> VideoLatent:

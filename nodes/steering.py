@@ -1,70 +1,53 @@
-"""Steer any stock sampler: overwrite its own x with the prior clip's states, and record the x it continues from.
+"""Record and steer any sampler: a wrapper on the MODEL between the sampler and its guider.
 
-A sampler calls its model with the tensor that it updates afterwards. Before each such call at one of the schedule's
-noise levels, the overlap frames are overwritten *in place*, so that the sampler continues from the replaced state; what
-it then holds is recorded for the next clip. States are found by their noise level, since some samplers call the model
-several times per step: of several calls at one level the last is the step's own, the others are the step before trying
-its end point.
+Below whatever node samples, the sampler calls a guider with its x and is handed the denoised prediction. A session
+puts itself in between: it gives the clip its noise, records both at every call, and in a clip that follows another
+replays the recorded path of the overlap (:mod:`vidrd_core.reuse.replay`).
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.sample
+import comfy.model_patcher
 import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..vidrd_core.reuse.trajectory import steer
+from ..vidrd_core.reuse.noise import initial_noise
+from ..vidrd_core.reuse.replay import TOLERANCE, Recording, Replay, Steered, overlap_noise
+from ..vidrd_core.reuse.settings import ReuseSettings
+from ..vidrd_core.reuse.trajectory import Trajectory
+from ..vidrd_core.sampling.seeds import clip_seed
+from .any_model.conditioning import renewed
+from .any_model.families import Family
+from .any_model.noise import ModelNoise
+from .any_model.telling import tell
 
 logger = logging.getLogger(__name__)
 
-OverlapAt = Callable[[int], "Tensor | None"]
-
-# Deterministic samplers whose update starts from the x that the model was called with.
-STEERABLE = (
-    "euler", "ddim", "euler_cfg_pp", "heun", "heunpp2", "dpm_2", "lms", "dpmpp_2m", "dpmpp_2m_cfg_pp", "ipndm",
-    "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp", "gradient_estimation", "gradient_estimation_cfg_pp",
-)  # fmt: skip
-# The same, but they add noise in every step, so that the overlap keeps less of the prior clip.
-STOCHASTIC = (
-    "euler_ancestral", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp",
-    "dpmpp_sde", "dpmpp_sde_gpu", "dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu",
-    "dpmpp_3m_sde", "dpmpp_3m_sde_gpu", "ddpm", "res_multistep_ancestral", "res_multistep_ancestral_cfg_pp", "er_sde",
-    "seeds_2", "seeds_3", "exp_heun_2_x0", "exp_heun_2_x0_sde",
-)  # fmt: skip
-REFUSED = {
-    "lcm": "throws its x away in every step",
-    "sa_solver": "rebuilds its x from an earlier one",
-    "sa_solver_pece": "rebuilds its x from an earlier one",
-    "uni_pc": "continues from another x than the one its model sees",
-    "uni_pc_bh2": "continues from another x than the one its model sees",
-    "dpm_fast": "chooses its own noise levels",
-    "dpm_adaptive": "chooses its own noise levels",
-}
+KEY = "vidrd_reuse"
+REFUSED = {"dpm_adaptive": "chooses the noise levels of its calls by what it finds, other ones in every clip"}
+# Those that add noise in every step, so that new frames keep less of the prior clip.
+STOCHASTIC = ("ancestral", "sde", "ddpm", "seeds_", "lcm", "sa_solver")
+FIRST = ("euler", "ddim", "uni_pc", "dpmpp_2m", "res_multistep", "lcm", "heun")  # in menus
 
 
 def sampler_names() -> list[str]:
-    """Samplers that a node offers: those that work, the deterministic ones first."""
-    installed = [n for n in comfy.samplers.SAMPLER_NAMES if n not in REFUSED]
-    known = [n for n in (*STEERABLE, *STOCHASTIC) if n in installed]
-    return known + [n for n in installed if n not in known]
+    """Samplers that a node offers, those that most people choose first."""
+    installed = [name for name in comfy.samplers.SAMPLER_NAMES if name not in REFUSED]
+    return [name for name in FIRST if name in installed] + [name for name in installed if name not in FIRST]
 
 
 def check_sampler(name: str) -> None:
-    """Raise ``ValueError`` for a sampler that cannot be steered; warn of one that nobody has tried."""
+    """Raise ``ValueError`` for a sampler that cannot be steered."""
     if name in REFUSED:
         raise ValueError(
-            f"the sampler {name} cannot be steered, it {REFUSED[name]}: use euler, ddim, heun or dpmpp_2m, for example"
+            f"the sampler {name} cannot be steered, it {REFUSED[name]}: use euler, ddim, uni_pc or dpmpp_2m, for example"
         )
-    if name not in STEERABLE and name not in STOCHASTIC:
-        logger.warning("The sampler %s is unknown to VidRD; steering it was never tested.", name)
 
 
 def noise_levels(model: Any, steps: int, sampler: str, scheduler: str, denoise: float = 1.0) -> Tensor:
@@ -85,103 +68,255 @@ def noise_levels(model: Any, steps: int, sampler: str, scheduler: str, denoise: 
     return stock.sigmas
 
 
-def state_scales(model: Any, sigmas: Tensor) -> list[float]:
-    """The scale of a sampler's states before each step: what the model's sampling divides them by."""
-    scaled = model.get_model_object("model_sampling").calculate_input(sigmas[:-1], torch.ones(len(sigmas) - 1))
-    return [1 / float(one) for one in scaled]
-
-
-class SteeredModel:
-    """The model as a sampler sees it, with the overwriting and the recording before each call."""
-
-    def __init__(self, model: Any, sigmas: Tensor, overlap_at: OverlapAt | None, states: dict[int, Tensor]):
-        self.model = model
-        self.levels = [float(s) for s in sigmas[:-1]]
-        self.overlap_at = overlap_at
-        self.states = states
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        step = self.step_at(float(sigma.flatten()[0]))
-        if step is not None:
-            if self.overlap_at is not None:
-                steer(x, self.overlap_at(step))
-            self.states[step] = x.detach().to("cpu", copy=True)
-        return self.model(x, sigma, *args, **kwargs)
-
-    def step_at(self, sigma: float) -> int | None:
-        """The step that starts at this noise level."""
-        nearest = min(range(len(self.levels)), key=lambda s: abs(self.levels[s] - sigma))
-        return nearest if math.isclose(self.levels[nearest], sigma, rel_tol=1e-4) else None
-
-
-def denoise_clip(
-    model: Any,
-    positive: Any,
-    negative: Any,
-    noise: Tensor,
-    latent_image: Tensor,
-    sigmas: Tensor,
-    sampler: str,
-    cfg: float,
-    seed: int,
-    overlap_at: OverlapAt | None = None,
-) -> tuple[Tensor, list[Tensor]]:
-    """Denoise one clip with a stock sampler.
+@dataclass
+class ClipPlan:
+    """What one clip is, and what it follows.
 
     Args:
-        noise: unit-variance noise ``[B, C, N, h, w]``.
-        latent_image: unscaled latents to start from; zeros where there are none.
-        overlap_at: step -> what overwrites the first frames before it.
-
-    Returns:
-        Unscaled latents and the states ``z[s]`` in the sampler's space, both on the CPU.
-
-    Raises:
-        ValueError: the sampler cannot be steered.
+        family: of the model.
+        noise: how noise enters its samples.
+        num_latents: N, of the clip.
+        replay: the overlap and the clip that it follows; None for a first clip.
+        past_noise: the last clip's noise ``[B, C, N, h, w]``, which the new frames may reuse; None: theirs is fresh.
+        overlap: unscaled latents of the overlap in the new clip's order, for the conditioning of image-to-video models.
+        lead_in: latents before the overlap.
+        kept: K, the last latents that are recorded for the clip after this one.
+        dtype: that they are kept in.
+        tells: whether the network is told that the overlap is cleaner.
+        records_shown: whether a steered frame is recorded as the network saw it, as VidRD's pipeline does, or as the
+            sampler held it; they differ where the overlap is cleaner.
+        seeds: that the video's noise was drawn from.
     """
-    check_sampler(sampler)
-    states: dict[int, Tensor] = {}
-    stock = comfy.samplers.sampler_object(sampler)
 
-    def sample(inner: Any, x: Tensor, sigmas: Tensor, **kwargs: Any) -> Tensor:
+    family: Family
+    noise: ModelNoise
+    num_latents: int
+    replay: Replay | None = None
+    past_noise: Tensor | None = None
+    overlap: Tensor | None = None
+    lead_in: int = 0
+    kept: int = 0
+    dtype: torch.dtype = torch.float32
+    tells: bool = False
+    records_shown: bool = False
+    seeds: tuple[int, ...] = ()
+
+    def start_noise(self, fresh: Tensor) -> Tensor:
+        """FNR and PNS: the unit-variance noise that the clip starts from, ``[B, C, N, h, w]``."""
+        if self.replay is None:
+            return fresh
+        settings, body = self.replay.settings, fresh[:, :, self.lead_in :]
+        if self.replay.takes_own_noise:
+            return fresh
+        if self.past_noise is not None and self.past_noise.shape == fresh.shape:
+            mixed = initial_noise(self.past_noise[:, :, self.lead_in :].to(fresh), body, settings)
+        else:
+            mixed = overlap_noise(self.replay.past.noise, body, settings, self.replay.back)
+        return torch.cat((fresh[:, :, : self.lead_in], mixed), dim=2)
+
+
+@dataclass
+class Run:
+    """One call of a sampler; a clip made by two experts or two sampler nodes has two."""
+
+    start: float
+    recording: Recording = field(default_factory=Recording)
+
+
+class Session:
+    """The sampling of one clip, recorded and steered.
+
+    A session lives as long as the nodes that share it; a sampler node that runs again starts its record anew.
+    """
+
+    def __init__(self, plan: ClipPlan):
+        self.plan = plan
+        self.runs: list[Run] = []
+        self.noise: Tensor | None = None  # of the clip, [B, C, N, h, w], unit variance
+        self.sigmas: list[float] = []
+        self.seed: int | None = None
+        self.samples: Tensor | None = None  # that the last run ended with, unscaled, as on a wire
+        self.told: Tensor | None = None
+
+    def attach(self, model: Any) -> Any:
+        """A clone of a MODEL whose samplers this session records and steers."""
+        model = model.clone()
+        for kind in (
+            WrappersMP.SAMPLER_SAMPLE,
+            WrappersMP.OUTER_SAMPLE,
+            WrappersMP.APPLY_MODEL,
+            WrappersMP.DIFFUSION_MODEL,
+        ):
+            model.remove_wrappers_with_key(kind, KEY)
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.sample)
+        if self.plan.overlap is not None:
+            model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self.renew_conditioning)
+        if self.plan.tells:
+            tell(model, self.plan.family, KEY, lambda: self.told)
+        return model
+
+    def renew_conditioning(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """``OUTER_SAMPLE``: the overlap in the conditioning of image-to-video models."""
+        guider, plan = executor.class_obj, self.plan
+        assert plan.overlap is not None
+        guider.conds = renewed(guider.conds, plan.overlap, plan.lead_in, plan.num_latents)
+        return executor(*args, **kwargs)
+
+    def sample(
+        self, executor: Any, guider: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor,
+        latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, *args: Any, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        """``SAMPLER_SAMPLE``: one run of a sampler."""
+        if len(sigmas) < 2:
+            return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
+        layout, start = self.plan.family.layout, float(sigmas[0])
+        if torch.count_nonzero(noise) or not self.runs:
+            self.runs, self.sigmas = [], []
+            noise = self.begin(guider, noise, latent_image, start, (extra_args or {}).get("seed"))
+        else:  # leftover noise of the run before: the second expert, or the second sampler node
+            self.runs = [run for run in self.runs if run.start > start]
+        run = Run(start)
+        self.runs.append(run)
+        self.sigmas = [level for level in self.sigmas if level > start] + [float(level) for level in sigmas]
+        self.check_shape(layout.to_video(noise))
+        steered = SteeredGuider(guider, self, run, [float(level) for level in sigmas])
         # A clone, since some samplers write into the levels that they are given (uni_pc its last one).
-        return stock.sampler_function(SteeredModel(inner, sigmas, overlap_at, states), x, sigmas.clone(), **kwargs)
+        given = (steered, sigmas.clone(), extra_args, callback, noise, latent_image, denoise_mask)
+        try:
+            samples = executor(*given, *args, **kwargs)
+        finally:
+            self.told = None
+        self.samples = guider.inner_model.process_latent_out(samples.to(torch.float32)).cpu()
+        return samples
 
-    steered = comfy.samplers.KSAMPLER(sample, stock.extra_options, stock.inpaint_options)
-    num_steps = len(sigmas) - 1
-    samples = comfy.sample.sample_custom(
-        model,
-        scaled_noise(model, noise, latent_image, sigmas),
-        cfg,
-        steered,
-        sigmas,
-        positive,
-        negative,
-        latent_image,
-        callback=latent_preview.prepare_callback(model, num_steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
-    missing = [s for s in range(num_steps) if s not in states]
-    if missing:
-        raise ValueError(
-            f"the sampler {sampler} left out the noise levels of steps {missing}, so no clip could follow: use euler "
-            "or dpmpp_2m, for example"
+    def check_shape(self, noise: Tensor) -> None:
+        """Raise ``ValueError`` where the clip that is sampled is not the one that was planned."""
+        replay = self.plan.replay
+        if noise.shape[2] != self.plan.num_latents:
+            raise ValueError(
+                f"the sampler makes a clip of {noise.shape[2]} latents but {self.plan.num_latents} were prepared: give "
+                "the sampler the LATENT of Reuse: Prepare"
+            )
+        if replay is not None and replay.past.end.shape[3:] != noise.shape[3:]:
+            raise ValueError(
+                f"the clip is {list(noise.shape[3:])} latents high and wide but the prior is "
+                f"{list(replay.past.end.shape[3:])}: a video keeps one size, sample the clip at the prior's"
+            )
+        if replay is not None and len(replay.past.end) != len(noise):
+            raise ValueError(
+                f"{len(noise)} videos are sampled but the prior holds {len(replay.past.end)}: use the same batch size"
+            )
+
+    def begin(self, guider: Any, noise: Tensor, latent_image: Tensor | None, start: float, seed: int | None) -> Tensor:
+        """The noise to hand to the sampler of a clip's first run."""
+        plan, layout = self.plan, self.plan.family.layout
+        has_data = latent_image is not None and bool(torch.count_nonzero(latent_image))
+        if not torch.count_nonzero(noise):  # added by someone else: the latent is the noisy state
+            self.seed = None
+            state = layout.to_video(latent_image if latent_image is not None else noise)
+            of_noise, of_data = plan.noise.coefficients(start)
+            self.noise = state.detach().float().cpu() * (of_data / of_noise)
+            if plan.replay is not None:
+                plan.replay.begin(self.noise[:, :, plan.lead_in :])
+            return noise
+        fresh = layout.to_video(noise)
+        self.check_shape(fresh)
+        if seed in plan.seeds and plan.replay is not None:
+            seed, number = clip_seed(seed, len(plan.seeds)), len(plan.seeds)
+            while seed in plan.seeds:
+                number += 1
+                seed = clip_seed(seed, number)
+            logger.info("The video has used this seed already, so its noise is drawn from %d.", seed)
+            generator = torch.Generator().manual_seed(seed)
+            fresh = layout.to_video(torch.randn(noise.shape, generator=generator)).to(fresh)
+        self.seed = seed
+        unit = plan.start_noise(fresh)
+        self.noise = unit.detach().float().cpu()
+        if plan.replay is not None:
+            plan.replay.begin(self.noise[:, :, plan.lead_in :])
+        factor = plan.noise.start_factor(start, has_data)
+        return layout.from_video(unit if factor == 1 else unit * factor)
+
+    @property
+    def recording(self) -> Recording:
+        """All calls of the clip's runs."""
+        whole = Recording()
+        for run in self.runs:
+            whole.sigmas += run.recording.sigmas
+            whole.states += run.recording.states
+            whole.predictions += run.recording.predictions
+        return whole
+
+    def trajectory(self, context: dict[str, Any]) -> Trajectory:
+        """What the next clip needs of this one.
+
+        Raises:
+            ValueError: nothing was sampled.
+        """
+        recorded = self.recording
+        if self.noise is None or not recorded.sigmas:
+            raise ValueError("nothing was sampled: connect the MODEL of Reuse: Prepare to the sampler")
+        everything = ReuseSettings(overlap_frames=self.plan.kept, guidance_beta=1.0)
+        steps = len(self.sigmas) - 1
+        return Trajectory(
+            self.noise, recorded.states, everything, steps, context, recorded.predictions, recorded.sigmas
         )
-    return samples.detach().float().cpu(), [states[s] for s in range(num_steps)]
 
 
-def scaled_noise(model: Any, noise: Tensor, latent_image: Tensor, sigmas: Tensor) -> Tensor:
-    """Noise that ComfyUI scales to a start of variance 1 + sigma^2 for pure noise, as the U-Net was trained.
+class SteeredGuider:
+    """The guider as a sampler sees it."""
 
-    ComfyUI itself does so only where the schedule begins at the model's highest noise level; schedules that begin lower
-    (ddim_uniform) it gives variance sigma^2.
-    """
-    first = float(sigmas[0])
-    highest = float(model.get_model_object("model_sampling").sigma_max)
-    if first > highest or math.isclose(first, highest, rel_tol=1e-5) or torch.count_nonzero(latent_image):
-        return noise
-    return noise * (math.sqrt(1 + first**2) / first)
+    def __init__(self, guider: Any, session: Session, run: Run, sigmas: list[float]):
+        self.guider = guider
+        self.session = session
+        self.run = run
+        self.levels = sigmas
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.guider, name)
+
+    def __call__(self, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        session, plan = self.session, self.session.plan
+        layout, replay = plan.family.layout, plan.replay
+        sigma = float(timestep.flatten()[0])
+        steered = None
+        if replay is not None:
+            call = sum(len(run.recording) for run in session.runs)
+            steered = replay.at(call, sigma, self.next_level(sigma))
+        seen = x
+        if steered is not None:
+            seen = x.clone()
+            write(layout.to_video(seen), plan.lead_in, steered.shown)
+        session.told = told_shares(plan, steered, sigma)
+        denoised = self.guider(seen, timestep, *args, **kwargs)
+        session.told = None
+        if steered is not None and steered.prediction.shape[2]:
+            denoised = denoised.clone()
+            write(layout.to_video(denoised), plan.lead_in, steered.prediction)
+        held = seen if plan.records_shown else x
+        self.run.recording.add(sigma, *(kept(layout.to_video(one), plan) for one in (held, denoised)))
+        return denoised
+
+    def next_level(self, sigma: float) -> float:
+        """The level of the schedule below this one; 0 below the last."""
+        return max((level for level in self.levels if level < sigma * (1 - TOLERANCE)), default=0.0)
+
+
+def write(video: Tensor, start: int, frames: Tensor) -> None:
+    """Overwrite the frames of ``video`` from ``start`` on, in place."""
+    video[:, :, start : start + frames.shape[2]] = frames.to(video)
+
+
+def kept(video: Tensor, plan: ClipPlan) -> Tensor:
+    """The last frames, for the clip after this one."""
+    return video[:, :, video.shape[2] - plan.kept :].detach().to("cpu", plan.dtype, copy=True)
+
+
+def told_shares(plan: ClipPlan, steered: Steered | None, sigma: float) -> Tensor | None:
+    """Of each frame, the share of the call's timestep that its own noise level is."""
+    if steered is None or not plan.tells or steered.shown_sigma == sigma:
+        return None
+    shares = torch.ones(plan.num_latents)
+    end = plan.lead_in + steered.shown.shape[2]
+    shares[plan.lead_in : end] = plan.noise.told(steered.shown_sigma) / plan.noise.told(sigma)
+    return shares

@@ -19,7 +19,7 @@ def many(nodes: dict[str, Any], loaded: Any, conds: Any) -> Any:
     def run(**changes: Any) -> tuple[Any, Any, str]:
         given = {"model": loaded[0], "clip": loaded[1], "negative": conds[1], "prior": empty,
                  "prompts": "the red ball rolls", "num_clips": 3, "seed": 4, "cfg": 3.0, "steps": 3,
-                 "sampler_name": "euler", "scheduler": "normal"}  # fmt: skip
+                 "sampler_name": "euler", "scheduler": "normal", "preset": "custom"}  # fmt: skip
         return nodes["VidRDManyClips"](**{**given, **changes})
 
     return run

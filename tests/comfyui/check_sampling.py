@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import copy
 import itertools
 from typing import Any
@@ -11,7 +9,6 @@ from typing import Any
 import comfy.samplers
 import pytest
 import torch
-from node_schemas import Reader
 
 KEY = "vidrd_trajectory"
 
@@ -129,15 +126,11 @@ def test_denoise_1_makes_the_clip_of_an_empty_latent_whatever_the_latent_holds(s
     torch.testing.assert_close(trajectory.states[0], start, rtol=1e-4, atol=1e-4)
 
 
-def installed(*tables: str) -> list[str]:
-    """Samplers of these tables of nodes/steering.py, as far as this ComfyUI has them."""
-    constants = Reader().constants
-    named = [name for table in tables for name in ast.literal_eval(constants[f"steering.{table}"])]
-    return [name for name in named if name in comfy.samplers.SAMPLER_NAMES]
+SAMPLERS = [name for name in comfy.samplers.SAMPLER_NAMES if name != "dpm_adaptive"]
 
 
-@pytest.mark.parametrize("sampler", installed("STEERABLE", "STOCHASTIC"))
-def test_a_steered_clip_ends_on_the_priors_frames_and_its_new_frames_differ_from_an_unsteered_clips(
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_steered_clip_repeats_the_priors_frames_and_its_new_frames_differ_from_an_unsteered_clips(
     sampler: str, first: Any, following: Any, conds: Any
 ) -> None:
     """The prior follows another prompt, so that an unsteered clip departs from it although it has the same noise."""
@@ -147,10 +140,11 @@ def test_a_steered_clip_ends_on_the_priors_frames_and_its_new_frames_differ_from
     tail = prior["samples"][:, :, 4:]
     near, far = (relative(clip[:, :, :4], tail) for clip in (steered, free))
     led = relative(steered[:, :, 4:], free[:, :, 4:])
-    assert near < 0.005 and far > 0.1 and led > 1e-3, (near, far, led)
+    # These end above noise level 0, so that their last x is not quite the last prediction.
+    assert near < (1e-2 if sampler in ("uni_pc", "uni_pc_bh2", "dpm_fast") else 1e-5) and far > 0.1 and led > 1e-3
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "uni_pc", "lcm", "heun"])
 def test_new_frames_depend_on_what_the_prior_shows_only_where_they_are_steered(
     sampler: str, first: Any, following: Any, conds: Any
 ) -> None:
@@ -166,122 +160,29 @@ def test_new_frames_depend_on_what_the_prior_shows_only_where_they_are_steered(
     assert relative(*new_frames(1.0)) > 1e-4
 
 
-def carried(sampler: str, model: Any, conds: Any, part: Any) -> tuple[float, float]:
-    """What becomes of a change of x made in place before step 2, by step 4: (length, cosine) relative to the change.
-
-    The denoiser is made to return zeros whatever x is, so that a change can only travel in the sampler's own x.
-    """
-    import comfy.sample
-
-    steering = part("nodes.steering")
-    blind = model.clone()
-    blind.model_options["sampler_calc_cond_batch_function"] = lambda a: [torch.zeros_like(a["input"])] * len(a["conds"])
-    sigmas = steering.noise_levels(model, 7, sampler, "karras")
-    start = torch.randn((1, 4, 8, 8, 8), generator=torch.Generator().manual_seed(0))
-    direction = torch.linspace(-3, 3, 3 * 64).reshape(3, 8, 8)
-    stock = comfy.samplers.sampler_object(sampler)
-
-    class Changed(steering.SteeredModel):
-        """Adds to x, in place, in the call from which step 2 goes on."""
-
-        calls = 0
-        change = 0.0
-
-        def __call__(self, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if self.step_at(float(sigma.flatten()[0])) == 2:
-                self.calls += 1
-                if self.calls == MAIN_CALL.get(sampler, 1):
-                    x[:, :, :3] += self.change * direction
-            return super().__call__(x, sigma, *args, **kwargs)
-
-    def states_with(change: float) -> dict[int, torch.Tensor]:
-        states: dict[int, torch.Tensor] = {}
-
-        def run(inner: Any, x: torch.Tensor, sigmas: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            changed = Changed(inner, sigmas, None, states)
-            changed.change = change
-            return stock.sampler_function(changed, x, sigmas, **kwargs)
-
-        zeros = torch.zeros_like(start)
-        with torch.inference_mode():
-            comfy.sample.sample_custom(
-                blind, start, 3.0, comfy.samplers.KSAMPLER(run), sigmas, *conds, zeros, disable_pbar=True, seed=0
-            )
-        return states
-
-    change = direction.expand(1, 4, 3, 8, 8).flatten()
-    effect = (states_with(1.0)[4] - states_with(0.0)[4])[:, :, :3].flatten()
-    length = float(effect.norm() / change.norm())
-    return length, float(effect @ change / (effect.norm() * change.norm() + 1e-12))
+def sampled(part: Any, model: Any, conds: Any, noise: Any, start: Any, sigmas: Any, sampler: str, cfg: float) -> Any:
+    """Latents and the recorded session of one clip that is only recorded."""
+    clips, family = part("nodes.clips"), part("nodes.any_model.families").NATIVE
+    session = part("nodes.steering").Session(part("nodes.planning").first_plan(model, family, noise.shape[2]))
+    models = part("nodes.schedules").Models(model)
+    return clips.denoise(models, session, *conds, noise, start, sigmas, sampler, cfg, 0), session
 
 
-# These try a level before they go on from it: which call at a level is the step's own.
-MAIN_CALL = {
-    "heun": 2,
-    "heunpp2": 3,
-    "dpm_2_ancestral": 2,
-    "dpmpp_2s_ancestral": 2,
-    "dpmpp_2s_ancestral_cfg_pp": 2,
-    "exp_heun_2_x0": 2,
-    "exp_heun_2_x0_sde": 2,
-}
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_callers_sigmas_and_noise_stay_as_they_are(sampler: str, model: Any, conds: Any, part: Any) -> None:
+    sigmas = part("nodes.steering").noise_levels(model, 4, "euler", "karras")
+    noise = torch.randn(1, 4, 8, 8, 8)
+    given = sigmas.clone(), noise.clone()
+    with torch.inference_mode():
+        sampled(part, model, conds, noise, torch.zeros_like(noise), sigmas, sampler, 3.0)
+    assert torch.equal(sigmas, given[0]) and torch.equal(noise, given[1])
 
 
-@pytest.mark.parametrize("sampler", installed("STEERABLE", "STOCHASTIC"))
-def test_this_sampler_goes_on_from_the_x_that_was_changed_in_place(
-    sampler: str, model: Any, conds: Any, part: Any
-) -> None:
-    length, cosine = carried(sampler, model, conds, part)
-    assert cosine > 0.99 and length > 0.01, (length, cosine)
-
-
-@pytest.mark.parametrize("sampler", installed("STEERABLE", "STOCHASTIC", "REFUSED"))
-def test_the_callers_sigmas_stay_as_they_are(
-    sampler: str, model: Any, conds: Any, part: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steering = part("nodes.steering")
-    monkeypatch.setattr(steering, "REFUSED", {})  # what is refused today may be a foreign sampler's habit tomorrow
-    sigmas = steering.noise_levels(model, 4, "euler", "karras")
-    given, noise = sigmas.clone(), torch.randn(1, 4, 8, 8, 8)
-    with torch.inference_mode(), contextlib.suppress(ValueError):  # of levels that were left out
-        steering.denoise_clip(model, *conds, noise, torch.zeros_like(noise), sigmas, sampler, 3.0, 0)
-    torch.testing.assert_close(sigmas, given, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("sampler", ["lcm", "sa_solver", "sa_solver_pece"])
-def test_refused_samplers_lose_the_change(sampler: str, model: Any, conds: Any, part: Any) -> None:
-    length, cosine = carried(sampler, model, conds, part)
-    assert length < 0.01 or cosine < 0.99
-
-
-@pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2"])
-def test_refused_samplers_treat_the_change_as_noise_that_they_do_not_take_away(
-    sampler: str, model: Any, conds: Any, part: Any
-) -> None:
-    assert carried(sampler, model, conds, part)[0] > 2 * carried("euler", model, conds, part)[0]
-
-
-@pytest.mark.parametrize("sampler", ["dpm_fast", "dpm_adaptive"])
-def test_refused_samplers_leave_out_the_schedules_levels(
-    sampler: str, first: Any, part: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(part("nodes.steering").REFUSED, sampler)
-    with pytest.raises(ValueError, match="left out the noise levels of steps"):
-        first(sampler_name=sampler, steps=6, scheduler="karras")
-
-
-@pytest.mark.parametrize("sampler", installed("REFUSED"))
-def test_samplers_that_cannot_be_steered_are_refused(sampler: str, first: Any, nodes: Any) -> None:
+def test_a_sampler_that_cannot_be_steered_is_refused(first: Any, nodes: Any) -> None:
     with pytest.raises(ValueError, match="cannot be steered"):
-        first(sampler_name=sampler)
+        first(sampler_name="dpm_adaptive")
     inputs = {i.id: i for i in nodes["VidRDSampleFirstClip"].node.define_schema().inputs}
-    assert sampler not in inputs["sampler_name"].options
-
-
-def test_every_installed_sampler_is_in_the_table(part: Any) -> None:
-    steering = part("nodes.steering")
-    known = {*steering.STEERABLE, *steering.STOCHASTIC, *steering.REFUSED}
-    assert set(comfy.samplers.SAMPLER_NAMES) <= known
+    assert set(inputs["sampler_name"].options) == {*SAMPLERS}
 
 
 def test_video_and_clip_are_joined_and_trimmed(first: Any, following: Any) -> None:
@@ -339,7 +240,9 @@ def test_a_chain_in_forward_order_equals_plain_euler_with_the_last_frames_writte
     first_clip, visited = euler(one[KEY].trajectory.noise, None)
     assert relative(first_clip, one["samples"]) < 1e-4
     second_clip, _ = euler(clip[KEY].trajectory.noise, visited)
-    assert relative(clip["samples"], second_clip) < 1e-4
+    assert relative(clip["samples"][:, :, 3:], second_clip[:, :, 3:]) < 1e-4
+    # The written frames go their own way in the last step, a replay to its end: the prior's frames.
+    assert relative(clip["samples"][:, :, :3], one["samples"][:, :, 5:]) < 1e-5
     unsteered, _ = euler(clip[KEY].trajectory.noise, None)
     assert relative(unsteered[:, :, :3], second_clip[:, :, :3]) > 1e-3  # which the bound above would tell apart
 
@@ -397,7 +300,8 @@ def test_states_of_a_partial_denoise_lie_on_the_way_that_was_walked(
     noise = trajectory.noise
     with torch.inference_mode():
         visited = steering.noise_levels(model, 6, "euler", "normal", denoise)
-        end, walked = steering.denoise_clip(model, *conds, noise, start, visited, "euler", 3.0, 1)
+        end, session = sampled(part, model, conds, noise, start, visited, "euler", 3.0)
+        walked = session.recording.states
         clean, end = (model.model.process_latent_in(one) for one in (start, end))
     for sigma, state in zip(trajectory.context["sigmas"], trajectory.states, strict=False):
         if sigma > visited[0]:
@@ -544,8 +448,9 @@ def test_inversion_is_undone_by_sampling(first: Any, model: Any, conds: Any, par
     with torch.inference_mode():
         sigmas = steering.noise_levels(model, 20, "euler", "normal")
         clip = first(steps=20, sampler_name="euler", scheduler="normal", cfg=1.0)["samples"]
-        noise, states = rebuild.invert(model, *conds, clip, sigmas)
-        again, _ = steering.denoise_clip(model, *conds, noise, torch.zeros_like(noise), sigmas, "euler", 1.0, 0)
+        process = part("nodes.any_model.noise").ModelNoise(model, unit_start=True)
+        noise, states = rebuild.invert(model, process, *conds, clip, sigmas)
+        again, _ = sampled(part, model, conds, noise, torch.zeros_like(noise), sigmas, "euler", 1.0)
     assert len(states) == 20 and relative(again, clip) < 0.1
 
 
@@ -647,4 +552,4 @@ def test_everything_between_nodes_is_on_the_cpu(first: Any, following: Any) -> N
     _, clip = following(first())
     trajectory = clip[KEY].trajectory
     assert {t.device.type for t in (clip["samples"], trajectory.noise, *trajectory.states)} == {"cpu"}
-    assert trajectory.nbytes() == 4 * (5 + 1) * 4 * 8 * 8 * 8
+    assert trajectory.nbytes() == 4 * (5 + 5 + 1) * 4 * 8 * 8 * 8

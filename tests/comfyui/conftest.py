@@ -208,6 +208,6 @@ def following(nodes: dict[str, Any], model: Any, conds: tuple[Any, Any]) -> Any:
 
     def sample(prior: dict[str, Any], **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         given = {"model": model, "positive": conds[0], "negative": conds[1], "prior": prior, "seed": 2, "cfg": 3.0}
-        return nodes["VidRDReuseAndDiffuse"](**{**given, **changes})
+        return nodes["VidRDReuseAndDiffuse"](**{"preset": "custom", **given, **changes})[:2]
 
     return sample

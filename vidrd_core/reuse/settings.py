@@ -28,7 +28,7 @@ class ReuseSettings:
         stages: "linear", as in the paper: overlap frame j is steered for ``s < b * S * (M - j) / M``, the one next to
             the new frames least, which suits the reversed order. "uniform": every overlap frame for ``s < b * S``; in
             forward order the frame next to the new ones is the very one that they continue.
-        cleaner_overlap: how much cleaner than the new frames the overlap is, 0 to below 1: at step s it is the last
+        cleaner_overlap: how much cleaner than the new frames the overlap is, 0 to 1: at step s it is the last
             clip's state before step ``s + cleaner_overlap * (S - s)``, so that noise levels differ by frame as in
             Diffusion Forcing (arXiv 2407.01392). 0, as in the paper, shows equally noisy frames, from which the new
             ones cannot yet tell where things are; from 0.8 they continue without a jump (docs/evaluation.md), most of
@@ -54,10 +54,8 @@ class ReuseSettings:
             raise ValueError(f"order is {self.order!r}; expected one of {', '.join(ORDERS)}")
         if self.stages not in STAGES:
             raise ValueError(f"stages is {self.stages!r}; expected one of {', '.join(STAGES)}")
-        if not 0 <= self.cleaner_overlap < 1:
-            raise ValueError(
-                f"cleaner_overlap is {self.cleaner_overlap}; expected 0 (equally noisy) to below 1 (clean)"
-            )
+        if not 0 <= self.cleaner_overlap <= 1:
+            raise ValueError(f"cleaner_overlap is {self.cleaner_overlap}; expected 0 (equally noisy) to 1 (clean)")
         if self.trim_frames < 0:
             raise ValueError(f"trim_frames is {self.trim_frames}; expected 0 or more")
 
@@ -91,10 +89,14 @@ class ReuseSettings:
 
     def steered_steps(self, num_steps: int) -> list[int]:
         """DSG: the number of steered steps of each overlap frame j, see ``stages``."""
+        # Rounding guards whole numbers against floating point, as in 0.4 * 50 * 3 / 4 = 15.000000000000002.
+        return [math.ceil(round(num_steps * share, 9)) for share in self.steered_shares()]
+
+    def steered_shares(self) -> list[float]:
+        """DSG: the share of the steps in which each overlap frame j is steered, 0 to 1, see ``stages``."""
         overlap = self.overlap_frames
         shares = [(overlap - j) / overlap if self.stages == "linear" else 1.0 for j in range(overlap)]
-        # Rounding guards whole numbers against floating point, as in 0.4 * 50 * 3 / 4 = 15.000000000000002.
-        return [math.ceil(round(self.guidance_beta * num_steps * share, 9)) for share in shares]
+        return [self.guidance_beta * share for share in shares]
 
     def shown_step(self, step: int, num_steps: int) -> int:
         """DSG: the step of the predecessor whose state the overlap shows at ``step``."""

@@ -39,6 +39,9 @@ class Trajectory:
         settings: of the continuation that the states were kept for.
         num_steps: S.
         context: what must not change between clips, for example the sampler, the sigmas or the model; compared as text.
+        predictions: where a sampler's model calls were recorded (:mod:`vidrd_core.reuse.replay`): the clean data that
+            each call gave it; ``states`` are then those of the calls.
+        calls: the noise levels sigma of these calls.
     """
 
     noise: Tensor
@@ -46,6 +49,8 @@ class Trajectory:
     settings: ReuseSettings
     num_steps: int
     context: Mapping[str, Any] = field(default_factory=dict)
+    predictions: list[Tensor] = field(default_factory=list)
+    calls: list[float] = field(default_factory=list)
 
     @property
     def num_frames(self) -> int:
@@ -89,25 +94,30 @@ class Trajectory:
 
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
-        return self.noise.nbytes + sum(state.nbytes for state in self.states)
+        return self.noise.nbytes + sum(tensor.nbytes for tensor in (*self.states, *self.predictions))
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the tensors, as plain JSON."""
-        return {"settings": asdict(self.settings), "num_steps": self.num_steps, "context": dict(self.context)}
+        values = {"settings": asdict(self.settings), "num_steps": self.num_steps, "context": dict(self.context)}
+        return {**values, "calls": self.calls} if self.calls else values
 
     def with_context(self, **known: Any) -> Trajectory:
         """The same with more in its context."""
         return replace(self, context={**self.context, **known})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by the names that they have in a file: "noise", "state.0", "state.1", ..."""
-        return {"noise": self.noise, **{f"state.{step}": state for step, state in enumerate(self.states)}}
+        """The tensors by their names in a file: "noise", "state.0", "state.1", ..., "prediction.0", ..."""
+        named = {"state": self.states, "prediction": self.predictions}
+        listed = {f"{name}.{n}": tensor for name, tensors in named.items() for n, tensor in enumerate(tensors)}
+        return {"noise": self.noise, **listed}
 
     @classmethod
     def from_file(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Trajectory:
         """The trajectory that :meth:`tensors` and :meth:`metadata` gave; other tensors are left alone."""
         settings = ReuseSettings.from_json(metadata["settings"])
-        return cls(tensors["noise"], numbered(tensors, "state"), settings, metadata["num_steps"], metadata["context"])
+        recorded = numbered(tensors, "prediction"), metadata.get("calls", [])
+        known = settings, metadata["num_steps"], metadata["context"]
+        return cls(tensors["noise"], numbered(tensors, "state"), *known, *recorded)
 
 
 def numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:

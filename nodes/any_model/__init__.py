@@ -1,0 +1,1 @@
+"""What differs between the video models that ComfyUI loads: families, latent layouts, noise, image conditioning."""
