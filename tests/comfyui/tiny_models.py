@@ -179,13 +179,14 @@ def fill(module: nn.Module, seed: int, std: float) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def tiny(name: str, seed: int = 0) -> Any:
+def tiny(name: str, seed: int = 0, smoothness: float = 1.0) -> Any:
     """The MODEL of a family, always the same for one seed.
 
-    The weights are large enough that frames depend on each other, small enough that samples stay of the data's size.
+    The weights are large enough that frames depend on each other, small enough that samples stay of the data's size;
+    divided by ``smoothness``.
     """
     family = ALL[name]
-    std = 0.1 if family.time else 0.06
+    std = (0.1 if family.time else 0.06) / smoothness
     config = getattr(comfy.supported_models, family.config)(unet_config(family))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=CPU).eval()
