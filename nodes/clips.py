@@ -25,8 +25,9 @@ from .any_model.noise import ModelNoise
 from .latents import Prior, VideoLatent
 from .planning import check_other_class, describe, first_plan, next_plan, num_latents, recording
 from .rebuild import DEFAULT_METHOD, full_trajectory, rebuild
-from .schedules import USUAL_SCHEDULE, Models, Overrides, Schedule
-from .steering import ClipPlan, Session, check_sampler, noise_levels
+from .samplers import check_sampler, noise_levels
+from .schedules import NO_OVERRIDES, USUAL_SCHEDULE, Models, Overrides, Schedule
+from .steering import ClipPlan, Session
 from .words import AUTO, INVERT
 
 logger = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ def next_clip(
     seed: int,
     cfg: float,
     settings: ReuseSettings,
-    overrides: Overrides = Overrides(),
+    overrides: Overrides = NO_OVERRIDES,
     prior_positive: Any = None,
     sigmas: Tensor | None = None,
     tell_levels: str = AUTO,
@@ -197,6 +198,11 @@ def next_clip(
     family = family_of(model)
     if prior.is_empty:
         raise ValueError("prior is empty: sample a first clip before it can be continued")
+    if prior.begins:
+        raise ValueError(
+            "prior has a noise mask and no trajectory, as the latents that an image-to-video clip begins with: sample "
+            "a first clip from it before it can be continued"
+        )
     past, tail = followed(models, prior_positive, negative, prior, seed, settings, overrides, sigmas)
     context = prior.context if past is None else past.context
     schedule, levels = next_schedule(model, family, context, overrides, sigmas)
@@ -352,6 +358,8 @@ def checked_trajectory(model: Any, prior: Prior, settings: ReuseSettings, overri
         check_other_class(context, model)
         return trajectory
     settings.check(trajectory.num_frames)
+    if not trajectory.calls:  # recorded by steps, and only what the settings of its own time needed
+        trajectory.check(settings)
     overrides.check(trajectory, "the prior", "set prior_trajectory to invert or noise to change it from here on")
     before = torch.tensor(context["sigmas"])
     if context["scheduler"] == STORED_SIGMAS:

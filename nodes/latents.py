@@ -84,8 +84,8 @@ class Prior:
         made_by = self.trajectory.context.get("family", NATIVE.name)
         if not isinstance(inner, VidRDModel) or made_by != NATIVE.name:
             raise ValueError(
-                f"the prior was made with {made_by}, whose latents {type(inner).__name__} cannot read: continue it with "
-                f"a {made_by} model, or decode it, encode the frames with this model's VAE and continue these"
+                f"the prior was made with {made_by}, whose latents {type(inner).__name__} cannot read: continue it "
+                f"with a {made_by} model, or decode it, encode the frames with this model's VAE and continue these"
             )
         raise ValueError(
             "the prior was made by another model than the one connected: connect the model that made it, or set "
@@ -103,6 +103,7 @@ class VideoLatent:
         stored: what it came with, whether it fits or not.
         layout: of the samples on the wire.
         noise_mask: that it carries, as on the wire.
+        is_blank: whether it holds what its format makes of zeros, as some empty latents do.
     """
 
     samples: Tensor
@@ -110,6 +111,7 @@ class VideoLatent:
     stored: Prior | None = None
     layout: Layout = NATIVE.layout
     noise_mask: Tensor | None = None
+    is_blank: bool = False
 
     @classmethod
     def read(cls, latent: dict[str, Any], name: str, family: Family | None = None, channels: int = 0) -> VideoLatent:
@@ -167,8 +169,13 @@ class VideoLatent:
 
     @cached_property
     def is_empty(self) -> bool:
-        """Whether it is all zeros, an Empty VidRD Latent."""
-        return not torch.count_nonzero(self.samples)
+        """Whether it is the latent of an empty latent node."""
+        return self.is_blank or not torch.count_nonzero(self.samples)
+
+    @property
+    def begins(self) -> bool:
+        """Whether a video begins with it: empty, or an image-to-video node's, with some frames given and masked."""
+        return self.is_empty or (self.noise_mask is not None and self.stored is None)
 
     @property
     def is_image(self) -> bool:
@@ -300,8 +307,8 @@ def fitted(samples: Any, name: str, layout: Layout, family: Family | None, chann
     if is_empty:
         return samples.new_zeros((len(samples), channels, *samples.shape[2:]))
     raise ValueError(
-        f"{name} has {samples.shape[1]} channels, {list(samples.shape)}; {model}'s latents have {channels}: it comes from "
-        "another model family, decode it, encode the frames with this model's VAE and continue these"
+        f"{name} has {samples.shape[1]} channels, {list(samples.shape)}; {model}'s latents have {channels}: it comes "
+        "from another model family, decode it, encode the frames with this model's VAE and continue these"
     )
 
 

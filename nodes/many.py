@@ -21,7 +21,7 @@ from .clips import first_clip, next_clip
 from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
 from .latents import VideoLatent, tail_hash
 from .planning import lead_in
-from .schedules import Models, Overrides, Schedule, usual_schedule
+from .schedules import NO_OVERRIDES, Models, Overrides, Schedule, usual_schedule
 from .words import AUTO
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Run:
     seeds: list[int]
     cfg: float
     reuse: ReuseSettings
-    overrides: Overrides = Overrides()
+    overrides: Overrides = NO_OVERRIDES
     regenerate_from: int = 0
     sigmas: Tensor | None = None
     tell_levels: str = AUTO
@@ -126,7 +126,7 @@ def make_clips(
         node: the id of the node in its workflow, which tells nodes that share a run name apart.
         prior_positive: as of :func:`nodes.clips.next_clip`, for the first of the clips.
     """
-    fresh = prior.is_empty
+    fresh = prior.begins
     pieces = [] if fresh else [prior.samples]
     before = prior
     chains = start_of(prior), old_start_of(prior)
@@ -206,7 +206,7 @@ def _make(
         if run.sigmas is not None:
             schedule = Schedule.of_levels(run.sigmas, schedule.sampler)
         return first_clip(models, positive, negative, before, seed, schedule, run.cfg)
-    overrides = Overrides() if number else run.overrides
+    overrides = NO_OVERRIDES if number else run.overrides
     asked = (run.sigmas, run.tell_levels, run.preset)
     return next_clip(models, positive, negative, before, seed, run.cfg, run.reuse, overrides, prior_positive, *asked)[1]
 

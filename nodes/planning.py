@@ -24,7 +24,12 @@ logger = logging.getLogger(__name__)
 
 def read_latent(latent: dict[str, Any], name: str, model: Any, family: Family) -> VideoLatent:
     """A LATENT for a MODEL."""
-    return VideoLatent.read(latent, name, family, model.model.latent_format.latent_channels)
+    latent_format = model.model.latent_format
+    video = VideoLatent.read(latent, name, family, latent_format.latent_channels)
+    if family.is_vidrd or video.is_empty or video.stored is not None:
+        return video
+    blank = latent_format.process_out(torch.zeros_like(video.samples))
+    return replace(video, is_blank=torch.allclose(video.samples, blank, atol=1e-5))
 
 
 def num_latents(family: Family, prior: VideoLatent, clip_frames: int) -> int:
@@ -36,7 +41,7 @@ def num_latents(family: Family, prior: VideoLatent, clip_frames: int) -> int:
 
 
 def room(family: Family, prior: VideoLatent) -> int:
-    """Latents at the prior's end that an overlap can repeat: none that holds a video's first frame, unless it is all."""
+    """Latents at the prior's end that an overlap can repeat: not the one of a video's first frame, unless it is all."""
     held = prior.samples.shape[2]
     room = held - 1 if family.layout.is_temporal and held > 1 else held
     recorded = None if prior.prior is None else prior.prior.trajectory
@@ -69,12 +74,12 @@ def reuse_settings(
         # An empty latent is as long as the clips that it begins.
         return settings.fitted(prior.samples.shape[2] if prior.is_empty else prior.clip_length(clip_frames))
     layout = family.layout
-    before = 0 if prior.is_empty else lead_in(family, prior)
+    before = 0 if prior.begins else lead_in(family, prior)
     if preset == CUSTOM:
         if chosen.order not in layout.orders:
             raise ValueError(
-                f"order is {chosen.order}, but a latent of {family.name} holds {layout.frames_per_latent} frames, whose "
-                "motion would still run forward: set order to forward, or preset to auto"
+                f"order is {chosen.order}, but a latent of {family.name} holds {layout.frames_per_latent} frames, "
+                "whose motion would still run forward: set order to forward, or preset to auto"
             )
         if not layout.is_temporal:
             return chosen
@@ -91,7 +96,7 @@ def reuse_settings(
         settings = family.settings()
     clip = num_latents(family, prior, clip_frames) - before
     overlap = max(1, min(settings.overlap_frames, clip - 1, clip * 5 // 8))
-    if not prior.is_empty:
+    if not prior.begins:
         overlap = min(overlap, room(family, prior))
     return replace(settings, overlap_frames=overlap, trim_frames=overlap if settings.trim_frames else 0)
 
@@ -157,7 +162,8 @@ def next_plan(
     tells = family.tells_by_default if tell_levels == AUTO else tell_levels == ON
     if tells and not family.tells:
         raise ValueError(
-            f"tell_levels is on, but the network of {family.name} takes one timestep for all frames: set it to auto or off"
+            f"tell_levels is on, but the network of {family.name} takes one timestep for all frames: set it to "
+            "auto or off"
         )
     return ClipPlan(
         family,
@@ -184,8 +190,8 @@ def check_process(context: Any, noise: ModelNoise, family: Family) -> None:
     known = context.get("process")
     if known is not None and known != noise.kind:
         raise ValueError(
-            f"the prior's states are of another kind ({known}) than {family.name}'s here ({noise.kind}): remove the node "
-            "that changes the model's sampling, or set prior_trajectory to noise"
+            f"the prior's states are of another kind ({known}) than {family.name}'s here ({noise.kind}): remove the "
+            "node that changes the model's sampling, or set prior_trajectory to noise"
         )
 
 

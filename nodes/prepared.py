@@ -75,7 +75,7 @@ def prepare(
             f"model_low is no {family.name} model: connect the second expert of the same family, or nothing"
         )
     settings = None
-    if video.is_empty:
+    if video.begins:
         latents = family.layout.num_latents(clip_frames) if clip_frames else video.samples.shape[2]
         plan, trim = first_plan(model, family, latents), 0
         latent = {key: value for key, value in prior.items() if key != KEY}
@@ -91,8 +91,8 @@ def prepare(
         past = None if known is None else known.trajectory
         if past is None and family.is_vidrd:
             raise ValueError(
-                "prior has no trajectory that can be followed: connect LATENT of Sample First Clip, Reuse and Diffuse or "
-                "Reuse: Join; a VidRD video that was not recorded is continued by Reuse and Diffuse"
+                "prior has no trajectory that can be followed: connect LATENT of Sample First Clip, Reuse and Diffuse "
+                "or Reuse: Join; a VidRD video that was not recorded is continued by Reuse and Diffuse"
             )
         plan = next_plan(model, family, video, past, settings, latents, tell_levels)
         trim = plan.lead_in + settings.trim_frames
@@ -119,13 +119,13 @@ def join(latent: dict[str, Any], prepared: Prepared) -> tuple[dict[str, Any], di
     samples = latent["samples"]
     if tuple(samples.shape) != tuple(session.samples.shape):
         raise ValueError(
-            f"LATENT is {list(samples.shape)} but the sampler made {list(session.samples.shape)}: connect the sampler's "
-            "own LATENT, of the graph between this Prepare and this Join"
+            f"LATENT is {list(samples.shape)} but the sampler made {list(session.samples.shape)}: connect the "
+            "sampler's own LATENT, of the graph between this Prepare and this Join"
         )
     if session.sigmas[-1] > 0:
         raise ValueError(
-            f"the clip is not finished, it still holds noise of level {session.sigmas[-1]:.3g}: connect the last of the "
-            "samplers"
+            f"the clip is not finished, it still holds noise of level {session.sigmas[-1]:.3g}: connect the last of "
+            "the samplers"
         )
     clip = family.layout.to_video(samples.detach().float().cpu())
     fits = torch.allclose(clip, family.layout.to_video(session.samples), rtol=1e-3, atol=1e-3)
@@ -142,8 +142,8 @@ def join(latent: dict[str, Any], prepared: Prepared) -> tuple[dict[str, Any], di
     made = joined(start, clip, prepared.trim, session.trajectory(known), None, None, family)
     if not fits:
         logger.warning(
-            "The clip was changed after it was sampled, so its recorded denoising is not used for the next one: put what "
-            "changes it behind Reuse: Join."
+            "The clip was changed after it was sampled, so its recorded denoising is not used for the next one: put "
+            "what changes it behind Reuse: Join."
         )
         made = tuple(VideoLatent(one.samples, layout=family.layout) for one in made)  # type: ignore[assignment]
     return made[0].to_wire(), made[1].to_wire(), prepared.report

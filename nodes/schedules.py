@@ -15,7 +15,7 @@ from ..vidrd_core.sampling.interchange import STORED_SIGMAS
 from .any_model.families import Family, latent_format_of
 from .any_model.noise import ModelNoise
 from .native.model import VidRDModel
-from .steering import noise_levels
+from .samplers import noise_levels
 from .words import AUTO, FROM_PRIOR
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class Schedule:
         levels = tuple(float(level) for level in sigmas)
         if len(levels) < 2 or levels[-1] != 0:
             raise ValueError(
-                f"SIGMAS has {len(levels)} levels, ending at {levels[-1] if levels else 'nothing'}; expected at least one "
-                "step that ends at 0: connect a scheduler node without splitting its sigmas"
+                f"SIGMAS has {len(levels)} levels, ending at {levels[-1] if levels else 'nothing'}; expected at "
+                "least one step that ends at 0: connect a scheduler node without splitting its sigmas"
             )
         return cls(len(levels) - 1, sampler, STORED_SIGMAS, levels)
 
@@ -167,3 +167,6 @@ class Overrides:
                     f"{made} was made with {name} {known}, this node asks for {asked}: set {name} to {unset} to "
                     f"continue as before, or {change}"
                 )
+
+
+NO_OVERRIDES = Overrides()

@@ -11,8 +11,6 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.model_patcher
-import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -30,42 +28,6 @@ from .any_model.telling import tell
 logger = logging.getLogger(__name__)
 
 KEY = "vidrd_reuse"
-REFUSED = {"dpm_adaptive": "chooses the noise levels of its calls by what it finds, other ones in every clip"}
-# Those that add noise in every step, so that new frames keep less of the prior clip.
-STOCHASTIC = ("ancestral", "sde", "ddpm", "seeds_", "lcm", "sa_solver")
-FIRST = ("euler", "ddim", "uni_pc", "dpmpp_2m", "res_multistep", "lcm", "heun")  # in menus
-
-
-def sampler_names() -> list[str]:
-    """Samplers that a node offers, those that most people choose first."""
-    installed = [name for name in comfy.samplers.SAMPLER_NAMES if name not in REFUSED]
-    return [name for name in FIRST if name in installed] + [name for name in installed if name not in FIRST]
-
-
-def check_sampler(name: str) -> None:
-    """Raise ``ValueError`` for a sampler that cannot be steered."""
-    if name in REFUSED:
-        raise ValueError(
-            f"the sampler {name} cannot be steered, it {REFUSED[name]}: use euler, ddim, uni_pc or dpmpp_2m, for example"
-        )
-
-
-def noise_levels(model: Any, steps: int, sampler: str, scheduler: str, denoise: float = 1.0) -> Tensor:
-    """The descending sigmas ``[S + 1]``, ending in 0, just as the stock KSampler takes them.
-
-    Raises:
-        ValueError: the installed ComfyUI has no such sampler or scheduler.
-    """
-    for kind, name, known in (
-        ("sampler", sampler, comfy.samplers.SAMPLER_NAMES),
-        ("scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES),
-    ):
-        if name not in known:
-            raise ValueError(f"the {kind} {name} is not installed: choose one of {', '.join(known)}")
-    stock = comfy.samplers.KSampler(
-        model, steps=steps, device="cpu", sampler=sampler, scheduler=scheduler, denoise=denoise, model_options={}
-    )
-    return stock.sigmas
 
 
 @dataclass
