@@ -254,7 +254,8 @@ def next_schedule(
     if family.is_vidrd:
         if sigmas is not None:
             raise ValueError("SIGMAS cannot change the steps of a VidRD video: disconnect it, or begin a new video")
-        schedule = Schedule(context["steps"], context["sampler"], context["scheduler"])
+        sampler = context["sampler"] or overrides.schedule({}).sampler
+        schedule = Schedule(context["steps"], sampler, context["scheduler"])
         return schedule, torch.tensor(context["sigmas"])
     chosen = overrides.schedule(context, USUAL_SCHEDULE)
     if sigmas is not None:

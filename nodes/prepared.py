@@ -29,8 +29,6 @@ from .words import AUTO
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN = "of another node"  # the sampler that another node chose
-
 
 @dataclass
 class Prepared:
@@ -133,7 +131,7 @@ def join(latent: dict[str, Any], prepared: Prepared) -> tuple[dict[str, Any], di
     index = context.get("clip_index", -1) + 1
     seeds = [*context.get("seeds", []), *([] if session.seed is None else [session.seed])]
     sigmas = torch.tensor(session.sigmas)
-    schedule = Schedule(len(sigmas) - 1, UNKNOWN, STORED_SIGMAS, tuple(session.sigmas))
+    schedule = Schedule(len(sigmas) - 1, session.sampler, STORED_SIGMAS, tuple(session.sigmas))
     reuse = {} if prepared.settings is None else {"reuse": asdict(prepared.settings)}
     known = schedule.context(prepared.models[0], family, sigmas, index, seeds, **reuse)
     start = prior

@@ -27,6 +27,13 @@ def check_sampler(name: str) -> None:
         )
 
 
+def name_of(sampler: Any) -> str:
+    """The name of a sampler object; "" of one that no menu offers."""
+    function = getattr(sampler, "sampler_function", None)
+    named = ((name, comfy.samplers.sampler_object(name)) for name in sampler_names())
+    return next((name for name, one in named if one.sampler_function is function), "")
+
+
 def noise_levels(model: Any, steps: int, sampler: str, scheduler: str, denoise: float = 1.0) -> Tensor:
     """The descending sigmas ``[S + 1]``, ending in 0, just as the stock KSampler takes them.
 

@@ -20,6 +20,8 @@ from .words import AUTO, FROM_PRIOR
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN = ""  # sampler: of a node that brought its own
+
 
 @dataclass(frozen=True)
 class Models:
@@ -144,7 +146,7 @@ class Overrides:
         """The schedule that was asked for; the rest as in the context ``known``, else the usual one."""
         asked: dict[str, Any] = {"steps": self.steps, "sampler": self.sampler, "scheduler": self.scheduler}
         chosen = {name: value for name, value in asked.items() if value not in (0, FROM_PRIOR)}
-        known = {name: value for name, value in known.items() if value != STORED_SIGMAS}
+        known = {name: value for name, value in known.items() if value not in (STORED_SIGMAS, UNKNOWN)}
         names = ("steps", "sampler", "scheduler")
         return Schedule(**{n: chosen.get(n, known.get(n, getattr(usual, n))) for n in names})
 
@@ -162,7 +164,7 @@ class Overrides:
             ("scheduler", self.scheduler, context["scheduler"], FROM_PRIOR),
             ("clip_frames", self.clip_frames, trajectory.num_frames, 0),
         ):
-            if asked not in (unset, known):
+            if asked not in (unset, known) and known != UNKNOWN:
                 raise ValueError(
                     f"{made} was made with {name} {known}, this node asks for {asked}: set {name} to {unset} to "
                     f"continue as before, or {change}"

@@ -24,6 +24,7 @@ from .any_model.conditioning import renewed
 from .any_model.families import Family
 from .any_model.noise import ModelNoise
 from .any_model.telling import tell
+from .samplers import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class Session:
         self.noise: Tensor | None = None  # of the clip, [B, C, N, h, w], unit variance
         self.sigmas: list[float] = []
         self.seed: int | None = None
+        self.sampler = ""  # its name; "" of one that no menu offers
         self.samples: Tensor | None = None  # that the last run ended with, unscaled, as on a wire
         self.told: Tensor | None = None
 
@@ -137,6 +139,7 @@ class Session:
             noise = self.begin(guider, noise, latent_image, start, (extra_args or {}).get("seed"))
         else:  # leftover noise of the run before: the second expert, or the second sampler node
             self.runs = [run for run in self.runs if run.start > start]
+        self.sampler = name_of(executor.class_obj)
         run = Run(start)
         self.runs.append(run)
         self.sigmas = [level for level in self.sigmas if level > start] + [float(level) for level in sigmas]
