@@ -128,6 +128,7 @@ def make_clips(
     """
     fresh = prior.begins
     pieces = [] if fresh else [prior.samples]
+    sounds = [] if fresh or prior.sound is None else [prior.sound]
     before = prior
     chains = start_of(prior), old_start_of(prior)
     store = ClipStore(run_name, *chains, node)
@@ -166,12 +167,16 @@ def make_clips(
         if not begins:
             run.reuse.check(clip.samples.shape[2])
         pieces.append(clip.samples[:, :, trim:])
+        if clip.latent.sound is not None:
+            sounds.append(clip.latent.sound[:, :, clip.latent.context.get("sound_trim", 0) :])
         before = clip.latent
         chains = clip.content() + signatures[0], clip.content() + signatures[1]
         bar.update_absolute(number + 1)
     joined, tail = torch.cat(pieces, dim=2), pieces[-1].shape[2]
+    sound = torch.cat(sounds, dim=2) if sounds else None
     lines.append(f"{made} made, {len(lines) - made} reused; {joined.shape[2]} frames in all")
-    return before.following(joined, tail), before.following(before.samples, tail), "\n".join(lines)
+    last = before.following(before.samples, tail, before.sound)
+    return before.following(joined, tail, sound), last, "\n".join(lines)
 
 
 def start_of(prior: VideoLatent) -> str:

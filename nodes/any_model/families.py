@@ -12,7 +12,7 @@ from typing import Any
 
 from ...vidrd_core.reuse.settings import ReuseSettings
 from ..native.model import VidRDModel
-from .layouts import FramesInBatch, Layout
+from .layouts import FramesInBatch, Layout, WithAudio
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ SVD = Family("Stable Video Diffusion", FramesInBatch(), 14, 4)
 FAMILIES: dict[str, Family] = {
     "WAN22": Family("Wan 2.2 5B", FOUR, 121, 16, LATENT, True, CAUSAL),
     "WAN21": WAN,
+    "LTXAV": Family("LTX-2", WithAudio(8), 121, 16, LATENT, True, AHEAD),
     "LTXV": Family("LTX-Video", EIGHT, 97, 16, LATENT, True, AHEAD),
     "HunyuanVideo15": HUNYUAN,
     "HunyuanVideo": HUNYUAN,
@@ -126,7 +127,7 @@ def as_built(family: Family, inner: Any) -> Family:
     """The family with what its model and the installed ComfyUI say themselves."""
     stated = getattr(inner.latent_format, "temporal_downscale_ratio", 0)
     if family.layout.is_temporal and stated not in (0, 1, family.layout.frames_per_latent):
-        family = replace(family, layout=Layout(stated))
+        family = replace(family, layout=replace(family.layout, frames_per_latent=stated))
     # Networks that grew out of Wan's (VACE, camera, S2V, Animate) have a forward pass of their own, for one timestep.
     if family.tells == PER_FRAME and type(inner.diffusion_model).__name__ != "WanModel":
         family = replace(family, tells="")

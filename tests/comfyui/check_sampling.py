@@ -163,7 +163,7 @@ def test_new_frames_depend_on_what_the_prior_shows_only_where_they_are_steered(
 def sampled(part: Any, model: Any, conds: Any, noise: Any, start: Any, sigmas: Any, sampler: str, cfg: float) -> Any:
     """Latents and the recorded session of one clip that is only recorded."""
     clips, family = part("nodes.clips"), part("nodes.any_model.families").NATIVE
-    session = part("nodes.steering").Session(part("nodes.planning").first_plan(model, family, noise.shape[2]))
+    session = part("nodes.steering").Session(part("nodes.planning").first_plan(model, family, noise.shape[1:]))
     models = part("nodes.schedules").Models(model)
     return clips.denoise(models, session, *conds, noise, start, sigmas, sampler, cfg, 0), session
 
@@ -301,7 +301,7 @@ def test_states_of_a_partial_denoise_lie_on_the_way_that_was_walked(
     with torch.inference_mode():
         visited = steering.noise_levels(model, 6, "euler", "normal", denoise)
         end, session = sampled(part, model, conds, noise, start, visited, "euler", 3.0)
-        walked = session.recording.states
+        walked = session.recording().states
         clean, end = (model.model.process_latent_in(one) for one in (start, end))
     for sigma, state in zip(trajectory.context["sigmas"], trajectory.states, strict=False):
         if sigma > visited[0]:
