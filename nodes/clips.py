@@ -87,6 +87,7 @@ def denoise(
         ValueError: the sampler cannot be steered, or the models do not fit.
     """
     check_sampler(sampler)
+    models.check()
     switch = models.switch(len(sigmas) - 1)
     samples = start
     for model, first, last in ((models.high, 0, switch), (models.low, switch, len(sigmas) - 1)):

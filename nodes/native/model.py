@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...vidrd_core.models.fingerprints import fingerprint, same_model
 from ...vidrd_core.models.unet import VidRDUNet
+from ...vidrd_core.reuse.settings import ReuseSettings
 from .lora import accept_diffusers_lora
 from .operations import core_operations, host_attention
 
@@ -149,6 +150,7 @@ class VidRDModel(comfy.model_base.BaseModel):
     """The model behind a VidRD MODEL wire."""
 
     fingerprint = ""
+    reuse: ReuseSettings | None = None  # how its folder wants clips chained
 
     def __init__(self, config: VidRDConfig, model_type: comfy.model_base.ModelType, device: Any = None):
         super().__init__(config, model_type, device=device, unet_model=NativeUNet)
