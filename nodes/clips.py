@@ -21,12 +21,23 @@ from ..vidrd_core.reuse.trajectory import Trajectory
 from ..vidrd_core.sampling.interchange import STORED_SIGMAS
 from ..vidrd_core.sampling.seeds import clip_noise, clip_seed
 from .any_model.families import Family, family_of
+from .any_model.layouts import Layout
 from .any_model.noise import ModelNoise
-from .latents import Prior, VideoLatent
-from .planning import check_other_class, describe, first_plan, next_plan, num_latents, recording
+from .latents import Prior, VideoLatent, split_sound
+from .planning import (
+    check_other_class,
+    describe,
+    empty_latent,
+    first_plan,
+    next_plan,
+    num_latents,
+    recording,
+    shapes_of,
+)
 from .rebuild import DEFAULT_METHOD, full_trajectory, rebuild
-from .schedules import USUAL_SCHEDULE, Models, Overrides, Schedule
-from .steering import ClipPlan, Session, check_sampler, noise_levels
+from .samplers import check_sampler, noise_levels
+from .schedules import NO_OVERRIDES, USUAL_SCHEDULE, Models, Overrides, Schedule
+from .steering import ClipPlan, Session
 from .words import AUTO, INVERT
 
 logger = logging.getLogger(__name__)
@@ -46,8 +57,8 @@ def unit_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
     return clip_noise([seed + b for b in range(shape[0])], shape)
 
 
-def wire_noise(seed: int, empty: Tensor, family: Family) -> Tensor:
-    """Noise of a clip as the family lays it out: VidRD's by videos, others' as every stock sampler node draws it."""
+def wire_noise(seed: int, empty: Any, family: Family) -> Any:
+    """Noise of a clip as on a wire: VidRD's drawn by videos, others' as every stock sampler node draws it."""
     return unit_noise(seed, tuple(empty.shape)) if family.is_vidrd else comfy.sample.prepare_noise(empty, seed)
 
 
@@ -56,14 +67,14 @@ def denoise(
     session: Session,
     positive: Any,
     negative: Any,
-    noise: Tensor,
-    start: Tensor,
+    noise: Any,
+    start: Any,
     sigmas: Tensor,
     sampler: str,
     cfg: float,
     seed: int,
-    noise_mask: Tensor | None = None,
-) -> Tensor:
+    noise_mask: Any = None,
+) -> Any:
     """Sample one clip, by one model or by two experts one after the other.
 
     Args:
@@ -83,7 +94,7 @@ def denoise(
             continue
         samples = comfy.sample.sample_custom(
             session.attach(model),
-            torch.zeros_like(noise) if first else noise,
+            noise * 0 if first else noise,
             cfg,
             comfy.samplers.sampler_object(sampler),
             sigmas[first : last + 1],
@@ -95,7 +106,7 @@ def denoise(
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-    return samples.detach().float().cpu()
+    return samples
 
 
 def first_clip(
@@ -134,20 +145,33 @@ def first_clip(
     sigmas = schedule.sigmas(model, denoise_share)
     schedule.log_other_count(sigmas)
     layout = family.layout
-    on_wire = layout.from_video(start)
-    noise = layout.to_video(wire_noise(seed, on_wire, family))
-    noise = layout.from_video(progressive_noise(noise, progressive_alpha))
-    plan = first_plan(model, family, start.shape[2])
+    latent = replace(latent, samples=start)
+    on_wire = latent.on_wire()
+    noise = wire_noise(seed, on_wire, family)
+    if progressive_alpha:
+        if latent.sound is not None:
+            raise ValueError("progressive_alpha is for video alone, this model samples sound with it: set it to 0")
+        noise = layout.from_video(progressive_noise(layout.to_video(noise), progressive_alpha))
+    plan = first_plan(model, family, *shapes_of(latent))
     session = Session(plan)
     made = denoise(
         models, session, positive, negative, noise, on_wire, sigmas, schedule.sampler, cfg, seed, latent.noise_mask
     )
-    samples = layout.to_video(made)
+    clip = sampled(made, layout)
     context = schedule.context(model, family, sigmas, 0, [seed], cfg=cfg, **switched(models))
     trajectory = session.trajectory(context)
     if denoise_share < 1:  # what follows is denoised from pure noise, in as many steps
-        trajectory = completed(model, trajectory, samples, schedule.sigmas(model), plan)
-    return VideoLatent.made(samples, trajectory, samples.shape[2], positive, negative, layout)
+        trajectory = completed(model, trajectory, clip.samples, schedule.sigmas(model), plan)
+    texts = positive, negative
+    sound = None if clip.sound is None else (clip.sound, session.trajectory(context, 1))
+    return VideoLatent.made(clip.samples, trajectory, clip.samples.shape[2], *texts, layout, sound)
+
+
+def sampled(made: Any, layout: Layout) -> VideoLatent:
+    """What a sampler made, from a wire; without a trajectory."""
+    video, sound = split_sound(made, "LATENT", layout)
+    sound = None if sound is None else sound.detach().float().cpu()
+    return VideoLatent(layout.to_video(video).detach().float().cpu(), layout=layout, sound=sound)
 
 
 def switched(models: Models) -> dict[str, Any]:
@@ -160,9 +184,10 @@ def completed(model: Any, trajectory: Trajectory, samples: Tensor, levels: Tenso
 
     Above the level where that began, its states are those that the given video would have passed.
     """
-    end = model.model.process_latent_in(samples)[:, :, samples.shape[2] - plan.kept :]
+    kept = plan.video.kept
+    end = model.model.process_latent_in(samples)[:, :, samples.shape[2] - kept :]
     clip = PastClip(recording(trajectory), end, trajectory.noise, plan.noise)
-    back = torch.arange(plan.kept, 0, -1)
+    back = torch.arange(kept, 0, -1)
     calls = [float(level) for level in levels[:-1]]
     states = [clip.state(sigma, back).to(plan.dtype) for sigma in calls]
     context = {**trajectory.context, "sigmas": [float(level) for level in levels]}
@@ -177,7 +202,7 @@ def next_clip(
     seed: int,
     cfg: float,
     settings: ReuseSettings,
-    overrides: Overrides = Overrides(),
+    overrides: Overrides = NO_OVERRIDES,
     prior_positive: Any = None,
     sigmas: Tensor | None = None,
     tell_levels: str = AUTO,
@@ -197,6 +222,11 @@ def next_clip(
     family = family_of(model)
     if prior.is_empty:
         raise ValueError("prior is empty: sample a first clip before it can be continued")
+    if prior.begins:
+        raise ValueError(
+            "prior has a noise mask and no trajectory, as the latents that an image-to-video clip begins with: sample "
+            "a first clip from it before it can be continued"
+        )
     past, tail = followed(models, prior_positive, negative, prior, seed, settings, overrides, sigmas)
     context = prior.context if past is None else past.context
     schedule, levels = next_schedule(model, family, context, overrides, sigmas)
@@ -207,38 +237,61 @@ def next_clip(
 
     index, used = context.get("clip_index", -1) + 1, context.get("seeds", [])
     seed = fresh_seed(seed, index, used)
-    shape = (len(prior.samples), prior.samples.shape[1], latents, *prior.samples.shape[3:])
-    empty = family.layout.from_video(torch.zeros(shape))
+    empty = empty_latent(plan, len(prior.samples)).on_wire()
     session = Session(plan)
     if "switch_at_step" in context and models.low is not None and not models.switch_at_step:
         models = replace(models, switch_at_step=context["switch_at_step"])
     noise = wire_noise(seed, empty, family)
     made = denoise(models, session, positive, negative, noise, empty, levels, schedule.sampler, cfg, seed)
-    clip = family.layout.to_video(made)
+    clip = sampled(made, family.layout)
     known = {"cfg": cfg, "reuse": asdict(settings), **switched(models)}
-    trajectory = session.trajectory(schedule.context(model, family, levels, index, [*used, seed], **known))
-    trim = plan.lead_in + settings.trim_frames
+    context = schedule.context(model, family, levels, index, [*used, seed], **known)
+    trim = plan.video.lead_in + settings.trim_frames
     report = describe(plan, trim, preset)
     if not family.is_vidrd:
         logger.info("%s.", report)
-    return (*joined(prior, clip, trim, trajectory, positive, negative, family), report)
+    return (*joined(prior, clip, trim, session, context, positive, negative), report)
 
 
 def joined(
-    prior: VideoLatent, clip: Tensor, trim: int, trajectory: Trajectory, positive: Any, negative: Any, family: Family
+    prior: VideoLatent | None,
+    clip: VideoLatent,
+    trim: int,
+    session: Session,
+    context: dict[str, Any],
+    positive: Any,
+    negative: Any,
 ) -> tuple[VideoLatent, VideoLatent]:
     """The video so far and the new clip, both with the new trajectory.
 
     Args:
+        prior: None: the clip begins the video.
         trim: latents at the start of the clip that repeat the prior or only lead in.
+        context: of the new trajectory.
     """
-    new = clip[:, :, trim:]
-    video = torch.cat((prior.samples, new), dim=2)
-    past_of = (positive, negative, family.layout)
-    return (
-        VideoLatent.made(video, trajectory, new.shape[2], *past_of),
-        VideoLatent.made(clip, trajectory, new.shape[2], *past_of),
-    )
+    tail = clip.samples.shape[2] - trim
+    cut = sound_trim(session.plan)
+    trajectory = session.trajectory({**context, "sound_trim": cut} if cut else context)
+    made = []
+    for one in (clip if prior is None else extended(prior, clip, trim, cut), clip):
+        sound = None if one.sound is None else (one.sound, session.trajectory(context, 1))
+        made.append(VideoLatent.made(one.samples, trajectory, tail, positive, negative, clip.layout, sound))
+    return made[0], made[1]
+
+
+def sound_trim(plan: ClipPlan) -> int:
+    """Latents at the start of a clip's sound that repeat the prior's."""
+    replays = [track.replay for track in plan.tracks[1:]]
+    return sum(replay.settings.overlap_frames for replay in replays if replay is not None)
+
+
+def extended(prior: VideoLatent, clip: VideoLatent, trim: int, cut: int) -> VideoLatent:
+    """A video with a clip at its end, without the clip's first ``trim`` latents and ``cut`` of its sound."""
+    samples = torch.cat((prior.samples, clip.samples[:, :, trim:]), dim=2)
+    sound = None
+    if prior.sound is not None and clip.sound is not None:
+        sound = torch.cat((prior.sound, clip.sound[:, :, cut:]), dim=2)
+    return VideoLatent(samples, layout=clip.layout, sound=sound)
 
 
 def next_schedule(
@@ -248,7 +301,8 @@ def next_schedule(
     if family.is_vidrd:
         if sigmas is not None:
             raise ValueError("SIGMAS cannot change the steps of a VidRD video: disconnect it, or begin a new video")
-        schedule = Schedule(context["steps"], context["sampler"], context["scheduler"])
+        sampler = context["sampler"] or overrides.schedule({}).sampler
+        schedule = Schedule(context["steps"], sampler, context["scheduler"])
         return schedule, torch.tensor(context["sigmas"])
     chosen = overrides.schedule(context, USUAL_SCHEDULE)
     if sigmas is not None:
@@ -352,6 +406,8 @@ def checked_trajectory(model: Any, prior: Prior, settings: ReuseSettings, overri
         check_other_class(context, model)
         return trajectory
     settings.check(trajectory.num_frames)
+    if not trajectory.calls:  # recorded by steps, and only what the settings of its own time needed
+        trajectory.check(settings)
     overrides.check(trajectory, "the prior", "set prior_trajectory to invert or noise to change it from here on")
     before = torch.tensor(context["sigmas"])
     if context["scheduler"] == STORED_SIGMAS:

@@ -44,6 +44,7 @@ class Prior:
         positive: the conditioning that the clip was sampled with, by which it is inverted where its trajectory cannot
             be used; None where it is not known.
         negative: likewise.
+        sound: the trajectory of the sound that was sampled with the clip; None where there is none.
     """
 
     trajectory: Trajectory
@@ -51,6 +52,7 @@ class Prior:
     tail_hashes: tuple[str, ...]
     positive: Any = None
     negative: Any = None
+    sound: Trajectory | None = None
 
     @property
     def context(self) -> dict[str, Any]:
@@ -69,7 +71,8 @@ class Prior:
         places = ", ".join(str(video + 1) for video in videos)
         logger.info("Of the %d videos sampled together, number %s is continued.", len(self.tail_hashes), places)
         positive, negative = (picked_conditioning(given, videos) for given in (self.positive, self.negative))
-        return Prior(picked(self.trajectory, videos), self.tail_frames, hashes, positive, negative)
+        sound = None if self.sound is None else picked(self.sound, videos)
+        return Prior(picked(self.trajectory, videos), self.tail_frames, hashes, positive, negative, sound)
 
     def is_of(self, inner: Any) -> bool:
         """Whether this model made the trajectory; of other families than VidRD, one with the same latents."""
@@ -84,8 +87,8 @@ class Prior:
         made_by = self.trajectory.context.get("family", NATIVE.name)
         if not isinstance(inner, VidRDModel) or made_by != NATIVE.name:
             raise ValueError(
-                f"the prior was made with {made_by}, whose latents {type(inner).__name__} cannot read: continue it with "
-                f"a {made_by} model, or decode it, encode the frames with this model's VAE and continue these"
+                f"the prior was made with {made_by}, whose latents {type(inner).__name__} cannot read: continue it "
+                f"with a {made_by} model, or decode it, encode the frames with this model's VAE and continue these"
             )
         raise ValueError(
             "the prior was made by another model than the one connected: connect the model that made it, or set "
@@ -103,6 +106,8 @@ class VideoLatent:
         stored: what it came with, whether it fits or not.
         layout: of the samples on the wire.
         noise_mask: that it carries, as on the wire.
+        is_blank: whether it holds what its format makes of zeros, as some empty latents do.
+        sound: of the video, ``[B, C, T, bins]``, for models that sample both; None for others.
     """
 
     samples: Tensor
@@ -110,6 +115,8 @@ class VideoLatent:
     stored: Prior | None = None
     layout: Layout = NATIVE.layout
     noise_mask: Tensor | None = None
+    is_blank: bool = False
+    sound: Tensor | None = None
 
     @classmethod
     def read(cls, latent: dict[str, Any], name: str, family: Family | None = None, channels: int = 0) -> VideoLatent:
@@ -129,7 +136,7 @@ class VideoLatent:
         if family is not None:
             layout = family.layout
         native = "format" not in context if family is None else family.is_vidrd
-        samples = latent["samples"]
+        samples, sound = split_sound(latent["samples"], name, layout)
         if native:
             check_layout(latent, name)
         else:
@@ -138,7 +145,9 @@ class VideoLatent:
         prior = None if stored is None else stored.of(video)
         if stored is not None and prior is None:
             logger.warning("The latents were changed after they were sampled, so their stored trajectory is not used.")
-        return cls(video.detach().float().cpu(), prior, stored, layout, latent.get("noise_mask"))
+        video = video.detach().float().cpu()
+        sound = None if sound is None else sound.detach().float().cpu()
+        return cls(video, prior, stored, layout, latent.get("noise_mask"), sound=sound)
 
     @classmethod
     def made(
@@ -149,26 +158,44 @@ class VideoLatent:
         positive: Any = None,
         negative: Any = None,
         layout: Layout = NATIVE.layout,
+        sound: tuple[Tensor, Trajectory] | None = None,
     ) -> VideoLatent:
-        """The LATENT of samples whose last frames are those of a trajectory."""
-        prior = Prior(trajectory, tail_frames, video_hashes(samples, tail_frames), positive, negative)
-        return cls(samples, prior, prior, layout)
+        """The LATENT of samples whose last frames are those of a trajectory, with their sound and its trajectory."""
+        heard, recorded = (None, None) if sound is None else sound
+        prior = Prior(trajectory, tail_frames, video_hashes(samples, tail_frames), positive, negative, recorded)
+        return cls(samples, prior, prior, layout, sound=heard)
+
+    def on_wire(self) -> Any:
+        """The samples as they go on a wire."""
+        if self.sound is None:
+            return self.layout.from_video(self.samples)
+        from comfy.nested_tensor import NestedTensor  # of ComfyUI's versions that have models with sound
+
+        return NestedTensor([self.samples, self.sound])
 
     def to_wire(self) -> dict[str, Any]:
         """What goes on a LATENT wire."""
-        wire = {"samples": self.layout.from_video(self.samples)}
+        wire = {"samples": self.on_wire()}
         return wire if self.stored is None else {**wire, KEY: self.stored}
 
-    def following(self, samples: Tensor, tail_frames: int) -> VideoLatent:
-        """Samples that end with this one's last clip, with its trajectory."""
+    def following(self, samples: Tensor, tail_frames: int, sound: Tensor | None = None) -> VideoLatent:
+        """Samples, and sound, that end with this one's last clip, with its trajectory."""
         assert self.prior is not None
-        texts = self.prior.positive, self.prior.negative
-        return VideoLatent.made(samples, self.prior.trajectory, tail_frames, *texts, self.layout)
+        made = VideoLatent.made(
+            samples, self.prior.trajectory, tail_frames, self.prior.positive, self.prior.negative, self.layout
+        )
+        prior = replace(made.prior, sound=self.prior.sound) if made.prior is not None else None
+        return replace(made, prior=prior, stored=prior, sound=sound)
 
     @cached_property
     def is_empty(self) -> bool:
-        """Whether it is all zeros, an Empty VidRD Latent."""
-        return not torch.count_nonzero(self.samples)
+        """Whether it is the latent of an empty latent node."""
+        return self.is_blank or not torch.count_nonzero(self.samples)
+
+    @property
+    def begins(self) -> bool:
+        """Whether a video begins with it: empty, or an image-to-video node's, with some frames given and masked."""
+        return self.is_empty or (self.noise_mask is not None and self.stored is None)
 
     @property
     def is_image(self) -> bool:
@@ -275,20 +302,38 @@ def check_layout(latent: dict[str, Any], name: str) -> None:
         )
 
 
+def split_sound(samples: Any, name: str, layout: Layout) -> tuple[Any, Tensor | None]:
+    """The video and the sound of what is on a wire.
+
+    Raises:
+        ValueError: the model samples video alone and there is sound, or the other way round.
+    """
+    is_nested = getattr(samples, "is_nested", False)
+    if layout.name == "audio":
+        if not is_nested:
+            raise ValueError(
+                f"{name} holds no sound, but the model samples video and sound together: connect an empty audio latent "
+                "to it (LTXVConcatAVLatent)"
+            )
+        video, sound = samples.unbind()[:2]
+        return video, sound
+    if is_nested and layout.is_temporal:
+        raise ValueError(f"{name} holds video and sound in one: connect the video's latents alone")
+    return samples, None
+
+
 def fitted(samples: Any, name: str, layout: Layout, family: Family | None, channels: int) -> Tensor:
     """The samples of a LATENT as a model takes them; empty ones of another family get its channels, as in KSampler.
 
     Raises:
-        ValueError: packed audio and video, an image's latents, or other channels.
+        ValueError: an image's latents, or other channels.
     """
     model = "this model" if family is None else family.name
-    if getattr(samples, "is_nested", False):
-        raise ValueError(f"{name} holds audio and video in one: connect the video's latents alone")
     is_empty = not torch.count_nonzero(samples)
     expected = (
         "[frames, channels, height, width]" if layout.name == "batch" else "[batch, channels, frames, height, width]"
     )
-    if is_empty and layout.name == "video" and samples.ndim == 4:
+    if is_empty and layout.name != "batch" and samples.ndim == 4:
         samples = samples.unsqueeze(2)
     if samples.ndim != (4 if layout.name == "batch" else 5):
         raise ValueError(
@@ -300,8 +345,8 @@ def fitted(samples: Any, name: str, layout: Layout, family: Family | None, chann
     if is_empty:
         return samples.new_zeros((len(samples), channels, *samples.shape[2:]))
     raise ValueError(
-        f"{name} has {samples.shape[1]} channels, {list(samples.shape)}; {model}'s latents have {channels}: it comes from "
-        "another model family, decode it, encode the frames with this model's VAE and continue these"
+        f"{name} has {samples.shape[1]} channels, {list(samples.shape)}; {model}'s latents have {channels}: it comes "
+        "from another model family, decode it, encode the frames with this model's VAE and continue these"
     )
 
 

@@ -21,7 +21,7 @@ from .clips import first_clip, next_clip
 from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
 from .latents import VideoLatent, tail_hash
 from .planning import lead_in
-from .schedules import Models, Overrides, Schedule, usual_schedule
+from .schedules import NO_OVERRIDES, Models, Overrides, Schedule, usual_schedule
 from .words import AUTO
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Run:
     seeds: list[int]
     cfg: float
     reuse: ReuseSettings
-    overrides: Overrides = Overrides()
+    overrides: Overrides = NO_OVERRIDES
     regenerate_from: int = 0
     sigmas: Tensor | None = None
     tell_levels: str = AUTO
@@ -126,8 +126,9 @@ def make_clips(
         node: the id of the node in its workflow, which tells nodes that share a run name apart.
         prior_positive: as of :func:`nodes.clips.next_clip`, for the first of the clips.
     """
-    fresh = prior.is_empty
+    fresh = prior.begins
     pieces = [] if fresh else [prior.samples]
+    sounds = [] if fresh or prior.sound is None else [prior.sound]
     before = prior
     chains = start_of(prior), old_start_of(prior)
     store = ClipStore(run_name, *chains, node)
@@ -166,12 +167,16 @@ def make_clips(
         if not begins:
             run.reuse.check(clip.samples.shape[2])
         pieces.append(clip.samples[:, :, trim:])
+        if clip.latent.sound is not None:
+            sounds.append(clip.latent.sound[:, :, clip.latent.context.get("sound_trim", 0) :])
         before = clip.latent
         chains = clip.content() + signatures[0], clip.content() + signatures[1]
         bar.update_absolute(number + 1)
     joined, tail = torch.cat(pieces, dim=2), pieces[-1].shape[2]
+    sound = torch.cat(sounds, dim=2) if sounds else None
     lines.append(f"{made} made, {len(lines) - made} reused; {joined.shape[2]} frames in all")
-    return before.following(joined, tail), before.following(before.samples, tail), "\n".join(lines)
+    last = before.following(before.samples, tail, before.sound)
+    return before.following(joined, tail, sound), last, "\n".join(lines)
 
 
 def start_of(prior: VideoLatent) -> str:
@@ -206,7 +211,7 @@ def _make(
         if run.sigmas is not None:
             schedule = Schedule.of_levels(run.sigmas, schedule.sampler)
         return first_clip(models, positive, negative, before, seed, schedule, run.cfg)
-    overrides = Overrides() if number else run.overrides
+    overrides = NO_OVERRIDES if number else run.overrides
     asked = (run.sigmas, run.tell_levels, run.preset)
     return next_clip(models, positive, negative, before, seed, run.cfg, run.reuse, overrides, prior_positive, *asked)[1]
 

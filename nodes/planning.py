@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..vidrd_core.reuse.trajectory import Trajectory
 from .any_model.families import Family
 from .any_model.noise import ModelNoise
 from .latents import VideoLatent
-from .steering import ClipPlan
+from .steering import ClipPlan, Track
 from .words import AUTO, CUSTOM, ON
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,12 @@ logger = logging.getLogger(__name__)
 
 def read_latent(latent: dict[str, Any], name: str, model: Any, family: Family) -> VideoLatent:
     """A LATENT for a MODEL."""
-    return VideoLatent.read(latent, name, family, model.model.latent_format.latent_channels)
+    latent_format = model.model.latent_format
+    video = VideoLatent.read(latent, name, family, latent_format.latent_channels)
+    if family.is_vidrd or video.is_empty or video.stored is not None:
+        return video
+    blank = latent_format.process_out(torch.zeros_like(video.samples))
+    return replace(video, is_blank=torch.allclose(video.samples, blank, atol=1e-5))
 
 
 def num_latents(family: Family, prior: VideoLatent, clip_frames: int) -> int:
@@ -36,7 +42,7 @@ def num_latents(family: Family, prior: VideoLatent, clip_frames: int) -> int:
 
 
 def room(family: Family, prior: VideoLatent) -> int:
-    """Latents at the prior's end that an overlap can repeat: none that holds a video's first frame, unless it is all."""
+    """Latents at the prior's end that an overlap can repeat: not the one of a video's first frame, unless it is all."""
     held = prior.samples.shape[2]
     room = held - 1 if family.layout.is_temporal and held > 1 else held
     recorded = None if prior.prior is None else prior.prior.trajectory
@@ -69,12 +75,12 @@ def reuse_settings(
         # An empty latent is as long as the clips that it begins.
         return settings.fitted(prior.samples.shape[2] if prior.is_empty else prior.clip_length(clip_frames))
     layout = family.layout
-    before = 0 if prior.is_empty else lead_in(family, prior)
+    before = 0 if prior.begins else lead_in(family, prior)
     if preset == CUSTOM:
         if chosen.order not in layout.orders:
             raise ValueError(
-                f"order is {chosen.order}, but a latent of {family.name} holds {layout.frames_per_latent} frames, whose "
-                "motion would still run forward: set order to forward, or preset to auto"
+                f"order is {chosen.order}, but a latent of {family.name} holds {layout.frames_per_latent} frames, "
+                "whose motion would still run forward: set order to forward, or preset to auto"
             )
         if not layout.is_temporal:
             return chosen
@@ -91,26 +97,38 @@ def reuse_settings(
         settings = family.settings()
     clip = num_latents(family, prior, clip_frames) - before
     overlap = max(1, min(settings.overlap_frames, clip - 1, clip * 5 // 8))
-    if not prior.is_empty:
+    if not prior.begins:
         overlap = min(overlap, room(family, prior))
     return replace(settings, overlap_frames=overlap, trim_frames=overlap if settings.trim_frames else 0)
 
 
-def first_plan(model: Any, family: Family, latents: int) -> ClipPlan:
-    """A clip that is only recorded."""
-    noise = ModelNoise(model, unit_start=family.is_vidrd)
-    return ClipPlan(family, noise, latents, **recorded(family, latents))
+def first_plan(model: Any, family: Family, *shapes: Sequence[int]) -> ClipPlan:
+    """A clip that is only recorded.
 
-
-def recorded(family: Family, latents: int) -> dict[str, Any]:
-    """What is kept of a clip for the next one.
-
-    All frames where any of them may be repeated; of a temporal VAE's clips, whose states are large, the last half, and
-    16 bits of them: a replay ends on the kept frames all the same.
+    Args:
+        shapes: of its streams, ``(C, N, h, w)`` and, where it has sound, ``(C, N, bins)``.
     """
-    if family.is_vidrd:
-        return {"kept": latents, "dtype": torch.float32, "records_shown": True}
-    return {"kept": -(-latents // 2) if family.layout.is_temporal else latents, "dtype": torch.float16}
+    noise = ModelNoise(model, unit_start=family.is_vidrd)
+    tracks = tuple(Track(tuple(shape), kept=num_kept(family, shape[1])) for shape in shapes)
+    return ClipPlan(family, noise, tracks, **recording_of(family))
+
+
+def shapes_of(latent: VideoLatent) -> list[torch.Size]:
+    """The shapes of a latent's streams, without the batch."""
+    return [stream.shape[1:] for stream in (latent.samples, latent.sound) if stream is not None]
+
+
+def num_kept(family: Family, latents: int) -> int:
+    """How many of a clip's last latents are recorded for the next one.
+
+    All where any of them may be repeated; of a temporal VAE's clips, whose states are large, the last half.
+    """
+    return -(-latents // 2) if family.layout.is_temporal else latents
+
+
+def recording_of(family: Family) -> dict[str, Any]:
+    """How a clip is recorded: other families' large states in 16 bits, which a replay ends on all the same."""
+    return {"records_shown": True} if family.is_vidrd else {"dtype": torch.float16}
 
 
 def next_plan(
@@ -157,20 +175,55 @@ def next_plan(
     tells = family.tells_by_default if tell_levels == AUTO else tell_levels == ON
     if tells and not family.tells:
         raise ValueError(
-            f"tell_levels is on, but the network of {family.name} takes one timestep for all frames: set it to auto or off"
+            f"tell_levels is on, but the network of {family.name} takes one timestep for all frames: set it to "
+            "auto or off"
         )
+    shape = (end.shape[1], latents, *end.shape[3:])
+    of_past = None if past is None else past.noise
+    tracks = [Track(shape, replay, of_past, before, num_kept(family, latents))]
+    if prior.sound is not None:
+        tracks.append(sound_track(prior, past is not None, settings, latents, before, noise, family))
     return ClipPlan(
         family,
         noise,
-        latents,
-        replay,
-        None if past is None else past.noise,
+        tuple(tracks),
         None if family.is_vidrd or not overlap else end[:, :, end.shape[2] - replay.back],
-        before,
         tells=tells and settings.cleaner_overlap > 0,
         seeds=tuple(context.get("seeds", ())),
-        **recorded(family, latents),
+        **recording_of(family),
     )
+
+
+def sound_track(
+    prior: VideoLatent,
+    is_recorded: bool,
+    settings: ReuseSettings,
+    latents: int,
+    before: int,
+    noise: ModelNoise,
+    family: Family,
+) -> Track:
+    """The sound of a clip that follows ``prior``: it repeats what is heard while the trimmed frames are seen.
+
+    Its length is counted from the video's beginning, so that sound and picture do not drift apart.
+    """
+    layout, heard = family.layout, prior.sound
+    assert heard is not None
+    past = prior.prior.sound if is_recorded and prior.prior is not None else None
+    seen = layout.num_frames(prior.samples.shape[2])
+    rate = heard.shape[2] / seen  # sound latents per frame
+    length = round(rate * layout.num_frames(latents))
+    added = (latents - before - settings.trim_frames) * layout.frames_per_latent
+    overlap = heard.shape[2] + length - round(rate * (seen + added))
+    overlap = max(1, min(overlap, length - 1, heard.shape[2]))
+    kept = length if past is None else min(past.states[0].shape[2], length)
+    overlap = min(overlap, kept)
+    of_sound = replace(settings, overlap_frames=overlap, trim_frames=overlap)
+    known = (Recording(), None) if past is None else (recording(past), past.noise)
+    clip = PastClip(known[0], heard[:, :, heard.shape[2] - overlap :], known[1], noise)
+    replay = Replay(clip, of_sound, LevelPace(noise))
+    # All is kept: sound is small, and what the next clip repeats of it need not be its last half.
+    return Track((heard.shape[1], length, *heard.shape[3:]), replay, known[1], 0, length)
 
 
 def recording(trajectory: Trajectory) -> Recording:
@@ -184,8 +237,8 @@ def check_process(context: Any, noise: ModelNoise, family: Family) -> None:
     known = context.get("process")
     if known is not None and known != noise.kind:
         raise ValueError(
-            f"the prior's states are of another kind ({known}) than {family.name}'s here ({noise.kind}): remove the node "
-            "that changes the model's sampling, or set prior_trajectory to noise"
+            f"the prior's states are of another kind ({known}) than {family.name}'s here ({noise.kind}): remove the "
+            "node that changes the model's sampling, or set prior_trajectory to noise"
         )
 
 
@@ -198,14 +251,15 @@ def check_other_class(context: Any, model: Any) -> None:
 
 def describe(plan: ClipPlan, trim: int, preset: str) -> str:
     """What a clip keeps and adds, in frames and in latents, for the user."""
-    family, layout, added = plan.family, plan.family.layout, plan.num_latents - trim
-    if plan.replay is None:
-        frames = layout.num_frames(plan.num_latents)
-        return f"{family.name}: a first clip of {counted(frames, plan.num_latents, layout.is_temporal)}, recorded"
-    settings = plan.replay.settings
+    family, layout, added = plan.family, plan.family.layout, plan.video.num_latents - trim
+    track = plan.video
+    if track.replay is None:
+        frames = layout.num_frames(track.num_latents)
+        return f"{family.name}: a first clip of {counted(frames, track.num_latents, layout.is_temporal)}, recorded"
+    settings = track.replay.settings
     r = layout.frames_per_latent
     overlap = settings.overlap_frames
-    keeps = 1 if plan.lead_in == 0 and layout.is_temporal else overlap * r
+    keeps = 1 if track.lead_in == 0 and layout.is_temporal else overlap * r
     parts = [
         f"{family.name} ({preset}): keeps {counted(keeps, overlap, layout.is_temporal)}, adds "
         f"{counted(added * r, added, layout.is_temporal)}"
@@ -213,7 +267,7 @@ def describe(plan: ClipPlan, trim: int, preset: str) -> str:
     if settings.cleaner_overlap:
         told = "and the model is told so" if plan.tells else "the model is not told"
         parts.append(f"overlap shown cleaner than the new frames ({settings.cleaner_overlap:g}), {told}")
-    if not plan.replay.past.recording.sigmas:
+    if not track.replay.past.recording.sigmas:
         parts.append("the prior was not recorded, so its straight line from noise is followed")
     if family.decoding:
         parts.append(family.decoding)
@@ -225,7 +279,7 @@ def counted(frames: int, latents: int, in_latents: bool) -> str:
     return f"{words} ({latents} latent{'s' if latents != 1 else ''})" if in_latents else words
 
 
-def empty_latent(model: Any, family: Family, prior: VideoLatent, latents: int) -> Tensor:
-    """An empty latent of a clip that follows ``prior``, as on a wire."""
-    shape = (len(prior.samples), model.model.latent_format.latent_channels, latents, *prior.samples.shape[3:])
-    return family.layout.from_video(torch.zeros(shape))
+def empty_latent(plan: ClipPlan, batch: int) -> VideoLatent:
+    """An empty latent of a planned clip."""
+    streams = [torch.zeros((batch, *track.shape)) for track in plan.tracks]
+    return VideoLatent(streams[0], layout=plan.family.layout, sound=streams[1] if len(streams) > 1 else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from ..vidrd_core.reuse.settings import ReuseSettings
 from ..vidrd_core.sampling.interchange import STORED_SIGMAS
 from .any_model.families import Family, family_of
-from .clips import joined
+from .clips import joined, sampled
 from .latents import KEY, VideoLatent
 from .planning import (
     check_other_class,
@@ -22,14 +22,13 @@ from .planning import (
     num_latents,
     read_latent,
     reuse_settings,
+    shapes_of,
 )
 from .schedules import Schedule
 from .steering import Session
 from .words import AUTO
 
 logger = logging.getLogger(__name__)
-
-UNKNOWN = "of another node"  # the sampler that another node chose
 
 
 @dataclass
@@ -75,12 +74,20 @@ def prepare(
             f"model_low is no {family.name} model: connect the second expert of the same family, or nothing"
         )
     settings = None
-    if video.is_empty:
+    if video.begins:
         latents = family.layout.num_latents(clip_frames) if clip_frames else video.samples.shape[2]
-        plan, trim = first_plan(model, family, latents), 0
         latent = {key: value for key, value in prior.items() if key != KEY}
-        if latents != video.samples.shape[2] or latent["samples"].ndim != family.layout.from_video(video.samples).ndim:
-            latent = {"samples": empty_latent(model, family, video, latents)}
+        if latents == video.samples.shape[2]:
+            plan, trim = first_plan(model, family, *shapes_of(video)), 0
+            latent["samples"] = video.on_wire()
+        else:
+            if video.sound is not None or not video.is_empty:
+                raise ValueError(
+                    f"clip_frames is {clip_frames} but prior holds {family.layout.num_frames(video.samples.shape[2])} "
+                    "frames to begin with: set it to 0, or the length in the node that made prior"
+                )
+            plan, trim = first_plan(model, family, (video.samples.shape[1], latents, *video.samples.shape[3:])), 0
+            latent = {"samples": empty_latent(plan, len(video.samples)).on_wire()}
     else:
         settings = reuse_settings(preset, chosen, family, video, clip_frames, model)
         known = video.prior if prior_trajectory == AUTO else None
@@ -91,12 +98,12 @@ def prepare(
         past = None if known is None else known.trajectory
         if past is None and family.is_vidrd:
             raise ValueError(
-                "prior has no trajectory that can be followed: connect LATENT of Sample First Clip, Reuse and Diffuse or "
-                "Reuse: Join; a VidRD video that was not recorded is continued by Reuse and Diffuse"
+                "prior has no trajectory that can be followed: connect LATENT of Sample First Clip, Reuse and Diffuse "
+                "or Reuse: Join; a VidRD video that was not recorded is continued by Reuse and Diffuse"
             )
         plan = next_plan(model, family, video, past, settings, latents, tell_levels)
-        trim = plan.lead_in + settings.trim_frames
-        latent = {"samples": empty_latent(model, family, video, latents)}
+        trim = plan.video.lead_in + settings.trim_frames
+        latent = {"samples": empty_latent(plan, len(video.samples)).on_wire()}
     session = Session(plan)
     models = session.attach(model), None if model_low is None else session.attach(model_low)
     report = describe(plan, trim, preset)
@@ -116,34 +123,31 @@ def join(latent: dict[str, Any], prepared: Prepared) -> tuple[dict[str, Any], di
             "nothing was sampled with Reuse: Prepare's MODEL: connect it to the sampler (or its guider) whose LATENT "
             "comes here"
         )
-    samples = latent["samples"]
-    if tuple(samples.shape) != tuple(session.samples.shape):
+    clip, made = sampled(latent["samples"], family.layout), session.plan.streams(session.samples)
+    if clip.samples.shape != made[0].shape:
         raise ValueError(
-            f"LATENT is {list(samples.shape)} but the sampler made {list(session.samples.shape)}: connect the sampler's "
+            f"LATENT is {list(clip.samples.shape)} but the sampler made {list(made[0].shape)}: connect the sampler's "
             "own LATENT, of the graph between this Prepare and this Join"
         )
     if session.sigmas[-1] > 0:
         raise ValueError(
-            f"the clip is not finished, it still holds noise of level {session.sigmas[-1]:.3g}: connect the last of the "
-            "samplers"
+            f"the clip is not finished, it still holds noise of level {session.sigmas[-1]:.3g}: connect the last of "
+            "the samplers"
         )
-    clip = family.layout.to_video(samples.detach().float().cpu())
-    fits = torch.allclose(clip, family.layout.to_video(session.samples), rtol=1e-3, atol=1e-3)
+    fits = torch.allclose(clip.samples, made[0], rtol=1e-3, atol=1e-3)
     context = prior.context if prepared.settings is not None else {}
     index = context.get("clip_index", -1) + 1
     seeds = [*context.get("seeds", []), *([] if session.seed is None else [session.seed])]
     sigmas = torch.tensor(session.sigmas)
-    schedule = Schedule(len(sigmas) - 1, UNKNOWN, STORED_SIGMAS, tuple(session.sigmas))
+    schedule = Schedule(len(sigmas) - 1, session.sampler, STORED_SIGMAS, tuple(session.sigmas))
     reuse = {} if prepared.settings is None else {"reuse": asdict(prepared.settings)}
     known = schedule.context(prepared.models[0], family, sigmas, index, seeds, **reuse)
-    start = prior
-    if prepared.settings is None:
-        start = VideoLatent(clip[:, :, :0], layout=family.layout)
-    made = joined(start, clip, prepared.trim, session.trajectory(known), None, None, family)
+    start = None if prepared.settings is None else prior
+    video, alone = joined(start, clip, prepared.trim, session, known, None, None)
     if not fits:
         logger.warning(
-            "The clip was changed after it was sampled, so its recorded denoising is not used for the next one: put what "
-            "changes it behind Reuse: Join."
+            "The clip was changed after it was sampled, so its recorded denoising is not used for the next one: put "
+            "what changes it behind Reuse: Join."
         )
-        made = tuple(VideoLatent(one.samples, layout=family.layout) for one in made)  # type: ignore[assignment]
-    return made[0].to_wire(), made[1].to_wire(), prepared.report
+        video, alone = (replace(one, prior=None, stored=None) for one in (video, alone))
+    return video.to_wire(), alone.to_wire(), prepared.report

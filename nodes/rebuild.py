@@ -18,7 +18,6 @@ from .any_model.families import family_of
 from .any_model.noise import ModelNoise
 from .words import INVERT, STRAIGHT
 
-METHODS = (INVERT, STRAIGHT)
 DEFAULT_METHOD = INVERT
 
 

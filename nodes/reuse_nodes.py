@@ -10,8 +10,6 @@ from ..vidrd_core.reuse.settings import ReuseSettings
 from .sampling_inputs import MODEL_TIP, reuse_inputs, tell_input
 from .words import AUTO, CATEGORY, STRAIGHT
 
-SessionWire = io.Custom("VIDRD_SESSION")
-
 
 class ReusePrepare(io.ComfyNode):
     @classmethod
@@ -21,9 +19,9 @@ class ReusePrepare(io.ComfyNode):
             display_name="Reuse: Prepare",
             category=CATEGORY,
             description=(
-                "Reuse and Diffuse for your own graph: patches MODEL so that whatever sampler node comes next (KSampler, "
-                "two KSamplerAdvanced, SamplerCustomAdvanced with any guider) makes the clip that follows prior. Then "
-                "Reuse: Join."
+                "Reuse and Diffuse for your own graph: patches MODEL so that whatever sampler node comes next "
+                "(KSampler, two KSamplerAdvanced, SamplerCustomAdvanced with any guider) makes the clip that follows "
+                "prior. Then Reuse: Join."
             ),
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TIP),
@@ -69,7 +67,7 @@ class ReusePrepare(io.ComfyNode):
                     display_name="LATENT",
                     tooltip="Empty, of the clip's length and size: what to sample from.",
                 ),
-                SessionWire.Output("session", display_name="session", tooltip="For Reuse: Join."),
+                io.Custom("VIDRD_SESSION").Output("session", display_name="session", tooltip="For Reuse: Join."),
                 io.String.Output(
                     "report", display_name="report", tooltip="What the new clip keeps and adds, in frames and latents."
                 ),
@@ -104,7 +102,9 @@ class ReuseJoin(io.ComfyNode):
             ),
             inputs=[
                 io.Latent.Input("latent", tooltip="The finished LATENT of the (last) sampler node, straight from it."),
-                SessionWire.Input("session", tooltip="Of the Reuse: Prepare whose MODEL the sampler used."),
+                io.Custom("VIDRD_SESSION").Input(
+                    "session", tooltip="Of the Reuse: Prepare whose MODEL the sampler used."
+                ),
             ],
             outputs=[
                 io.Latent.Output(

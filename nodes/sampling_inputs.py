@@ -7,9 +7,8 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
-from .rebuild import METHODS
-from .steering import sampler_names
-from .words import AUTO, CUSTOM, FROM_PRIOR, OFF, ON, REUSE_PRESETS
+from .samplers import sampler_names
+from .words import AUTO, CUSTOM, FROM_PRIOR, METHODS, OFF, ON, REUSE_PRESETS
 
 MAX_SEED = 2**63 - 1  # the highest that gives every clip noise of its own
 
@@ -61,7 +60,7 @@ def reuse_inputs() -> list[Any]:
             default=AUTO,
             tooltip=(
                 "auto chains as suits the model's family, or as a VidRD model's folder says, and tells how in report. "
-                "paper and smooth: the released values, and the best that we measured on the bundled model (README.md). "
+                "paper and smooth: the released values, and the best that we measured on the bundled model. "
                 "custom takes what stands below."
             ),
         ),

@@ -8,6 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..vidrd_core.reuse.settings import ReuseSettings
+from .samplers import sampler_names
 from .sampling_inputs import (
     MODEL_TIP,
     NEGATIVE_TIP,
@@ -22,7 +23,6 @@ from .sampling_inputs import (
     seed_input,
     tell_input,
 )
-from .steering import sampler_names
 from .words import AUTO, CATEGORY
 
 

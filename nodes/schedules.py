@@ -15,10 +15,12 @@ from ..vidrd_core.sampling.interchange import STORED_SIGMAS
 from .any_model.families import Family, latent_format_of
 from .any_model.noise import ModelNoise
 from .native.model import VidRDModel
-from .steering import noise_levels
+from .samplers import noise_levels
 from .words import AUTO, FROM_PRIOR
 
 logger = logging.getLogger(__name__)
+
+UNKNOWN = ""  # sampler: of a node that brought its own
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Schedule:
         levels = tuple(float(level) for level in sigmas)
         if len(levels) < 2 or levels[-1] != 0:
             raise ValueError(
-                f"SIGMAS has {len(levels)} levels, ending at {levels[-1] if levels else 'nothing'}; expected at least one "
-                "step that ends at 0: connect a scheduler node without splitting its sigmas"
+                f"SIGMAS has {len(levels)} levels, ending at {levels[-1] if levels else 'nothing'}; expected at "
+                "least one step that ends at 0: connect a scheduler node without splitting its sigmas"
             )
         return cls(len(levels) - 1, sampler, STORED_SIGMAS, levels)
 
@@ -144,7 +146,7 @@ class Overrides:
         """The schedule that was asked for; the rest as in the context ``known``, else the usual one."""
         asked: dict[str, Any] = {"steps": self.steps, "sampler": self.sampler, "scheduler": self.scheduler}
         chosen = {name: value for name, value in asked.items() if value not in (0, FROM_PRIOR)}
-        known = {name: value for name, value in known.items() if value != STORED_SIGMAS}
+        known = {name: value for name, value in known.items() if value not in (STORED_SIGMAS, UNKNOWN)}
         names = ("steps", "sampler", "scheduler")
         return Schedule(**{n: chosen.get(n, known.get(n, getattr(usual, n))) for n in names})
 
@@ -162,8 +164,11 @@ class Overrides:
             ("scheduler", self.scheduler, context["scheduler"], FROM_PRIOR),
             ("clip_frames", self.clip_frames, trajectory.num_frames, 0),
         ):
-            if asked not in (unset, known):
+            if asked not in (unset, known) and known != UNKNOWN:
                 raise ValueError(
                     f"{made} was made with {name} {known}, this node asks for {asked}: set {name} to {unset} to "
                     f"continue as before, or {change}"
                 )
+
+
+NO_OVERRIDES = Overrides()

@@ -37,6 +37,9 @@ def save(latent: VideoLatent, path: Path, extra: dict[str, Any] | None = None) -
             "from Sample First Clip or Reuse and Diffuse; for plain latents use Save Latent"
         )
     tensors = {"samples": latent.samples.contiguous(), **prior.trajectory.tensors()}
+    if latent.sound is not None and prior.sound is not None:
+        of_sound = prior.sound.tensors()
+        tensors |= {"sound": latent.sound, **{f"sound.{name}": tensor for name, tensor in of_sound.items()}}
     tensors |= {f"positive.{number}": text for number, text in enumerate(plain_texts(prior.positive))}
     negative = plain_texts(prior.negative)
     if len(negative) == 1:
@@ -68,7 +71,12 @@ def load(path: Path) -> VideoLatent:
     negative = conditioning([tensors["negative"]] if "negative" in tensors else [])
     context = trajectory.context
     layout = layout_named(context.get("layout", "video"), context.get("frames_per_latent", 1))
-    return VideoLatent.made(tensors["samples"], trajectory, values["tail_frames"], positive, negative, layout)
+    sound = None
+    if "sound" in tensors:
+        named = {name.removeprefix("sound."): held for name, held in tensors.items() if name.startswith("sound.")}
+        recorded = Trajectory.from_file(named, values["trajectory"])
+        sound = tensors["sound"], recorded
+    return VideoLatent.made(tensors["samples"], trajectory, values["tail_frames"], positive, negative, layout, sound)
 
 
 def of_command_line(state: VideoState, path: Path) -> VideoLatent:

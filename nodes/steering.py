@@ -8,11 +8,10 @@ replays the recorded path of the overlap (:mod:`vidrd_core.reuse.replay`).
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_patcher
-import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -26,46 +25,61 @@ from .any_model.conditioning import renewed
 from .any_model.families import Family
 from .any_model.noise import ModelNoise
 from .any_model.telling import tell
+from .samplers import name_of
 
 logger = logging.getLogger(__name__)
 
 KEY = "vidrd_reuse"
-REFUSED = {"dpm_adaptive": "chooses the noise levels of its calls by what it finds, other ones in every clip"}
-# Those that add noise in every step, so that new frames keep less of the prior clip.
-STOCHASTIC = ("ancestral", "sde", "ddpm", "seeds_", "lcm", "sa_solver")
-FIRST = ("euler", "ddim", "uni_pc", "dpmpp_2m", "res_multistep", "lcm", "heun")  # in menus
 
 
-def sampler_names() -> list[str]:
-    """Samplers that a node offers, those that most people choose first."""
-    installed = [name for name in comfy.samplers.SAMPLER_NAMES if name not in REFUSED]
-    return [name for name in FIRST if name in installed] + [name for name in installed if name not in FIRST]
+@dataclass
+class Track:
+    """One stream of a clip, with time in its third axis: the video, or the sound that is packed with it.
 
-
-def check_sampler(name: str) -> None:
-    """Raise ``ValueError`` for a sampler that cannot be steered."""
-    if name in REFUSED:
-        raise ValueError(
-            f"the sampler {name} cannot be steered, it {REFUSED[name]}: use euler, ddim, uni_pc or dpmpp_2m, for example"
-        )
-
-
-def noise_levels(model: Any, steps: int, sampler: str, scheduler: str, denoise: float = 1.0) -> Tensor:
-    """The descending sigmas ``[S + 1]``, ending in 0, just as the stock KSampler takes them.
-
-    Raises:
-        ValueError: the installed ComfyUI has no such sampler or scheduler.
+    Args:
+        shape: of the stream without the batch, ``(C, N, ...)``.
+        replay: the overlap and the clip that it follows; None for a first clip.
+        past_noise: the last clip's noise ``[B, C, N, ...]``, which the new frames may reuse; None: theirs is fresh.
+        lead_in: latents before the overlap.
+        kept: K, the last latents that are recorded for the clip after this one.
     """
-    for kind, name, known in (
-        ("sampler", sampler, comfy.samplers.SAMPLER_NAMES),
-        ("scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES),
-    ):
-        if name not in known:
-            raise ValueError(f"the {kind} {name} is not installed: choose one of {', '.join(known)}")
-    stock = comfy.samplers.KSampler(
-        model, steps=steps, device="cpu", sampler=sampler, scheduler=scheduler, denoise=denoise, model_options={}
-    )
-    return stock.sigmas
+
+    shape: tuple[int, ...]
+    replay: Replay | None = None
+    past_noise: Tensor | None = None
+    lead_in: int = 0
+    kept: int = 0
+
+    @property
+    def num_latents(self) -> int:
+        return self.shape[1]
+
+    def start_noise(self, fresh: Tensor) -> Tensor:
+        """FNR and PNS: the unit-variance noise that the clip starts from, ``[B, C, N, ...]``."""
+        if self.replay is None or self.replay.takes_own_noise:
+            return fresh
+        settings, body = self.replay.settings, fresh[:, :, self.lead_in :]
+        if self.past_noise is not None and self.past_noise.shape == fresh.shape:
+            mixed = initial_noise(self.past_noise[:, :, self.lead_in :].to(fresh), body, settings)
+        else:
+            mixed = overlap_noise(self.replay.past.noise, body, settings, self.replay.back)
+        return torch.cat((fresh[:, :, : self.lead_in], mixed), dim=2)
+
+    def write(self, stream: Tensor, frames: Tensor) -> None:
+        """Overwrite the overlap's first frames in place."""
+        stream[:, :, self.lead_in : self.lead_in + frames.shape[2]] = frames.to(stream)
+
+    def last(self, stream: Tensor, dtype: torch.dtype) -> Tensor:
+        """The frames that are kept."""
+        return stream[:, :, stream.shape[2] - self.kept :].detach().to("cpu", dtype, copy=True)
+
+    def told_shares(self, steered: Steered | None, sigma: float, noise: ModelNoise) -> Tensor:
+        """Of each frame, the share of the call's timestep that its own noise level is."""
+        shares = torch.ones(self.num_latents)
+        if steered is not None and steered.shown_sigma != sigma:
+            end = self.lead_in + steered.shown.shape[2]
+            shares[self.lead_in : end] = noise.told(steered.shown_sigma) / noise.told(sigma)
+        return shares
 
 
 @dataclass
@@ -75,13 +89,9 @@ class ClipPlan:
     Args:
         family: of the model.
         noise: how noise enters its samples.
-        num_latents: N, of the clip.
-        replay: the overlap and the clip that it follows; None for a first clip.
-        past_noise: the last clip's noise ``[B, C, N, h, w]``, which the new frames may reuse; None: theirs is fresh.
+        tracks: the video, and sound that is packed with it.
         overlap: unscaled latents of the overlap in the new clip's order, for the conditioning of image-to-video models.
-        lead_in: latents before the overlap.
-        kept: K, the last latents that are recorded for the clip after this one.
-        dtype: that they are kept in.
+        dtype: that recorded states are kept in.
         tells: whether the network is told that the overlap is cleaner.
         records_shown: whether a steered frame is recorded as the network saw it, as VidRD's pipeline does, or as the
             sampler held it; they differ where the overlap is cleaner.
@@ -90,29 +100,20 @@ class ClipPlan:
 
     family: Family
     noise: ModelNoise
-    num_latents: int
-    replay: Replay | None = None
-    past_noise: Tensor | None = None
+    tracks: tuple[Track, ...]
     overlap: Tensor | None = None
-    lead_in: int = 0
-    kept: int = 0
     dtype: torch.dtype = torch.float32
     tells: bool = False
     records_shown: bool = False
     seeds: tuple[int, ...] = ()
 
-    def start_noise(self, fresh: Tensor) -> Tensor:
-        """FNR and PNS: the unit-variance noise that the clip starts from, ``[B, C, N, h, w]``."""
-        if self.replay is None:
-            return fresh
-        settings, body = self.replay.settings, fresh[:, :, self.lead_in :]
-        if self.replay.takes_own_noise:
-            return fresh
-        if self.past_noise is not None and self.past_noise.shape == fresh.shape:
-            mixed = initial_noise(self.past_noise[:, :, self.lead_in :].to(fresh), body, settings)
-        else:
-            mixed = overlap_noise(self.replay.past.noise, body, settings, self.replay.back)
-        return torch.cat((fresh[:, :, : self.lead_in], mixed), dim=2)
+    @property
+    def video(self) -> Track:
+        return self.tracks[0]
+
+    def streams(self, latents: Tensor) -> list[Tensor]:
+        """What a sampler holds, as views of its streams."""
+        return self.family.layout.streams(latents, [track.shape for track in self.tracks])
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Run:
     """One call of a sampler; a clip made by two experts or two sampler nodes has two."""
 
     start: float
-    recording: Recording = field(default_factory=Recording)
+    recordings: list[Recording]  # one for each track
 
 
 class Session:
@@ -132,11 +133,12 @@ class Session:
     def __init__(self, plan: ClipPlan):
         self.plan = plan
         self.runs: list[Run] = []
-        self.noise: Tensor | None = None  # of the clip, [B, C, N, h, w], unit variance
+        self.noise: list[Tensor] = []  # of the clip's tracks, [B, C, N, ...], unit variance
         self.sigmas: list[float] = []
         self.seed: int | None = None
+        self.sampler = ""  # its name; "" of one that no menu offers
         self.samples: Tensor | None = None  # that the last run ended with, unscaled, as on a wire
-        self.told: Tensor | None = None
+        self.told: list[Tensor] = []
 
     def attach(self, model: Any) -> Any:
         """A clone of a MODEL whose samplers this session records and steers."""
@@ -159,7 +161,7 @@ class Session:
         """``OUTER_SAMPLE``: the overlap in the conditioning of image-to-video models."""
         guider, plan = executor.class_obj, self.plan
         assert plan.overlap is not None
-        guider.conds = renewed(guider.conds, plan.overlap, plan.lead_in, plan.num_latents)
+        guider.conds = renewed(guider.conds, plan.overlap, plan.video.lead_in, plan.video.num_latents)
         return executor(*args, **kwargs)
 
     def sample(
@@ -169,98 +171,113 @@ class Session:
         """``SAMPLER_SAMPLE``: one run of a sampler."""
         if len(sigmas) < 2:
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
-        layout, start = self.plan.family.layout, float(sigmas[0])
+        start = float(sigmas[0])
         if torch.count_nonzero(noise) or not self.runs:
             self.runs, self.sigmas = [], []
-            noise = self.begin(guider, noise, latent_image, start, (extra_args or {}).get("seed"))
+            noise = self.begin(noise, latent_image, start, (extra_args or {}).get("seed"))
         else:  # leftover noise of the run before: the second expert, or the second sampler node
             self.runs = [run for run in self.runs if run.start > start]
-        run = Run(start)
+        self.sampler = name_of(executor.class_obj)
+        run = Run(start, [Recording() for _ in self.plan.tracks])
         self.runs.append(run)
         self.sigmas = [level for level in self.sigmas if level > start] + [float(level) for level in sigmas]
-        self.check_shape(layout.to_video(noise))
+        self.check_shape(noise)
         steered = SteeredGuider(guider, self, run, [float(level) for level in sigmas])
         # A clone, since some samplers write into the levels that they are given (uni_pc its last one).
         given = (steered, sigmas.clone(), extra_args, callback, noise, latent_image, denoise_mask)
         try:
             samples = executor(*given, *args, **kwargs)
         finally:
-            self.told = None
+            self.told = []
         self.samples = guider.inner_model.process_latent_out(samples.to(torch.float32)).cpu()
         return samples
 
     def check_shape(self, noise: Tensor) -> None:
         """Raise ``ValueError`` where the clip that is sampled is not the one that was planned."""
-        replay = self.plan.replay
-        if noise.shape[2] != self.plan.num_latents:
+        video = self.plan.family.layout.to_video(noise)
+        if len(self.plan.tracks) > 1:
+            planned = sum(math.prod(track.shape) for track in self.plan.tracks)
+            if noise.shape[-1] != planned:
+                raise ValueError(
+                    "the sampler makes another clip than was prepared: give it the LATENT of Reuse: Prepare"
+                )
+            video = self.plan.streams(noise)[0]
+        track = self.plan.video
+        if video.shape[2] != track.num_latents:
             raise ValueError(
-                f"the sampler makes a clip of {noise.shape[2]} latents but {self.plan.num_latents} were prepared: give "
-                "the sampler the LATENT of Reuse: Prepare"
+                f"the sampler makes a clip of {video.shape[2]} latents but {track.num_latents} were prepared: give the "
+                "sampler the LATENT of Reuse: Prepare"
             )
-        if replay is not None and replay.past.end.shape[3:] != noise.shape[3:]:
+        if track.replay is None:
+            return
+        end = track.replay.past.end
+        if end.shape[3:] != video.shape[3:]:
             raise ValueError(
-                f"the clip is {list(noise.shape[3:])} latents high and wide but the prior is "
-                f"{list(replay.past.end.shape[3:])}: a video keeps one size, sample the clip at the prior's"
+                f"the clip is {list(video.shape[3:])} latents high and wide but the prior is {list(end.shape[3:])}: a "
+                "video keeps one size, sample the clip at the prior's"
             )
-        if replay is not None and len(replay.past.end) != len(noise):
-            raise ValueError(
-                f"{len(noise)} videos are sampled but the prior holds {len(replay.past.end)}: use the same batch size"
-            )
+        if len(end) != len(video):
+            raise ValueError(f"{len(video)} videos are sampled but the prior holds {len(end)}: use the same batch size")
 
-    def begin(self, guider: Any, noise: Tensor, latent_image: Tensor | None, start: float, seed: int | None) -> Tensor:
+    def begin(self, noise: Tensor, latent_image: Tensor | None, start: float, seed: int | None) -> Tensor:
         """The noise to hand to the sampler of a clip's first run."""
-        plan, layout = self.plan, self.plan.family.layout
+        plan = self.plan
+        self.check_shape(noise)
         has_data = latent_image is not None and bool(torch.count_nonzero(latent_image))
         if not torch.count_nonzero(noise):  # added by someone else: the latent is the noisy state
             self.seed = None
-            state = layout.to_video(latent_image if latent_image is not None else noise)
             of_noise, of_data = plan.noise.coefficients(start)
-            self.noise = state.detach().float().cpu() * (of_data / of_noise)
-            if plan.replay is not None:
-                plan.replay.begin(self.noise[:, :, plan.lead_in :])
+            state = noise if latent_image is None else latent_image
+            units = [stream * (of_data / of_noise) for stream in plan.streams(state)]
+        else:
+            self.seed, fresh = self.fresh_noise(noise, seed)
+            streams = plan.streams(fresh)
+            units = [track.start_noise(stream) for track, stream in zip(plan.tracks, streams, strict=True)]
+        self.noise = [unit.detach().float().cpu().contiguous() for unit in units]
+        for track, unit in zip(plan.tracks, self.noise, strict=True):
+            if track.replay is not None:
+                track.replay.begin(unit[:, :, track.lead_in :])
+        if not torch.count_nonzero(noise):
             return noise
-        fresh = layout.to_video(noise)
-        self.check_shape(fresh)
-        if seed in plan.seeds and plan.replay is not None:
-            seed, number = clip_seed(seed, len(plan.seeds)), len(plan.seeds)
-            while seed in plan.seeds:
-                number += 1
-                seed = clip_seed(seed, number)
-            logger.info("The video has used this seed already, so its noise is drawn from %d.", seed)
-            generator = torch.Generator().manual_seed(seed)
-            fresh = layout.to_video(torch.randn(noise.shape, generator=generator)).to(fresh)
-        self.seed = seed
-        unit = plan.start_noise(fresh)
-        self.noise = unit.detach().float().cpu()
-        if plan.replay is not None:
-            plan.replay.begin(self.noise[:, :, plan.lead_in :])
         factor = plan.noise.start_factor(start, has_data)
-        return layout.from_video(unit if factor == 1 else unit * factor)
+        handed = plan.family.layout.packed(units)
+        return handed if factor == 1 else handed * factor
 
-    @property
-    def recording(self) -> Recording:
-        """All calls of the clip's runs."""
+    def fresh_noise(self, noise: Tensor, seed: int | None) -> tuple[int | None, Tensor]:
+        """The noise that a sampler brought, or other where the video has used that seed already, and its seed."""
+        used = self.plan.seeds
+        if seed not in used or self.plan.video.replay is None:
+            return seed, noise
+        number = len(used)
+        while seed in used:
+            seed = clip_seed(seed, number)
+            number += 1
+        logger.info("The video has used this seed already, so its noise is drawn from %d.", seed)
+        drawn = torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed))
+        return seed, drawn.to(noise)
+
+    def recording(self, track: int = 0) -> Recording:
+        """All calls of the clip's runs, of one track."""
         whole = Recording()
         for run in self.runs:
-            whole.sigmas += run.recording.sigmas
-            whole.states += run.recording.states
-            whole.predictions += run.recording.predictions
+            recorded = run.recordings[track]
+            whole.sigmas += recorded.sigmas
+            whole.states += recorded.states
+            whole.predictions += recorded.predictions
         return whole
 
-    def trajectory(self, context: dict[str, Any]) -> Trajectory:
+    def trajectory(self, context: dict[str, Any], track: int = 0) -> Trajectory:
         """What the next clip needs of this one.
 
         Raises:
             ValueError: nothing was sampled.
         """
-        recorded = self.recording
-        if self.noise is None or not recorded.sigmas:
+        recorded = self.recording(track)
+        if not recorded.sigmas:
             raise ValueError("nothing was sampled: connect the MODEL of Reuse: Prepare to the sampler")
-        everything = ReuseSettings(overlap_frames=self.plan.kept, guidance_beta=1.0)
-        steps = len(self.sigmas) - 1
-        return Trajectory(
-            self.noise, recorded.states, everything, steps, context, recorded.predictions, recorded.sigmas
-        )
+        everything = ReuseSettings(overlap_frames=self.plan.tracks[track].kept, guidance_beta=1.0)
+        known = (everything, len(self.sigmas) - 1, context)
+        return Trajectory(self.noise[track], recorded.states, *known, recorded.predictions, recorded.sigmas)
 
 
 class SteeredGuider:
@@ -277,46 +294,37 @@ class SteeredGuider:
 
     def __call__(self, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         session, plan = self.session, self.session.plan
-        layout, replay = plan.family.layout, plan.replay
         sigma = float(timestep.flatten()[0])
-        steered = None
-        if replay is not None:
-            call = sum(len(run.recording) for run in session.runs)
-            steered = replay.at(call, sigma, self.next_level(sigma))
-        seen = x
-        if steered is not None:
-            seen = x.clone()
-            write(layout.to_video(seen), plan.lead_in, steered.shown)
-        session.told = told_shares(plan, steered, sigma)
+        call = sum(len(run.recordings[0]) for run in session.runs)
+        steered = [
+            None if track.replay is None else track.replay.at(call, sigma, self.next_level(sigma))
+            for track in plan.tracks
+        ]
+        seen = self.overwritten(x, [None if one is None else one.shown for one in steered])
+        if plan.tells and any(one is not None for one in steered):
+            told = zip(plan.tracks, steered, strict=True)
+            session.told = [track.told_shares(one, sigma, plan.noise) for track, one in told]
         denoised = self.guider(seen, timestep, *args, **kwargs)
-        session.told = None
-        if steered is not None and steered.prediction.shape[2]:
-            denoised = denoised.clone()
-            write(layout.to_video(denoised), plan.lead_in, steered.prediction)
-        held = seen if plan.records_shown else x
-        self.run.recording.add(sigma, *(kept(layout.to_video(one), plan) for one in (held, denoised)))
+        session.told = []
+        denoised = self.overwritten(denoised, [None if one is None else one.prediction for one in steered])
+        held = plan.streams(seen if plan.records_shown else x)
+        for track, recorded, state, clean in zip(
+            plan.tracks, self.run.recordings, held, plan.streams(denoised), strict=True
+        ):
+            recorded.add(sigma, track.last(state, plan.dtype), track.last(clean, plan.dtype))
         return denoised
+
+    def overwritten(self, latents: Tensor, frames: list[Tensor | None]) -> Tensor:
+        """The latents with frames of their tracks in place of the overlap's first ones; a copy where there are any."""
+        plan = self.session.plan
+        if not any(one is not None and one.shape[2] for one in frames):
+            return latents
+        latents = latents.clone()
+        for track, stream, one in zip(plan.tracks, plan.streams(latents), frames, strict=True):
+            if one is not None:
+                track.write(stream, one)
+        return latents
 
     def next_level(self, sigma: float) -> float:
         """The level of the schedule below this one; 0 below the last."""
         return max((level for level in self.levels if level < sigma * (1 - TOLERANCE)), default=0.0)
-
-
-def write(video: Tensor, start: int, frames: Tensor) -> None:
-    """Overwrite the frames of ``video`` from ``start`` on, in place."""
-    video[:, :, start : start + frames.shape[2]] = frames.to(video)
-
-
-def kept(video: Tensor, plan: ClipPlan) -> Tensor:
-    """The last frames, for the clip after this one."""
-    return video[:, :, video.shape[2] - plan.kept :].detach().to("cpu", plan.dtype, copy=True)
-
-
-def told_shares(plan: ClipPlan, steered: Steered | None, sigma: float) -> Tensor | None:
-    """Of each frame, the share of the call's timestep that its own noise level is."""
-    if steered is None or not plan.tells or steered.shown_sigma == sigma:
-        return None
-    shares = torch.ones(plan.num_latents)
-    end = plan.lead_in + steered.shown.shape[2]
-    shares[plan.lead_in : end] = plan.noise.told(steered.shown_sigma) / plan.noise.told(sigma)
-    return shares

@@ -5,5 +5,5 @@ FROM_PRIOR = "from prior"
 AUTO = "auto"
 CUSTOM = "custom"
 ON, OFF = "on", "off"
-INVERT, STRAIGHT = "invert", "noise"  # how a trajectory is rebuilt
+INVERT, STRAIGHT = METHODS = "invert", "noise"  # how a trajectory is rebuilt
 REUSE_PRESETS = ("paper", "smooth")  # those of vidrd_core.reuse.presets that say how clips are chained

@@ -137,10 +137,10 @@ class Reader:
         name = ast.unparse(expression.func)
         if name in self.functions:
             return self.slots(self.functions[name])
-        found = re.fullmatch(r"io\.(\w+)\.(Input|Output)", name)
+        found = re.fullmatch(r"io\.(?:Custom\('(?P<custom>\w+)'\)|(?P<type>\w+))\.(Input|Output)", name)
         assert found, f"{name} is no input or output that this reader knows"
         values = {str(k.arg): self.value(k.value) for k in expression.keywords}
-        return [Slot(self.value(expression.args[0]), found[1].upper(), values)]
+        return [Slot(self.value(expression.args[0]), found["custom"] or found["type"].upper(), values)]
 
     def nodes(self) -> dict[str, Node]:
         found = {}

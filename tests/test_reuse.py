@@ -239,8 +239,8 @@ def test_a_lead_shows_the_states_of_later_steps():
     past = recorder.finish()
     assert past.overlap_at(4).flatten().tolist() == [73.0, 74.0]
     assert past.overlap_at(9).flatten().tolist() == [93.0, 94.0]
-    with pytest.raises(ValueError, match=r"cleaner_overlap is 1; expected 0 .* to below 1"):
-        ReuseSettings(cleaner_overlap=1)
+    with pytest.raises(ValueError, match=r"cleaner_overlap is 1\.1; expected 0 .* to 1"):
+        ReuseSettings(cleaner_overlap=1.1)
 
 
 @pytest.mark.parametrize("order", ["reverse", "forward"])

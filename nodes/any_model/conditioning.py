@@ -41,6 +41,8 @@ def _renewed(cond: dict[str, Any], overlap: Tensor, lead_in: int, num_latents: i
     image = cond.get(IMAGE)
     if image is None:
         return cond
+    if image.ndim == 5 and image.shape[2] == 1 < num_latents:  # the user's image alone: nothing stands behind it
+        image = torch.nn.functional.pad(image, (0, 0, 0, 0, 0, num_latents - 1))
     if image.ndim == 4:  # of a single frame: what the clip begins with
         return {**cond, IMAGE: overlap[:, :, 0].to(image)} if torch.count_nonzero(image) else cond
     if image.shape[2] != num_latents or image.shape[3:] != overlap.shape[3:] or image.shape[1] % overlap.shape[1]:

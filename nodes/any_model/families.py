@@ -7,12 +7,12 @@ A family is recognised by the class that ComfyUI gives its model. What is writte
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...vidrd_core.reuse.settings import ReuseSettings
 from ..native.model import VidRDModel
-from .layouts import FramesInBatch, Layout
+from .layouts import FramesInBatch, Layout, WithAudio
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ SVD = Family("Stable Video Diffusion", FramesInBatch(), 14, 4)
 FAMILIES: dict[str, Family] = {
     "WAN22": Family("Wan 2.2 5B", FOUR, 121, 16, LATENT, True, CAUSAL),
     "WAN21": WAN,
+    "LTXAV": Family("LTX-2", WithAudio(8), 121, 16, LATENT, True, AHEAD),
     "LTXV": Family("LTX-Video", EIGHT, 97, 16, LATENT, True, AHEAD),
     "HunyuanVideo15": HUNYUAN,
     "HunyuanVideo": HUNYUAN,
@@ -96,7 +97,7 @@ def family_of(model: Any) -> Family:
     Raises:
         ValueError: it makes images, or is no diffusion model of ComfyUI.
     """
-    inner = getattr(model, "model", None)
+    inner: Any = getattr(model, "model", None)
     if isinstance(inner, VidRDModel):
         return NATIVE
     names = [one.__name__ for one in type(inner).__mro__]
@@ -109,7 +110,7 @@ def family_of(model: Any) -> Family:
         raise ValueError(f"MODEL is {shown}, which turns around an object and has no time to go on in")
     for name in names:
         if name in FAMILIES:
-            return with_ratio(FAMILIES[name], inner)
+            return as_built(FAMILIES[name], inner)
     if getattr(model, "additional_models", {}).get("ADE"):
         return ANIMATEDIFF
     if type(inner.diffusion_model).__name__ in MODELSCOPE_NETWORKS:
@@ -122,12 +123,15 @@ def family_of(model: Any) -> Family:
     )
 
 
-def with_ratio(family: Family, inner: Any) -> Family:
-    """The family with the frames per latent that newer versions of ComfyUI state themselves."""
+def as_built(family: Family, inner: Any) -> Family:
+    """The family with what its model and the installed ComfyUI say themselves."""
     stated = getattr(inner.latent_format, "temporal_downscale_ratio", 0)
-    if not family.layout.is_temporal or stated in (0, 1, family.layout.frames_per_latent):
-        return family
-    return Family(**{**vars(family), "layout": Layout(stated)})
+    if family.layout.is_temporal and stated not in (0, 1, family.layout.frames_per_latent):
+        family = replace(family, layout=replace(family.layout, frames_per_latent=stated))
+    # Networks that grew out of Wan's (VACE, camera, S2V, Animate) have a forward pass of their own, for one timestep.
+    if family.tells == PER_FRAME and type(inner.diffusion_model).__name__ != "WanModel":
+        family = replace(family, tells="")
+    return family
 
 
 def unknown_family(inner: Any) -> Family:

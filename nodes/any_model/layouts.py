@@ -7,8 +7,11 @@ every other of r frames, so latent 0 is of another kind than those that follow.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -42,6 +45,18 @@ class Layout:
         """What is on a wire or in a sampler of ``[B, C, T, h, w]``."""
         return video
 
+    def streams(self, latents: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What a sampler holds, as views: the video ``[B, C, T, h, w]``, and what is packed with it.
+
+        Args:
+            shapes: of the streams, without the batch.
+        """
+        return [self.to_video(latents)]
+
+    def packed(self, streams: Sequence[Tensor]) -> Tensor:
+        """What a sampler holds, of its streams."""
+        return self.from_video(streams[0])
+
     def num_latents(self, frames: int) -> int:
         """Latents of a clip of so many frames."""
         return (frames - 1) // self.frames_per_latent + 1
@@ -70,7 +85,24 @@ class FramesInBatch(Layout):
         return rearrange(video, "1 c t h w -> t c h w")
 
 
-LAYOUTS = {"video": Layout, "batch": FramesInBatch}
+@dataclass(frozen=True)
+class WithAudio(Layout):
+    """A video and its sound, nested on a wire, packed ``[B, 1, n]`` in a sampler: LTX-2.
+
+    The sound is ``[B, C, T, bins]``, with a time axis of its own.
+    """
+
+    name = "audio"
+
+    def streams(self, latents: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        parts = latents.split([math.prod(shape) for shape in shapes], dim=-1)
+        return [part.view(len(latents), *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def packed(self, streams: Sequence[Tensor]) -> Tensor:
+        return torch.cat([rearrange(stream, "b ... -> b 1 (...)") for stream in streams], dim=-1)
+
+
+LAYOUTS = {"video": Layout, "batch": FramesInBatch, "audio": WithAudio}
 
 
 def layout_named(name: str, frames_per_latent: int = 1) -> Layout:

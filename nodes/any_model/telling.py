@@ -10,7 +10,10 @@ from torch import Tensor
 
 from .families import LATENT, Family
 
-Told = Callable[[], "Tensor | None"]  # share of the call's timestep, per frame, [T]; None: the same for all
+# Of each stream (the video, and sound that is packed with it), the share of the call's timestep per frame, [T]; none
+# where all frames are at one level.
+Told = Callable[[], "list[Tensor]"]
+MASKS = ("denoise_mask", "audio_denoise_mask")  # of the streams
 
 
 def tell(model: Any, family: Family, key: str, told: Told) -> None:
@@ -29,11 +32,13 @@ def tell(model: Any, family: Family, key: str, told: Told) -> None:
 
 def _with_mask(told: Told) -> Any:
     def apply(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        shares = told()
-        if shares is not None and x.ndim == 5 and x.shape[2] == len(shares):
-            mask = shares.to(x)[None, None, :, None, None].expand(len(x), 1, *x.shape[2:])
-            known = kwargs.get("denoise_mask")
-            kwargs["denoise_mask"] = mask if known is None else mask * known
+        shapes = kwargs.get("latent_shapes") or [x.shape]
+        for name, shares, shape in zip(MASKS, told(), shapes, strict=False):
+            if len(shape) < 4 or shape[2] != len(shares):  # a context window, which sees other frames
+                continue
+            mask = shares.to(x).view(1, 1, -1, *[1] * (len(shape) - 3)).expand(len(x), 1, *shape[2:])
+            known = kwargs.get(name)
+            kwargs[name] = mask if known is None else mask * known
         return executor(x, *args, **kwargs)
 
     return apply
@@ -41,9 +46,9 @@ def _with_mask(told: Told) -> Any:
 
 def _with_timesteps(told: Told) -> Any:
     def forward(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
-        shares = told()
-        if shares is not None and x.ndim == 5 and x.shape[2] == len(shares) and timestep.ndim == 1:
-            timestep = timestep[:, None] * shares.to(timestep)
+        for shares in told()[:1]:
+            if x.ndim == 5 and x.shape[2] == len(shares) and timestep.ndim == 1:
+                timestep = timestep[:, None] * shares.to(timestep)
         return executor(x, timestep, *args, **kwargs)
 
     return forward

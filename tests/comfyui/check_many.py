@@ -142,7 +142,15 @@ def test_regenerate_from_keeps_the_clips_of_the_node_s_own_video(
     def run(node: str, *seeds: int, regenerate_from: int = 0) -> tuple[Any, Any, str]:
         plan = plans.Run(list(seeds), 3.0, reuse, overrides, regenerate_from)
         with torch.inference_mode():
-            return plans.make_clips(model, [("", conds[0])] * len(seeds), conds[1], start, plan, "nodes", node)
+            return plans.make_clips(
+                part("nodes.schedules").Models(model),
+                [("", conds[0])] * len(seeds),
+                conds[1],
+                start,
+                plan,
+                "nodes",
+                node,
+            )
 
     one, two = run("1", 10, 11), run("2", 20, 21)
     for node, video in (("1", one), ("2", two)):

@@ -347,7 +347,7 @@ def test_wrong_input_is_told_in_one_sentence(
         following(prior, steps=9)
     with pytest.raises(ValueError, match="prior is empty"):
         following({"samples": torch.zeros(1, 4, 8, 8, 8)})
-    with pytest.raises(ValueError, match="not a VidRD model"):
+    with pytest.raises(ValueError, match="no diffusion model of ComfyUI"):
         following(prior, model=object())
     with pytest.raises(ValueError, match="no trajectory that fits"):
         nodes["VidRDSaveState"](latent={"samples": prior["samples"]}, name="x")

@@ -46,7 +46,8 @@ def test_clips_made_by_turns_are_those_of_the_command_line_alone(
     torch.testing.assert_close(begun["samples"] * factor, joined)
     video, third = following(begun, seed=clip_seed(5, 2), preset="smooth")
     assert video["samples"].shape[2] == joined.shape[2] + 3
-    assert relative(third["samples"] * factor, alone.load(2).latents) < limit
+    # The overlap, which is cut off, ends on the prior's frames here and is denoised to its end there.
+    assert relative(third["samples"][:, :, 5:] * factor, alone.load(2).latents[:, :, 5:]) < limit
     torch.testing.assert_close(video["samples"][:, :, :11], begun["samples"], rtol=0, atol=0)
     if scheduler == "dpmpp-2m":  # whose multistep history no single-step scheduler has
         return

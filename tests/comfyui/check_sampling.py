@@ -101,7 +101,7 @@ def test_steps_that_do_not_divide_1000_are_the_pipelines_with_noisier_ones_befor
     sampling = model.get_model_object("model_sampling")
     made = {}
     for steps in (10, 15, 20, 25, 30, 50):
-        sigmas = part("nodes.steering").noise_levels(model, steps, "ddim", "ddim_uniform")
+        sigmas = part("nodes.samplers").noise_levels(model, steps, "ddim", "ddim_uniform")
         pipe.scheduler.set_timesteps(steps)
         expected = sampling.sigma(pipe.scheduler.timesteps)
         torch.testing.assert_close(sigmas[-steps - 1 : -1], expected.float(), rtol=1e-4, atol=1e-5)
@@ -163,14 +163,14 @@ def test_new_frames_depend_on_what_the_prior_shows_only_where_they_are_steered(
 def sampled(part: Any, model: Any, conds: Any, noise: Any, start: Any, sigmas: Any, sampler: str, cfg: float) -> Any:
     """Latents and the recorded session of one clip that is only recorded."""
     clips, family = part("nodes.clips"), part("nodes.any_model.families").NATIVE
-    session = part("nodes.steering").Session(part("nodes.planning").first_plan(model, family, noise.shape[2]))
+    session = part("nodes.steering").Session(part("nodes.planning").first_plan(model, family, noise.shape[1:]))
     models = part("nodes.schedules").Models(model)
     return clips.denoise(models, session, *conds, noise, start, sigmas, sampler, cfg, 0), session
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_callers_sigmas_and_noise_stay_as_they_are(sampler: str, model: Any, conds: Any, part: Any) -> None:
-    sigmas = part("nodes.steering").noise_levels(model, 4, "euler", "karras")
+    sigmas = part("nodes.samplers").noise_levels(model, 4, "euler", "karras")
     noise = torch.randn(1, 4, 8, 8, 8)
     given = sigmas.clone(), noise.clone()
     with torch.inference_mode():
@@ -292,7 +292,7 @@ def test_partial_denoise_can_be_continued_in_as_many_steps(first: Any, following
 def test_states_of_a_partial_denoise_lie_on_the_way_that_was_walked(
     denoise: float, first: Any, model: Any, conds: Any, part: Any
 ) -> None:
-    steering = part("nodes.steering")
+    steering = part("nodes.samplers")
     start = first()["samples"]
     trajectory = first(latent={"samples": start}, denoise=denoise, steps=6, sampler_name="euler", scheduler="normal")[
         KEY
@@ -301,7 +301,7 @@ def test_states_of_a_partial_denoise_lie_on_the_way_that_was_walked(
     with torch.inference_mode():
         visited = steering.noise_levels(model, 6, "euler", "normal", denoise)
         end, session = sampled(part, model, conds, noise, start, visited, "euler", 3.0)
-        walked = session.recording.states
+        walked = session.recording().states
         clean, end = (model.model.process_latent_in(one) for one in (start, end))
     for sigma, state in zip(trajectory.context["sigmas"], trajectory.states, strict=False):
         if sigma > visited[0]:
@@ -444,7 +444,7 @@ def test_a_prior_without_its_number_of_steps_says_how_many_are_taken(
 
 
 def test_inversion_is_undone_by_sampling(first: Any, model: Any, conds: Any, part: Any) -> None:
-    steering, rebuild = part("nodes.steering"), part("nodes.rebuild")
+    steering, rebuild = part("nodes.samplers"), part("nodes.rebuild")
     with torch.inference_mode():
         sigmas = steering.noise_levels(model, 20, "euler", "normal")
         clip = first(steps=20, sampler_name="euler", scheduler="normal", cfg=1.0)["samples"]

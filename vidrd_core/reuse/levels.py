@@ -1,7 +1,7 @@
 """Noise levels that models of every kind share, and what share of Stable Diffusion's steps each of them is.
 
-A level is the share of noise in ``(1 - level) * data + level * noise``: sigma of a flow model, ``sigma / (1 + sigma)`` of
-a model that adds ``sigma * noise``. DSG's beta and the cleaner overlap are shares of the steps of Stable Diffusion's
+A level is the share of noise in ``(1 - level) * data + level * noise``: sigma of a flow model, ``sigma / (1 + sigma)``
+of a model that adds ``sigma * noise``. DSG's beta and the cleaner overlap are shares of the steps of Stable Diffusion's
 noise schedule, which VidRD was made for; a flow model with a large shift spends most of its steps near pure noise,
 where the same shares would mean something else. Through levels they mean the same for every model.
 """

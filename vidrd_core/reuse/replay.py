@@ -1,8 +1,8 @@
-"""Replay: DSG for any sampler (arXiv 2309.03549, section "Iterative Denoising", without writing into the sampler's x).
+"""Replay: DSG for any sampler (arXiv 2309.03549), without writing into the sampler's x.
 
-A sampler calls its model with a state x at a noise level sigma and is handed the clean data D that the model sees in it.
-Both are recorded at every call. In the next clip the overlap starts from the same noise; at each call the network is
-shown the recorded x of the last clip in a copy, and the sampler is handed the recorded D. Its own x then walks the
+A sampler calls its model with a state x at a noise level sigma and is handed the clean data D that the model sees in
+it. Both are recorded at every call. In the next clip the overlap starts from the same noise; at each call the network
+is shown the recorded x of the last clip in a copy, and the sampler is handed the recorded D. Its own x then walks the
 recorded path by itself, whatever it makes of D, and where steering ends it is at the right level. With Euler's method
 and DDIM that is what overwriting x does, to the bit.
 
@@ -293,4 +293,6 @@ def overlap_noise(past: Tensor | None, fresh: Tensor, settings: ReuseSettings, b
 
 def _frames(tensor: Tensor, back: Tensor) -> Tensor:
     """Frames counted from the end, 1 being the last."""
+    if any(distance > tensor.shape[2] for distance in back.tolist()):
+        raise ValueError(f"the overlap needs the last {int(back.max())} frames; only {tensor.shape[2]} were kept")
     return tensor[:, :, tensor.shape[2] - back]
