@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ...vidrd_core.models.fingerprints import fingerprint, same_model
 from ...vidrd_core.models.unet import VidRDUNet
-from ...vidrd_core.reuse.settings import ReuseSettings
 from .lora import accept_diffusers_lora
 from .operations import core_operations, host_attention
 
@@ -150,7 +149,7 @@ class VidRDModel(comfy.model_base.BaseModel):
     """The model behind a VidRD MODEL wire."""
 
     fingerprint = ""
-    reuse: ReuseSettings | None = None  # how its folder wants clips chained
+    reuse: Any = None  # ReuseSettings, where its folder says how it wants clips chained
 
     def __init__(self, config: VidRDConfig, model_type: comfy.model_base.ModelType, device: Any = None):
         super().__init__(config, model_type, device=device, unet_model=NativeUNet)
