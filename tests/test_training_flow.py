@@ -1,12 +1,16 @@
 """Training the causal video VAE and the flow transformer of Wan's kind, at tiny size."""
 
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from components import tiny_text_encoder, tiny_tokenizer
+from diffusers import WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from safetensors.torch import load_file
 from training_components import settings
 
 from vidrd_core.models.wan_latents import denormalised, normalised
@@ -24,6 +28,7 @@ from vidrd_core.train.loop import train
 from vidrd_core.train.micro_batches import MicroBatch
 from vidrd_core.train.sources import LatentSource, MovingShapesSource
 
+ROOT = Path(__file__).parent.parent
 VAE = {"base_dim": 2, "z_dim": 4, "num_res_blocks": 1}
 TRANSFORMER = {
     "num_attention_heads": 1,
@@ -340,3 +345,81 @@ def test_a_preview_writes_pictures_and_figures(flow_task, tmp_path):
     task.preview(tmp_path / "previews" / "000000008")
     figures = json.loads((tmp_path / "previews" / "000000008" / "figures.json").read_text())
     assert figures["videos"] == 2 and (tmp_path / "previews" / "000000008" / "videos.png").is_file()
+
+
+# -- the scripts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    return importlib.import_module
+
+
+VAES = ["flow_vae", "flow_vae_frames", "flow_vae_long", "flow_vae_decoder"]
+FLOWS = ["flow_plain", "flow_untold", "flow_told"]
+
+
+@pytest.mark.parametrize("name", [*VAES, *FLOWS])
+def test_every_configuration_is_valid(name, script):
+    kind = script("train_causal_vae" if name in VAES else "train_flow").Configuration
+    made, _ = script("common").parse(kind, ["--config", str(ROOT / "training" / "configs" / f"{name}.yaml")])
+    assert made.train.run.name == name and made.train.batch_size > 1
+    assert "='runs/" not in repr(made) and "['runs/" not in repr(made)  # every path is a Path
+    if name in FLOWS:
+        assert made.objective.null_captions == ("", "watermark")  # the bundled text encoder's
+        assert (made.objective.cleaner_share > 0) == (name != "flow_plain")
+
+
+def test_the_transformer_of_the_configuration_is_small_and_reads_the_bundled_text_encoder(script):
+    config = script("common").parse(
+        script("train_flow").Configuration, ["--config", str(ROOT / "training/configs/flow_plain.yaml")]
+    )[0]
+    with torch.device("meta"):
+        size = sum(p.numel() for p in WanTransformer3DModel(**config.model).parameters())
+    assert 5e6 < size < 10e6
+    text = json.loads((ROOT / "vidrd_core/demo_model/text_encoder/config.json").read_text())
+    assert config.model["text_dim"] == text["hidden_size"]
+
+
+def test_the_make_target_names_every_script_in_order():
+    lines = (ROOT / "Makefile").read_text().partition("train-flow-demo:")[2].partition("\n\n")[0].splitlines()[1:]
+    files = [word for line in lines for word in line.split() if word.startswith("training/")]
+    assert all((ROOT / file).is_file() for file in files)
+    configs = [Path(file).stem for file in files if file.endswith(".yaml")]
+    assert configs == [*VAES[:3], *FLOWS, VAES[3]]
+
+
+def test_the_bundled_folder_is_half_as_large_and_samples_in_diffusers(flow_task, script, tmp_path):
+    train(task := flow_task(), settings(tmp_path / "run", samples=4, ema_decay=0.0))
+    bundle = script("bundle_flow")
+    bundle.main(bundle.Arguments(tmp_path / "run", tmp_path / "folder", shift=3.0))
+    pipe = WanPipeline.from_pretrained(tmp_path / "folder", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    text = task.text(["a red circle moves left", ""], "cpu")
+    noise = torch.randn(1, 4, 2, 8, 8)
+    found = pipe(
+        prompt_embeds=text[:1],
+        negative_prompt_embeds=text[1:],
+        height=64,
+        width=64,
+        num_frames=5,
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        latents=noise,
+        output_type="latent",
+    ).frames
+    levels = torch.tensor([*pipe.scheduler.sigmas])
+    wanted = sample_flow(pipe.transformer, noise, text[:1], text[1:], levels, 2.0)
+    assert torch.allclose(found, wanted, atol=1e-4)
+    stored = tmp_path / "folder" / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert {str(weight.dtype) for weight in load_file(stored).values()} == {"torch.float16"}
+
+
+def test_a_run_is_measured(flow_task, script, tmp_path):
+    train(flow_task(), settings(tmp_path / "run", samples=2))
+    measure = script("measure_flow")
+    previews = FlowPreviewSettings(videos=2, length=2, steps=2)
+    measure.main(measure.Arguments(tmp_path / "run", previews, clips=2, levels=(0.5, 0.9)))
+    figures = json.loads((tmp_path / "run" / "measured" / "figures.json").read_text())
+    assert figures["videos"] == 2 and abs(figures["opposite direction at level 0.9"]) < 100
