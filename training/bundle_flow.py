@@ -12,12 +12,14 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
 
@@ -32,9 +34,10 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     model = arguments.flow / "model"
     vae = model / "vae" if arguments.vae is None else arguments.vae / "model"
+    text_encoder: Any = CLIPTextModel.from_pretrained(model / "text_encoder")  # Wan's own is a T5
     pipe = WanPipeline(
         tokenizer=CLIPTokenizer.from_pretrained(model / "tokenizer"),
-        text_encoder=CLIPTextModel.from_pretrained(model / "text_encoder"),
+        text_encoder=text_encoder,
         vae=AutoencoderKLWan.from_pretrained(vae),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=arguments.shift),
         transformer=WanTransformer3DModel.from_pretrained(model / "transformer"),
