@@ -5,7 +5,7 @@ import torch
 
 TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 2, "text_dim": 16, "freq_dim": 32,
                "ffn_dim": 64}  # fmt: skip
-VAE = {"z_dim": 16, "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True], "attn_scales": []}
+VAE = {"z_dim": 16, "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +51,11 @@ def transformers():
     from comfy.ldm.wan.model import WanModel
     from diffusers import WanTransformer3DModel
 
-    from vidrd_core.checkpoints.wan_names import wan_transformer_weights
+    from vidrd_core.checkpoints.wan_names import wan_transformer_arguments, wan_transformer_weights
 
     with torch.no_grad():
         theirs = randomised(WanTransformer3DModel(**TRANSFORMER))
-    ours = WanModel(dim=48, num_heads=2, num_layers=2, text_dim=16, freq_dim=32, ffn_dim=64, eps=1e-6,
-                    operations=comfy.ops.disable_weight_init)  # fmt: skip
+    ours = WanModel(**wan_transformer_arguments(theirs.config), operations=comfy.ops.disable_weight_init)
     ours.load_state_dict(wan_transformer_weights(theirs.state_dict()), strict=True)
     return ours.eval(), theirs
 
@@ -84,11 +83,11 @@ def test_the_vae_encodes_and_decodes_the_same(blocks):
     from comfy.ldm.wan.vae import WanVAE
     from diffusers import AutoencoderKLWan
 
-    from vidrd_core.checkpoints.wan_names import wan_vae_weights
+    from vidrd_core.checkpoints.wan_names import wan_vae_arguments, wan_vae_weights
 
     theirs = randomised(AutoencoderKLWan(base_dim=4, num_res_blocks=blocks, **VAE))
     theirs.decoder.conv_out.weight.mul_(0.2)  # diffusers clamps what it decodes, ComfyUI's class does not
-    ours = WanVAE(dim=4, num_res_blocks=blocks, **VAE).eval()
+    ours = WanVAE(**wan_vae_arguments(theirs.config)).eval()
     ours.load_state_dict(wan_vae_weights(theirs.state_dict()), strict=True)
     frames = torch.rand(1, 3, 9, 32, 48) * 2 - 1
     latents = theirs.encode(frames).latent_dist.mode()
@@ -98,6 +97,16 @@ def test_the_vae_encodes_and_decodes_the_same(blocks):
     assert decoded.shape == frames.shape and float((decoded.abs() == 1).float().mean()) < 0.1
     same = decoded.shape[2] if keeps_two_frames() else 5
     assert close(ours.decode(latents)[:, :, :same].clamp(-1, 1), decoded[:, :, :same])
+
+
+def test_a_vae_of_another_kind_is_refused():
+    from diffusers import AutoencoderKLWan
+
+    from vidrd_core.checkpoints.wan_names import wan_vae_arguments
+
+    wider = AutoencoderKLWan(base_dim=4, decoder_base_dim=8, **VAE)
+    with pytest.raises(ValueError, match="another width"):
+        wan_vae_arguments(wider.config)
 
 
 def test_weights_of_another_model_are_refused():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -66,6 +67,43 @@ def wan_vae_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     blocks = [int(found[1]) for name in state if (found := re.match(r"decoder\.up_blocks\.0\.resnets\.(\d+)\.", name))]
     each = max(blocks, default=0) + 1  # residual blocks at every resolution of the decoder
     return _renamed(state, lambda name: _vae_name(name, each), "AutoencoderKLWan (of Wan 2.1's kind)")
+
+
+def wan_transformer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``WanModel`` for the configuration of a text-to-video ``WanTransformer3DModel``."""
+    return {
+        "model_type": "t2v",
+        "patch_size": tuple(config["patch_size"]),
+        "dim": config["num_attention_heads"] * config["attention_head_dim"],
+        "num_heads": config["num_attention_heads"],
+        "num_layers": config["num_layers"],
+        "ffn_dim": config["ffn_dim"],
+        "freq_dim": config["freq_dim"],
+        "text_dim": config["text_dim"],
+        "in_dim": config["in_channels"],
+        "out_dim": config["out_channels"] or config["in_channels"],
+        "qk_norm": config["qk_norm"] is not None,
+        "cross_attn_norm": config["cross_attn_norm"],
+        "eps": config["eps"],
+    }
+
+
+def wan_vae_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``WanVAE`` for the configuration of an ``AutoencoderKLWan`` of Wan 2.1's kind.
+
+    Raises:
+        ValueError: ``WanVAE`` has no such VAE.
+    """
+    if config.get("is_residual") or config.get("decoder_base_dim") not in (None, config["base_dim"]):
+        raise ValueError("the VAE is of Wan 2.2's kind, or its decoder has another width; expected one like Wan 2.1's")
+    return {
+        "dim": config["base_dim"],
+        "z_dim": config["z_dim"],
+        "dim_mult": list(config["dim_mult"]),
+        "num_res_blocks": config["num_res_blocks"],
+        "attn_scales": list(config["attn_scales"]),
+        "temperal_downsample": list(config["temperal_downsample"]),
+    }
 
 
 def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str | None], kind: str) -> dict[str, Tensor]:
