@@ -176,9 +176,9 @@ def test_an_example_with_another_model_offers_the_download_of_every_safetensors_
         offered = [entry for node in nodes for entry in node["properties"].get("models", [])]
         assert sorted(entry["name"] for entry in offered) == sorted(f.name for f in model.files if f.metadata), name
         for node in nodes:
-            loaded = [value for value in node.get("widgets_values", []) if str(value).endswith((".safetensors", ".ckpt"))]
+            loaded = [value for value in node.get("widgets_values", []) if str(value).endswith(".safetensors")]
             named = [entry["name"] for entry in node["properties"].get("models", [])]
-            assert named == [value for value in loaded if value.endswith(".safetensors")], (name, node["type"])
+            assert named == loaded, (name, node["type"])
         (notes,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
         for file in model.files:
             assert f"[{file.name}]({file.url})" in notes and f"  {file.directory}/\n" in notes

@@ -34,8 +34,8 @@ TINY = {  # what stands in for a loader
     "ADE_UseEvolvedSampling": "TinyModel",
 }
 NEEDLESS = ("ADE_LoadAnimateDiffModel", "ADE_ApplyAnimateDiffModelSimple")
-SIDE = 64  # pixels of the frames here; lengths, steps and all else stay as they are
-SIZED = ("EmptyHunyuanLatentVideo", "Wan22ImageToVideoLatent", "EmptyLTXVLatentVideo", "EmptyLatentImage")
+# Width and height of the frames here, in pixels; lengths, steps and all else stay as they are.
+SIDES = {"EmptyHunyuanLatentVideo": 32, "Wan22ImageToVideoLatent": 32, "EmptyLTXVLatentVideo": 64, "EmptyLatentImage": 32}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def with_tiny_models(prompt: examples.Prompt, family: str) -> examples.Prompt:
         if node["class_type"] in TINY:
             node["class_type"] = TINY[node["class_type"]]
             node["inputs"] = {"family": family, "seed": seed}
-    for kind in SIZED:
-        examples.change(prompt, kind, width=SIDE, height=SIDE)
+    for kind, side in SIDES.items():
+        examples.change(prompt, kind, width=side, height=side)
     return prompt
 
 
