@@ -35,7 +35,12 @@ TINY = {  # what stands in for a loader
 }
 NEEDLESS = ("ADE_LoadAnimateDiffModel", "ADE_ApplyAnimateDiffModelSimple")
 # Width and height of the frames here, in pixels; lengths, steps and all else stay as they are.
-SIDES = {"EmptyHunyuanLatentVideo": 32, "Wan22ImageToVideoLatent": 32, "EmptyLTXVLatentVideo": 64, "EmptyLatentImage": 32}
+SIDES = {
+    "EmptyHunyuanLatentVideo": 32,
+    "Wan22ImageToVideoLatent": 32,
+    "EmptyLTXVLatentVideo": 64,
+    "EmptyLatentImage": 32,
+}
 
 
 @pytest.fixture(scope="module")
