@@ -14,13 +14,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import animatediff_evolved
 import torch
+from model_examples import MODELS
 
 from vidrd_core.reuse.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+# By their number; then those of this pack's own models.
+NAMES = sorted((path.stem for path in FOLDER.glob("*.json")), key=lambda name: int(name.partition("_")[0]))
+OWN_NAMES = [name for name in NAMES if name not in MODELS]
 OWN_VIDEO = FOLDER / "own_video.mp4"
 RELEASED = "5_released_weights_upscaled_and_interpolated"
 BUNDLED = "bundled demo model"
@@ -47,7 +51,8 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 STATED_NUMBERS = re.compile(rf"\b(\d+|{'|'.join(NUMBERS)})\W* (frames each|frames|in all|clips)\b", re.IGNORECASE)
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 ONLY_SHOWN = {"Note", "MarkdownNote"}  # nodes of the frontend alone
-SAMPLERS = {"VidRDSampleFirstClip": 0, "VidRDReuseAndDiffuse": 1, "VidRDManyClips": 1}  # and their output of one clip
+# Nodes that make a clip, and their output of it.
+SAMPLERS = {"VidRDSampleFirstClip": 0, "VidRDReuseAndDiffuse": 1, "VidRDManyClips": 1, "VidRDReuseJoin": 1}
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -110,6 +115,35 @@ def to_prompt(graph: dict[str, Any], definitions: dict[str, Any]) -> Prompt:
         inputs |= {entry["name"]: links[entry["link"]] for entry in node["inputs"] if entry.get("link") is not None}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
+
+
+def misfits(prompt: Prompt, definitions: dict[str, Any]) -> list[str]:
+    """What in a prompt does not fit its nodes: missing inputs, wires of another type, values out of range.
+
+    Args:
+        definitions: of all node types, as /object_info gives them.
+    """
+    found = []
+    for identity, node in prompt.items():
+        definition = definitions[node["class_type"]]["input"]
+        known = {**definition.get("required", {}), **definition.get("optional", {})}
+        where = f"{node['class_type']} {identity}"
+        found += [f"{where}: {name} is missing" for name in set(definition.get("required", {})) - set(node["inputs"])]
+        found += [f"{where}: there is no {name}" for name in set(node["inputs"]) - set(known)]
+        for name, value in node["inputs"].items():
+            kind, *rest = known.get(name, ("*",))
+            options = rest[0] if rest else {}
+            if isinstance(value, list):
+                origin = definitions[prompt[value[0]]["class_type"]]["output"][value[1]]
+                fits = "*" in (kind, origin) or origin == kind
+            elif isinstance(kind, list) or kind == "COMBO":
+                fits = value in (kind if isinstance(kind, list) else options["options"])
+            elif kind in ("INT", "FLOAT"):
+                fits = options.get("min", value) <= value <= options.get("max", value)
+            else:
+                fits = isinstance(value, {"STRING": str, "BOOLEAN": bool}.get(kind, object))
+            found += [] if fits else [f"{where}: {name} is {value}, wanted {kind} {options}"]
+    return found
 
 
 def of_type(prompt: Prompt, kind: str) -> list[str]:
@@ -241,7 +275,8 @@ def write_upscaler(path: Path) -> None:
 
 
 def prepare(base: Path) -> None:
-    """Put into ComfyUI's folders what the examples look for: the own video and the stand-in upscaler."""
+    """Put into ComfyUI's folders what the examples look for: the own video, the stand-in upscaler, another pack."""
+    animatediff_evolved.add_to(base)
     (base / "models" / "upscale_models").mkdir(parents=True, exist_ok=True)
     shutil.copy(OWN_VIDEO, base / "input")
     write_upscaler(base / "models" / "upscale_models" / "RealESRGAN_x2plus.pth")
@@ -315,6 +350,7 @@ def name_missing_files(base: Path) -> None:
     """Empty files under the names that the examples ask for, where they are only opened and nothing is loaded."""
     models = ["diffusion_models/ModelT2V.pth", "text_encoders/sd2.1_text_encoder.safetensors"]
     models += ["vae/vae_finetuned/config.json", "vae/vae_finetuned/diffusion_pytorch_model.bin"]
+    models += [f"{file.directory}/{file.name}" for model in MODELS.values() for file in model.files]
     for name in (*(f"models/{model}" for model in models), "output/vidrd/my_video.safetensors"):
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).touch()

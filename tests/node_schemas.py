@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,16 @@ class Node:
         return [self.input_table()] + ([self.output_table()] if self.outputs else [])
 
 
+def named(assignment: ast.Assign) -> Iterator[tuple[str, ast.expr]]:
+    """The names that an assignment gives values to; of ``A, B = "a", "b"`` each its own."""
+    for target in assignment.targets:
+        if isinstance(target, ast.Name):
+            yield target.id, assignment.value
+        elif isinstance(target, ast.Tuple) and isinstance(assignment.value, ast.Tuple):
+            for name, value in zip(target.elts, assignment.value.elts):
+                yield ast.unparse(name), value
+
+
 class Reader:
     """Evaluates the few kinds of expressions that schemas are written with."""
 
@@ -100,8 +111,9 @@ class Reader:
 
     def read(self, tree: ast.Module, module: str) -> None:
         for item in tree.body:
-            if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
-                self.constants[item.targets[0].id] = self.constants[f"{module}.{item.targets[0].id}"] = item.value
+            if isinstance(item, ast.Assign):
+                for name, value in named(item):
+                    self.constants[name] = self.constants[f"{module}.{name}"] = value
             elif isinstance(item, ast.FunctionDef) and isinstance(item.body[-1], ast.Return) and item.body[-1].value:
                 self.functions[item.name] = item.body[-1].value
         calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "io.Schema"]

@@ -8,16 +8,23 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import animatediff_evolved
 import examples
 from archive import archived, imported_files, reached_modules
+from browser.model_recipes import MODEL_RECIPES
 from browser.recipes import RECIPES
+from model_examples import MODELS
 from node_schemas import read_nodes
 
 ROOT = Path(__file__).resolve().parents[1]
 # ComfyUI's own nodes that the examples use; all are in 0.3.64.
 STOCK = {
-    "CLIPLoader", "CLIPTextEncode", "CreateVideo", "GetVideoComponents", "ImageScale", "ImageUpscaleWithModel",
-    "LoadVideo", "MarkdownNote", "PreviewAny", "SaveVideo", "UpscaleModelLoader", "VAEDecode", "VAEEncode",
+    "BasicGuider", "BasicScheduler", "CLIPLoader", "CLIPTextEncode", "CheckpointLoaderSimple", "CreateVideo",
+    "DualCLIPLoader", "EmptyHunyuanLatentVideo", "EmptyLTXVLatentVideo", "EmptyLatentImage", "FluxGuidance",
+    "GetVideoComponents", "ImageScale", "ImageUpscaleWithModel", "KSampler", "KSamplerAdvanced", "KSamplerSelect",
+    "LTXVConditioning", "LTXVScheduler", "LoadVideo", "LoraLoaderModelOnly", "MarkdownNote", "ModelSamplingSD3",
+    "PreviewAny", "RandomNoise", "SamplerCustom", "SamplerCustomAdvanced", "SaveVideo", "UNETLoader",
+    "UpscaleModelLoader", "VAEDecode", "VAEDecodeTiled", "VAEEncode", "VAELoader", "Wan22ImageToVideoLatent",
 }  # fmt: skip
 
 LOAD = """
@@ -107,12 +114,16 @@ def test_every_node_file_stays_readable() -> None:
         assert lines[0].startswith('"""'), path
 
 
-def test_every_workflow_fits_the_schemas_and_needs_no_other_pack() -> None:
+def test_every_workflow_fits_the_schemas_and_needs_no_other_pack_but_animatediff_s() -> None:
     known = read_nodes()
     assert len(examples.NAMES) >= 6
     for name in examples.NAMES:
         graph = examples.workflow(name)
         for node in graph["nodes"]:
+            if node["type"] in animatediff_evolved.SCHEMAS:
+                assert name == "12_animatediff_evolved"
+                assert node["properties"]["cnr_id"] == "comfyui-animatediff-evolved"
+                continue
             if not node["type"].startswith("VidRD"):
                 assert node["type"] in STOCK, (name, node["type"])
                 continue
@@ -146,7 +157,7 @@ def test_every_workflow_has_a_note_titled_groups_and_a_thumbnail() -> None:
 
 def test_every_workflow_says_what_its_recipe_says() -> None:
     """The recipes take the numbers in notes and titles from the presets; tests/comfyui compares them with a run."""
-    for name, recipe in RECIPES.items():
+    for name, recipe in {**RECIPES, **MODEL_RECIPES}.items():
         groups = [group for row in recipe() for group in row]
         nodes = [node for group in groups for column in group.columns for node in column]
         notes = [node.values[""] for node in nodes if node.type == "MarkdownNote"]
@@ -154,8 +165,25 @@ def test_every_workflow_says_what_its_recipe_says() -> None:
         said = examples.words(examples.workflow(name))
         assert said[: len(notes)] == notes, f"{name}: run tests/browser/make_workflows.py"
         assert set(titles) <= set(said[len(notes) :]), f"{name}: run tests/browser/make_workflows.py"
-    stating = [name for name in examples.NAMES if "frames" in examples.stated_numbers(name)]
-    assert stating == [examples.NAMES[n] for n in (0, 2, 3, 4)]
+    stating = [name for name in examples.OWN_NAMES if "frames" in examples.stated_numbers(name)]
+    assert stating == [examples.OWN_NAMES[n] for n in (0, 2, 3, 4)]
+
+
+def test_an_example_with_another_model_offers_the_download_of_every_safetensors_file_that_it_loads() -> None:
+    assert list(MODELS) == list(MODEL_RECIPES) == [name for name in examples.NAMES if name not in examples.OWN_NAMES]
+    for name, model in MODELS.items():
+        nodes = examples.workflow(name)["nodes"]
+        offered = [entry for node in nodes for entry in node["properties"].get("models", [])]
+        assert sorted(entry["name"] for entry in offered) == sorted(f.name for f in model.files if f.metadata), name
+        for node in nodes:
+            loaded = [value for value in node.get("widgets_values", []) if str(value).endswith(".safetensors")]
+            named = [entry["name"] for entry in node["properties"].get("models", [])]
+            assert named == loaded, (name, node["type"])
+        (notes,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+        for file in model.files:
+            assert f"[{file.name}]({file.url})" in notes and f"  {file.directory}/\n" in notes
+            assert file.url.startswith("https://huggingface.co/") and file.url.endswith(file.name)
+        assert "Not tried with the real weights by us" in notes
 
 
 def test_nodes_of_a_workflow_lie_apart_and_each_in_one_group() -> None:

@@ -125,8 +125,8 @@ def test_the_scripts_name_only_nodes_and_inputs_that_exist() -> None:
     [([7], 8), ([7, 9, 8], 10), ([2**53 - 1], 2), ([2**53 - 1, 2], 3), ([2**63 - 1], 1025), ([2**63 - 1, 1025], 1026)],
 )
 def test_the_seed_of_an_added_clip_is_none_of_those_there_are(seeds: list[int], expected: int) -> None:
-    script = (ROOT / "web" / "js" / "add_reuse_and_diffuse.js").read_text(encoding="utf-8")
-    (function,) = re.findall(r"^function seedAfter\(.*?^}$", script, re.MULTILINE | re.DOTALL)
+    script = (ROOT / "web" / "js" / "graph.js").read_text(encoding="utf-8")
+    (function,) = re.findall(r"^export (function seedAfter\(.*?^})$", script, re.MULTILINE | re.DOTALL)
     ran = subprocess.run(
         ["node", "-e", f"{function}\nconsole.log(seedAfter({seeds}))"], capture_output=True, text=True, check=True
     )

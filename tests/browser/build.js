@@ -12,7 +12,7 @@
       if (!widget) throw new Error(`${spec.type} has no widget ${name}`);
       widget.value = value;
     }
-    if (spec.type.startsWith("VidRD")) Object.assign(node.properties, properties);
+    Object.assign(node.properties, spec.type.startsWith("VidRD") ? properties : {}, spec.properties);
     const [width, height] = spec.size ?? sizes[spec.type] ?? [0, 0];
     const least = node.computeSize();
     node.setSize([Math.max(width, least[0]), Math.max(height, least[1])]);

@@ -18,6 +18,7 @@ import examples
 import frontends
 import pytest
 from comfy_server import Server, make_base, missing, running_server
+from page_graph import Graph
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -102,3 +103,8 @@ def comfy_page(browser_page: Any) -> Any:
     browser_page.wait_for_timeout(300)
     browser_page.lines.clear()
     return browser_page
+
+
+@pytest.fixture
+def graph(comfy_page: Any) -> Graph:
+    return Graph(comfy_page)

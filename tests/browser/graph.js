@@ -38,6 +38,46 @@
     return [sample, decode, preview].map((node) => String(node.id));
   }
 
+  const loaded = (y) => {
+    const unet = make("UNETLoader", -400, y);
+    const shift = make("ModelSamplingSD3", 0, y, { shift: 8 });
+    wire(unet, 0, shift, "model");
+    return shift;
+  };
+
+  // A sampler of ComfyUI with what it needs, and the output that holds its MODEL wire: itself or its guider.
+  function sampler(kind, x, y, values = {}) {
+    const node = make(kind, x, y, values);
+    if (kind !== "SamplerCustomAdvanced") return { node, taker: node };
+    const taker = make("BasicGuider", x, y + 300);
+    wire(taker, 0, node, "guider");
+    const noise = make("RandomNoise", x, y + 500, { noise_seed: 7, control_after_generate: "fixed" });
+    wire(noise, 0, node, "noise");
+    return { node, taker };
+  }
+
+  // A whole video of one clip by ComfyUI's own samplers, one or several in a row: ids of the samplers and the decoder.
+  function stockClip(kinds, latent = "EmptyHunyuanLatentVideo", models = 1) {
+    const shifts = Array.from({ length: models }, (_, number) => loaded(100 + 600 * number));
+    const positive = make("CLIPTextEncode", 350, 60, { text: "a fox" });
+    let before = make(latent, 350, 350);
+    const samplers = kinds.map(([kind, values], number) => {
+      const { node, taker } = sampler(kind, 900, 100 + 500 * number, values);
+      wire(shifts[Math.min(number, models - 1)], 0, taker, "model");
+      for (const [slot, { name }] of taker.inputs.entries()) {
+        if (["positive", "negative", "conditioning"].includes(name)) positive.connect(0, taker, slot);
+      }
+      wire(before, 0, node, "latent_image");
+      before = node;
+      return node;
+    });
+    const decode = make("VAEDecode", 1300, 100);
+    wire(before, 0, decode, "samples");
+    app.canvas.emitBeforeChange();
+    app.canvas.emitAfterChange();
+    return [...samplers, decode].map((node) => String(node.id));
+  }
+
   const byId = (id) => app.canvas.graph.nodes.find((node) => String(node.id) === String(id));
 
   // The entries of a node's menu, as a right click would show them.
@@ -78,5 +118,7 @@
     app.canvas.setDirty(true, true);
   }
 
-  window.vidrdCheck = { make, wire, firstClip, entries, take, describe, ids, fit };
+  const toasts = () => [...document.querySelectorAll(".p-toast-detail, [data-testid=toast]")].map((element) => element.textContent);
+
+  window.vidrdCheck = { make, wire, firstClip, stockClip, toasts, entries, take, describe, ids, fit };
 })();

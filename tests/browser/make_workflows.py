@@ -4,7 +4,8 @@
     python tests/browser/make_workflows.py 1_chained_demo   # only those named
     python tests/browser/make_workflows.py --thumbnails     # run what there is and renew the pictures alone
 
-Each workflow is built on the page, saved as the frontend serialises it, run, and pictured by frames of its result.
+Each workflow is built on the page, saved as the frontend serialises it, run, and pictured by frames of its result;
+those whose weights are not at hand are pictured by a diagram of their clips.
 Needs what the browser tests need (see comfy_browser.py) and ComfyUI's interpreter or another with playwright.
 """
 
@@ -28,14 +29,18 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 import examples  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from browser import model_recipes, recipes  # noqa: E402
+from browser.diagrams import diagram  # noqa: E402
 from comfy_browser import open_page  # noqa: E402
 from comfy_server import Server, make_base, running_server  # noqa: E402
 from frontends import find_chromium  # noqa: E402
+from model_examples import MODELS  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from recipes import RECIPES, SIZES  # noqa: E402
 
 logger = logging.getLogger("make_workflows")
 
+RECIPES = {**recipes.RECIPES, **model_recipes.MODEL_RECIPES}
+SIZES = {**recipes.SIZES, **model_recipes.SIZES}
 COLUMNS, ROWS, CELL, GAP = 4, 4, 128, 4  # of a thumbnail; cells in pixels
 STAND_IN = "made with the bundled model"
 
@@ -118,15 +123,20 @@ def write_workflows(url: str, names: list[str]) -> None:
             logger.info("%s: %d nodes", path.name, len(graph["nodes"]))
 
 
+def save_thumbnail(picture: Image.Image, name: str) -> None:
+    picture.save(examples.FOLDER / f"{name}.jpg", quality=88, optimize=True)
+
+
 def make_thumbnails(server: Server, names: list[str]) -> None:
-    ordered = sorted(names)
+    for name in filter(MODELS.__contains__, names):
+        save_thumbnail(diagram(MODELS[name]), name)
+    ordered = sorted(set(names) - set(MODELS))
     if "7_continue_a_saved_video" in ordered and "6_save_a_video_to_continue_later" not in ordered:
         result(server, "6_save_a_video_to_continue_later")  # saves what 7 continues
     for name in ordered:
         started = time.monotonic()
         video = result(server, name)
-        picture = thumbnail(video, STAND_IN if name == examples.RELEASED else "")
-        picture.save(examples.FOLDER / f"{name}.jpg", quality=88, optimize=True)
+        save_thumbnail(thumbnail(video, STAND_IN if name == examples.RELEASED else ""), name)
         logger.info("%s: %d frames in %.0f s", name, video.shape[1], time.monotonic() - started)
         if name in examples.CLIPS:
             jumps = ", ".join(f"{jump:.1f}" for jump in examples.seam_jumps(name, video))

@@ -48,6 +48,7 @@ class Node:
     wires: dict[str, str] = field(default_factory=dict)
     title: str | None = None
     size: tuple[int, int] | None = None
+    properties: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

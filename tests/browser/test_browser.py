@@ -6,18 +6,13 @@ import json
 import os
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import examples
 import pytest
 from comfy_server import PATIENCE
 from node_schemas import read_nodes
+from page_graph import UNDONE, Graph, apart, own_complaints
 
-HELPERS = (Path(__file__).parent / "graph.js").read_text(encoding="utf-8")
-TITLE = 30  # pixels of a node above its position
-# A key that comes while the state before is being put back would be lost.
-UNDONE = """count => app.canvas.graph.nodes.length === count
-    && !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState"""
 PLAYING = """count => [...document.querySelectorAll("video")]
     .filter((video) => video.currentTime > 0 && !video.paused && video.videoWidth === 64).length >= count"""
 
@@ -25,48 +20,6 @@ pytest_plugins = ["comfy_browser"]
 pytestmark = pytest.mark.browser
 PLAYING_LONG = """count => [...document.querySelectorAll("video")]
     .some((video) => video.currentTime > 0 && !video.paused && Math.round(video.duration * 8) === count)"""
-
-
-class Graph:
-    """The graph on the page."""
-
-    def __init__(self, page: Any):
-        self.page = page
-        page.evaluate(HELPERS)
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        return json.loads(
-            self.page.evaluate(
-                "([name, given]) => JSON.stringify(vidrdCheck[name](...given) ?? null)", [function, list(arguments)]
-            )
-        )
-
-    def run(self, script: str, argument: Any = None) -> Any:
-        return self.page.evaluate(script, argument)
-
-    def describe(self, node: str) -> dict[str, Any]:
-        return self.call("describe", node)
-
-    def boxes(self) -> list[list[float]]:
-        return [self.describe(node)["box"] for node in self.call("ids")]
-
-
-@pytest.fixture
-def graph(comfy_page: Any) -> Graph:
-    return Graph(comfy_page)
-
-
-def apart(a: list[float], b: list[float]) -> bool:
-    return (
-        a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] - TITLE or b[1] + b[3] <= a[1] - TITLE
-    )  # fmt: skip
-
-
-def own_complaints(page: Any) -> list[str]:
-    """Console lines that this pack's script may have caused."""
-    words = ("add_reuse_and_diffuse", "play_previews", "VidRD", ".links is deprecated", ".link is deprecated")
-    words += ("getExtraMenuOptions",)
-    return [line for line in page.lines if any(word in line for word in words)]
 
 
 def test_two_clicks_append_two_wired_clips_and_the_decoder_moves_to_the_last(graph: Graph) -> None:

@@ -10,6 +10,7 @@ import examples
 import pytest
 import torch
 from comfy_server import Server, make_base, running_server
+from model_examples import MODELS
 
 from vidrd_core.shapes.tracker import NOTHING, track
 
@@ -65,7 +66,8 @@ def outcome(server: Server, prompt: examples.Prompt) -> Outcome:
 
 
 def test_there_are_examples_of_all_that_is_promised() -> None:
-    assert set(examples.NAMES) == {*examples.CLIPS, examples.RELEASED}
+    assert set(examples.OWN_NAMES) == {*examples.CLIPS, examples.RELEASED}
+    assert set(examples.NAMES) == {*examples.OWN_NAMES, *MODELS}
     for name in examples.NAMES:
         assert (examples.FOLDER / f"{name}.jpg").stat().st_size < 200_000
 
@@ -87,7 +89,7 @@ def test_an_example_makes_its_frames_and_the_shape_continues_over_every_seam(nam
         assert not torch.equal(video[:, first:end], video[:, :1].expand(-1, end - first, -1, -1))
 
 
-@pytest.mark.parametrize("name", examples.NAMES)
+@pytest.mark.parametrize("name", examples.OWN_NAMES)
 def test_the_frames_and_clips_that_an_example_tells_of_are_those_that_it_makes(name: str, ran: Callable) -> None:
     made = ran(name).made
     for unit, numbers in examples.stated_numbers(name).items():

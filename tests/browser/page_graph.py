@@ -1,0 +1,50 @@
+"""The graph on the page, as the browser tests read and change it; graph.js does it there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HELPERS = (Path(__file__).parent / "graph.js").read_text(encoding="utf-8")
+TITLE = 30  # pixels of a node above its position
+# A key that comes while the state before is being put back would be lost.
+UNDONE = """count => app.canvas.graph.nodes.length === count
+    && !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState"""
+
+
+class Graph:
+    """The graph on the page."""
+
+    def __init__(self, page: Any):
+        self.page = page
+        page.evaluate(HELPERS)
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        return json.loads(
+            self.page.evaluate(
+                "([name, given]) => JSON.stringify(vidrdCheck[name](...given) ?? null)", [function, list(arguments)]
+            )
+        )
+
+    def run(self, script: str, argument: Any = None) -> Any:
+        return self.page.evaluate(script, argument)
+
+    def describe(self, node: str) -> dict[str, Any]:
+        return self.call("describe", node)
+
+    def boxes(self) -> list[list[float]]:
+        return [self.describe(node)["box"] for node in self.call("ids")]
+
+
+def apart(a: list[float], b: list[float]) -> bool:
+    return (
+        a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] - TITLE or b[1] + b[3] <= a[1] - TITLE
+    )  # fmt: skip
+
+
+def own_complaints(page: Any) -> list[str]:
+    """Console lines that this pack's script may have caused."""
+    words = ("add_reuse_and_diffuse", "around_samplers", "play_previews", "VidRD", ".links is deprecated")
+    words += (".link is deprecated", "getExtraMenuOptions")
+    return [line for line in page.lines if any(word in line for word in words)]

@@ -1,0 +1,72 @@
+"""Custom nodes of the checks: loaders that hand out tiny random models of a family in place of its files."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+FAMILY = {"family": ("STRING", {}), "seed": ("INT", {"default": 0})}
+
+
+def models() -> Any:
+    folder = str(Path(__file__).resolve().parents[1])
+    if folder not in sys.path:
+        sys.path.append(folder)
+    import tiny_models
+
+    return tiny_models
+
+
+class Text:
+    """A text encoder whose random states are the same for the same words."""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+
+    def tokenize(self, text: str, **kwargs: Any) -> dict[str, str]:
+        return {"text": text}
+
+    def encode_from_tokens_scheduled(self, tokens: dict[str, str], **kwargs: Any) -> list[list[Any]]:
+        return models().conditioning(self.family, zlib.crc32(tokens["text"].encode()))
+
+
+class Loader:
+    CATEGORY = "tests"
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": FAMILY}
+
+
+class TinyModel(Loader):
+    RETURN_TYPES = ("MODEL",)
+
+    def load(self, family: str, seed: int) -> tuple[Any, ...]:
+        return (models().tiny(family, seed),)
+
+
+class TinyText(Loader):
+    RETURN_TYPES = ("CLIP",)
+
+    def load(self, family: str, seed: int) -> tuple[Any, ...]:
+        return (Text(family),)
+
+
+class TinyVAE(Loader):
+    RETURN_TYPES = ("VAE",)
+
+    def load(self, family: str, seed: int) -> tuple[Any, ...]:
+        return (models().tiny_vae(family),)
+
+
+class TinyCheckpoint(Loader):
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+
+    def load(self, family: str, seed: int) -> tuple[Any, ...]:
+        return models().tiny(family, seed), Text(family), models().tiny_vae(family)
+
+
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (TinyModel, TinyText, TinyVAE, TinyCheckpoint)}
