@@ -241,10 +241,13 @@ def test_a_cleaner_overlap_is_the_priors_state_at_a_lower_level(name: str, chain
     sampling = model.get_model_object("model_sampling")
     prior, calls = chain.prior(name)
     end = model.model.process_latent_in(samples_of(prior))
-    with run.network_inputs(model) as seen:
+    with run.network_inputs(model) as seen, run.sampler_calls() as held:
         chain.next(name, prior, guidance_lead=0.6)
     at, channels = FAMILIES[name].lead_in, samples_of(prior).shape[1]
     assert len(seen) == STEPS
+    for old, new in zip(calls.states, held.states, strict=True):  # the sampler's own x stays at its level
+        own = frames(name, video_in(name, new), at, at + overlap)
+        assert apart(own, frames(name, video_in(name, old), -overlap)) <= HALF
     for sigma, one in zip(calls.sigmas, seen, strict=True):
         lower = shown_sigma(model, sigma, 0.6)
         assert lower < sigma
@@ -443,7 +446,9 @@ def test_two_experts_make_one_chain(name: str, chain: Chain, cells: Cells) -> No
     cells.add(name, "experts", "one chain over both")
 
 
-@pytest.mark.parametrize(("sampler", "split", "steps"), [("uni_pc", 2, 4), ("lcm", 2, 4), ("euler", 10, 20)])
+@pytest.mark.parametrize(
+    ("sampler", "split", "steps"), [("uni_pc", 2, 4), ("lcm", 2, 4), ("euler", 10, 20), ("euler", 3, 4)]
+)
 def test_two_experts_with_the_samplers_and_splits_of_wan_2_2(
     sampler: str, split: int, steps: int, chain: Chain
 ) -> None:
@@ -456,9 +461,10 @@ def test_two_experts_with_the_samplers_and_splits_of_wan_2_2(
         sampler_name=sampler, steps=steps,
     )  # fmt: skip
     assert apart(samples_of(prior), samples_of(stock)) <= EXACT
-    for low in ({"model_low": model_of(name, 1)}, two):  # the split is the prior's
-        clip = chain.next(name, prior, **with_image(name), **low)[1]
-        assert apart(overlap_in(name, clip), tail_of(name, prior)) <= HALF
+    clip = chain.next(name, prior, **with_image(name), **two)[1]
+    assert apart(overlap_in(name, clip), tail_of(name, prior)) <= HALF
+    by_the_prior = chain.next(name, prior, **with_image(name), model_low=model_of(name, 1))[1]
+    assert run.same(by_the_prior, clip)
 
 
 DECODED = [name for name in NAMES if name in tiny_models.VAES]

@@ -162,10 +162,20 @@ def test_a_video_without_trajectory_is_followed_along_the_straight_line(name: st
     """Latents of VAE Encode, Load Latent or someone's KSampler: the overlap ends on them."""
     plain = run.ksampler(model_of(name), prompts(name)[::2], empty_latent(name))
     chosen = {"steps": STEPS, "sampler_name": "euler", "scheduler": "simple"}
-    with run.sampler_calls() as calls:
+    model, at, overlap = model_of(name), FAMILIES[name].lead_in, overlap_of(name)
+    with run.sampler_calls() as calls, run.network_inputs(model) as seen:
         clip = chain.next(name, plain, prior_trajectory="noise", **chosen)[1]
-    assert len(calls.sigmas) == STEPS  # no model calls but the clip's own
+    assert len(calls.sigmas) == STEPS == len(seen)  # no model calls but the clip's own
     tail = tail_of(name, plain)
+    sampling, clean = model.get_model_object("model_sampling"), model.model.process_latent_in(tail)
+    noise = clip[KEY].trajectory.noise[:, :, at : at + overlap]
+    noise = noise if FAMILIES[name].time else noise[0].movedim(1, 0)
+    for level, one in zip(calls.sigmas, seen, strict=True):
+        sigma = torch.tensor([level])
+        state = sampling.calculate_input(sigma, sampling.noise_scaling(sigma, noise.clone(), clean))
+        expected = state[0] if FAMILIES[name].time else state.movedim(0, 1)
+        shown = run.seen_frames(name, one, at, at + overlap)[: len(expected)]
+        assert float((shown - expected).norm() / expected.norm()) < 0.01, level
     assert float((overlap_in(name, clip) - tail).norm() / tail.norm()) < 0.01
     assert run.same(clip, chain.next(name, plain, **chosen)[1])  # what auto does
 
