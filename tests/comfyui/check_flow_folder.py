@@ -81,8 +81,8 @@ def test_a_chain_of_it_is_sampled_joined_and_decoded_once(loaded_wan: Any, nodes
     (first,) = nodes["VidRDSampleFirstClip"](
         **given, latent=empty, seed=1, steps=3, sampler_name="uni_pc", scheduler="simple"
     )
-    video, alone, report = nodes["VidRDReuseAndDiffuse"](**given, prior=first, seed=2, overlap_frames=8, preset="custom",
-                                                         order="forward", guidance_beta=1.0, stages="uniform")  # fmt: skip
+    reuse = {"preset": "custom", "overlap_frames": 8, "order": "forward", "guidance_beta": 1.0, "stages": "uniform"}
+    video, alone, report = nodes["VidRDReuseAndDiffuse"](**given, prior=first, seed=2, **reuse)
     assert "keeps 8 frames (2 latents), adds 20 frames (5 latents)" in report
     assert video["samples"].shape[2] == 13 and alone["samples"].shape[2] == 8
     torch.testing.assert_close(alone["samples"][:, :, 1:3], first["samples"][:, :, 6:], rtol=2e-3, atol=5e-3)
