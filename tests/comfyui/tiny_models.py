@@ -325,8 +325,8 @@ MOCHI_DECODER = dict(out_channels=3, base_channels=32, channel_multipliers=[1, 1
                      spatial_expansions=[2, 2, 2], num_res_blocks=[1] * 5, latent_dim=12, has_attention=[False] * 5,
                      padding_mode="replicate", output_norm=False, nonlinearity="silu", output_nonlinearity="silu",
                      causal=True)  # fmt: skip
-HUNYUAN_15_VAE = dict(block_out_channels=[16, 16, 16, 32, 32], in_channels=3, out_channels=3, num_res_blocks=1, z_channels=32,
-                      ffactor_spatial=16, ffactor_temporal=4, downsample_match_channel=True,
+HUNYUAN_15_VAE = dict(block_out_channels=[16, 16, 16, 32, 32], in_channels=3, out_channels=3, num_res_blocks=1,
+                      z_channels=32, ffactor_spatial=16, ffactor_temporal=4, downsample_match_channel=True,
                       upsample_match_channel=True)  # fmt: skip
 
 
