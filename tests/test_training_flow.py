@@ -378,7 +378,7 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-VAES = ["flow_vae", "flow_vae_frames", "flow_vae_long", "flow_vae_decoder"]
+VAES = ["flow_vae", "flow_vae_frames", "flow_vae_long", "flow_vae_longer", "flow_vae_decoder"]
 FLOWS = ["flow_plain", "flow_untold", "flow_told"]
 
 
@@ -409,7 +409,7 @@ def test_the_make_target_names_every_script_in_order():
     files = [word for line in lines for word in line.split() if word.startswith("training/")]
     assert all((ROOT / file).is_file() for file in files)
     configs = [Path(file).stem for file in files if file.endswith(".yaml")]
-    assert configs == [*VAES[:3], *FLOWS, VAES[3]]
+    assert configs == [*VAES[:4], *FLOWS, VAES[4]]
 
 
 def test_the_bundled_folder_is_half_as_large_and_samples_in_diffusers(script, tmp_path):
