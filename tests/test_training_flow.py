@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import load_file
 from training_components import settings
 
-from vidrd_core.models.wan_latents import denormalised, normalised
+from vidrd_core.models.wan_latents import denormalised, normalised, take_wan_statistics
 from vidrd_core.shapes.latents import LatentClips, encode_causal_clips
 from vidrd_core.shapes.prompted import held_out_scenes
 from vidrd_core.shapes.scenes import draw_scene, render
@@ -21,7 +21,7 @@ from vidrd_core.shapes.tracker import track
 from vidrd_core.train import causal_vae
 from vidrd_core.train.autoencoder import AutoencoderLoss
 from vidrd_core.train.causal_vae import CausalVAEObjective, CausalVAETask, decode_unclamped, new_causal_vae
-from vidrd_core.train.flow import FlowTask, new_flow_transformer
+from vidrd_core.train.flow import FlowTask, TextStates, new_flow_transformer
 from vidrd_core.train.flow_objective import FlowObjective, draw_levels
 from vidrd_core.train.flow_preview import FlowPreviewSettings, flow_figures, sample_flow, shifted_levels
 from vidrd_core.train.loop import train
@@ -30,6 +30,7 @@ from vidrd_core.train.sources import LatentSource, MovingShapesSource
 
 ROOT = Path(__file__).parent.parent
 VAE = {"base_dim": 2, "z_dim": 4, "num_res_blocks": 1}
+WAN = {"in_channels": 16, "out_channels": 16}  # as many channels as Wan's latents
 TRANSFORMER = {
     "num_attention_heads": 1,
     "attention_head_dim": 16,
@@ -42,14 +43,14 @@ TRANSFORMER = {
 }
 
 
-def tiny_vae():
+def tiny_vae(**changes):
     torch.manual_seed(0)
-    return new_causal_vae(VAE)
+    return new_causal_vae({**VAE, **changes})
 
 
-def tiny_transformer():
+def tiny_transformer(**changes):
     torch.manual_seed(0)
-    return new_flow_transformer(TRANSFORMER)
+    return new_flow_transformer({**TRANSFORMER, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,27 @@ def test_the_perceptual_loss_counts():
         losses.append(CausalVAETask(tiny_vae(), objective).loss(micro_batch))
     assert losses[1].figures["perceptual"] > 0
     assert (losses[1].loss - losses[0].loss).item() == pytest.approx(0.5 * losses[1].figures["perceptual"], rel=1e-3)
+
+
+def test_a_vae_takes_wans_statistics_without_changing_what_it_does():
+    torch.manual_seed(0)
+    vae = new_causal_vae({"base_dim": 8, "z_dim": 16, "num_res_blocks": 1}).eval()
+    vae.register_to_config(latents_mean=torch.randn(16).tolist(), latents_std=(torch.rand(16) + 0.5).tolist())
+    clips = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(clips).latent_dist
+        scaled = normalised(vae, before.mode())
+        spread = before.std / torch.tensor(vae.config.latents_std)[:, None, None, None]
+        decoded = vae.decode(before.mode()).sample
+        take_wan_statistics(vae)
+        after = vae.encode(clips).latent_dist
+        assert not torch.allclose(after.mode(), before.mode(), atol=0.1)
+        assert torch.allclose(normalised(vae, after.mode()), scaled, atol=1e-4)
+        assert torch.allclose(after.std / torch.tensor(vae.config.latents_std)[:, None, None, None], spread, atol=1e-4)
+        assert torch.allclose(vae.decode(denormalised(vae, scaled)).sample, decoded, atol=1e-4)
+    assert vae.config.latents_mean == AutoencoderKLWan(**VAE).config.latents_mean
+    with pytest.raises(ValueError, match="4 channels; expected 16"):
+        take_wan_statistics(tiny_vae())
 
 
 # -- latents -----------------------------------------------------------------------------------------------------------
@@ -291,8 +313,8 @@ def test_cleaner_latents_do_not_change_the_loss_of_the_others(flow_task):
     clean = plain.source.source.batch(micro_batch).latents
     noise = micro_batch.normal(*clean.shape[1:], purpose="noise")
     squares = (noise - clean).square().mean((1, 3, 4))
-    assert float(plain.loss(micro_batch).loss) == pytest.approx(float(squares.mean()), rel=1e-5)
-    assert float(cleaner.loss(micro_batch).loss) == pytest.approx(float(squares[:, 1:].mean()), rel=1e-5)
+    assert plain.loss(micro_batch).loss.item() == pytest.approx(float(squares.mean()), rel=1e-5)
+    assert cleaner.loss(micro_batch).loss.item() == pytest.approx(float(squares[:, 1:].mean()), rel=1e-5)
 
 
 def test_settings_that_cannot_be_are_refused():
@@ -356,7 +378,7 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-VAES = ["flow_vae", "flow_vae_frames", "flow_vae_long", "flow_vae_decoder"]
+VAES = ["flow_vae", "flow_vae_frames", "flow_vae_long", "flow_vae_longer", "flow_vae_decoder"]
 FLOWS = ["flow_plain", "flow_untold", "flow_told"]
 
 
@@ -387,17 +409,24 @@ def test_the_make_target_names_every_script_in_order():
     files = [word for line in lines for word in line.split() if word.startswith("training/")]
     assert all((ROOT / file).is_file() for file in files)
     configs = [Path(file).stem for file in files if file.endswith(".yaml")]
-    assert configs == [*VAES[:3], *FLOWS, VAES[3]]
+    assert configs == [*VAES[:4], *FLOWS, VAES[4]]
 
 
-def test_the_bundled_folder_is_half_as_large_and_samples_in_diffusers(flow_task, script, tmp_path):
-    train(task := flow_task(), settings(tmp_path / "run", samples=4, ema_decay=0.0))
+def test_the_bundled_folder_is_half_as_large_and_samples_in_diffusers(script, tmp_path):
+    model = tmp_path / "run" / "model"
+    transformer = tiny_transformer(**WAN)
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)  # a new one predicts nothing
+    transformer.save_pretrained(model / "transformer")
+    tiny_vae(z_dim=16).save_pretrained(model / "vae")
+    (encoder := tiny_text_encoder()).save_pretrained(model / "text_encoder")
+    (tokenizer := tiny_tokenizer(tmp_path / "tokenizer")).save_pretrained(model / "tokenizer")
     bundle = script("bundle_flow")
     bundle.main(bundle.Arguments(tmp_path / "run", tmp_path / "folder", shift=3.0))
     pipe = WanPipeline.from_pretrained(tmp_path / "folder", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    text = task.text(["a red circle moves left", ""], "cpu")
-    noise = torch.randn(1, 4, 2, 8, 8)
+    assert pipe.vae.config.latents_mean == AutoencoderKLWan(**VAE).config.latents_mean
+    text = TextStates(encoder, tokenizer)(["a red circle moves left", ""], "cpu")
+    noise = torch.randn(1, 16, 2, 8, 8)
     found = pipe(
         prompt_embeds=text[:1],
         negative_prompt_embeds=text[1:],

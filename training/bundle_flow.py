@@ -3,7 +3,8 @@
     python training/bundle_flow.py --flow runs/flow_polish --output runs/demo_flow
 
 The folder is one of diffusers' ``WanPipeline``; give it prompts as ``prompt_embeds``, states of all the text encoder's
-tokens, since the model is trained on those (the pipeline itself drops the states of padding).
+tokens, since the model is trained on those (the pipeline itself drops the states of padding). The VAE's latents are
+given Wan 2.1's mean and deviation, so that ComfyUI's latent format of Wan suits them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from vidrd_core.models.wan_latents import take_wan_statistics
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def main(arguments: Arguments) -> None:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=arguments.shift),
         transformer=WanTransformer3DModel.from_pretrained(model / "transformer"),
     )
+    take_wan_statistics(pipe.vae)
     for part in (pipe.text_encoder, pipe.vae, pipe.transformer):
         part.to(torch.float16)
     fresh = arguments.output.with_name(arguments.output.name + ".new")

@@ -78,6 +78,30 @@ def test_the_transformer_predicts_the_same_with_a_timestep_per_frame(transformer
     assert not close(theirs(x, times[:, -1], text).sample, told)
 
 
+def test_comfyuis_wan_model_denoises_as_the_velocity_says(transformers):
+    """The whole MODEL of ComfyUI, whose sampling is a flow: denoised = x - level * velocity, timestep = 1000 level."""
+    import comfy.supported_models
+
+    from vidrd_core.checkpoints.wan_names import wan_transformer_arguments, wan_transformer_weights
+
+    _, theirs = transformers
+    wan = {"image_model": "wan2.1", **wan_transformer_arguments(theirs.config)}
+    config = comfy.supported_models.WAN21_T2V(wan)
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=torch.device("cpu")).eval()
+    model.diffusion_model.load_state_dict(wan_transformer_weights(theirs.state_dict()), strict=True)
+    x, text, level = torch.randn(1, 16, 5, 8, 8), torch.randn(1, 7, 16), torch.tensor([0.8])
+    denoised = model.apply_model(x, level, c_crossattn=text, transformer_options={})
+    assert close(denoised, x - level * theirs(x, level * 1000, text).sample)
+    assert list(model.latent_format.latents_mean.flatten()) == pytest.approx(wans_mean())
+
+
+def wans_mean():
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(base_dim=4).config.latents_mean
+
+
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_the_vae_encodes_and_decodes_the_same(blocks):
     from comfy.ldm.wan.vae import WanVAE
