@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup setup-browser demo test test-slow test-comfyui style quality train-demo evaluate-demo evaluate clean
+.PHONY: setup setup-browser demo test test-slow test-comfyui style quality train-demo train-flow-demo evaluate-demo evaluate clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -56,6 +56,20 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 	$(BIN)/python training/train_unet.py --config training/configs/demo_polish.yaml
 	$(BIN)/python training/train_decoder.py --config training/configs/demo_decoder.yaml
 	$(BIN)/python training/bundle.py --video runs/demo_polish --decoder runs/demo_decoder --output vidrd_core/demo_model
+
+train-flow-demo: setup  ## train the small flow transformer and causal VAE of Wan's kind from nothing; run again to resume
+	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae.yaml
+	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae_frames.yaml
+	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae_long.yaml
+	test -f runs/flow_latents/test.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/test.safetensors --split test --clips 128 --seed 100
+	test -f runs/flow_latents/train_0.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/train_0.safetensors --clips 2000 --seed 0
+	test -f runs/flow_latents/train_1.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/train_1.safetensors --clips 2000 --seed 1
+	test -f runs/flow_latents/train_2.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/train_2.safetensors --clips 6000 --seed 2
+	$(BIN)/python training/train_flow.py --config training/configs/flow_plain.yaml
+	$(BIN)/python training/train_flow.py --config training/configs/flow_untold.yaml
+	$(BIN)/python training/train_flow.py --config training/configs/flow_told.yaml
+	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae_decoder.yaml
+	$(BIN)/python training/bundle_flow.py --flow runs/flow_untold --vae runs/flow_vae_decoder --output runs/demo_flow
 
 evaluate-demo: setup
 	$(BIN)/python training/evaluate.py shapes --model vidrd_core/demo_model --steps 15 --dtype bf16 --output docs/demo_evaluation

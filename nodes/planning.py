@@ -55,7 +55,7 @@ def lead_in(family: Family, prior: VideoLatent) -> int:
 
 
 def reuse_settings(
-    preset: str, chosen: ReuseSettings, family: Family, prior: VideoLatent, clip_frames: int, model: Any = None
+    preset: str, chosen: ReuseSettings, family: Family, prior: VideoLatent, clip_frames: int, model: Any
 ) -> ReuseSettings:
     """The settings of a node, its frames counted in latents.
 
@@ -70,7 +70,7 @@ def reuse_settings(
     if family.is_vidrd:
         if preset == CUSTOM:
             return chosen
-        known = getattr(model.model, "reuse", None) if preset == AUTO and model is not None else None
+        known = model.model.reuse if preset == AUTO else None
         settings = known or find_preset("paper" if preset == AUTO else preset).reuse
         # An empty latent is as long as the clips that it begins.
         return settings.fitted(prior.samples.shape[2] if prior.is_empty else prior.clip_length(clip_frames))

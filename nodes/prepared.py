@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ from .words import AUTO
 
 logger = logging.getLogger(__name__)
 
+SESSION = "vidrd_session"  # in Prepare's LATENT, which sampler nodes hand on
+
 
 @dataclass
 class Prepared:
@@ -46,7 +48,7 @@ class Prepared:
     prior: VideoLatent
     session: Session
     models: tuple[Any, Any]
-    latent: dict[str, Any]
+    latent: dict[str, Any] = field(repr=False)
     trim: int
     settings: ReuseSettings | None
     report: str
@@ -108,7 +110,9 @@ def prepare(
     models = session.attach(model), None if model_low is None else session.attach(model_low)
     report = describe(plan, trim, preset)
     logger.info("%s.", report)
-    return Prepared(family, video, session, models, latent, trim, settings, report)
+    made = Prepared(family, video, session, models, latent, trim, settings, report)
+    latent[SESSION] = made
+    return made
 
 
 def join(latent: dict[str, Any], prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -117,6 +121,10 @@ def join(latent: dict[str, Any], prepared: Prepared) -> tuple[dict[str, Any], di
     Raises:
         ValueError: the latent is not the clip that was sampled.
     """
+    # ComfyUI may have dropped Prepare's outputs and kept the sampler's, which then bring along their own session.
+    own = latent.get(SESSION)
+    if own is not None and prepared.session.samples is None:
+        prepared = own
     session, family, prior = prepared.session, prepared.family, prepared.prior
     if session.samples is None:
         raise ValueError(

@@ -36,6 +36,14 @@ class Models:
     low: Any = None
     switch_at_step: int = 0
 
+    def check(self) -> None:
+        """Raise ``ValueError`` where the two experts do not sample the same latents."""
+        if self.low is not None and latent_format_of(self.low) != latent_format_of(self.high):
+            raise ValueError(
+                f"model_low has {latent_format_of(self.low)}'s latents and model {latent_format_of(self.high)}'s: "
+                "connect the two experts of one model, or only model"
+            )
+
     def switch(self, num_steps: int) -> int:
         """The first step of the second expert, at most ``num_steps``.
 

@@ -71,6 +71,19 @@ def test_the_tracker_recovers_the_ground_truth(motion, shape):
         assert float(error.max()) < 2
 
 
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_the_tracker_recovers_motions_at_another_speed(motion):
+    generator = torch.Generator().manual_seed(MOTIONS.index(motion))
+    for shape in SHAPES:
+        truth = dataclasses.replace(draw_scene(generator), shape=shape, motion=motion)
+        for num_frames in (17, 29):
+            seen = track(render([truth], num_frames, speed=0.4)[0], speed=0.4)
+            assert (seen.color, seen.shape, seen.motion) == (truth.color, shape, motion)
+            assert seen[4:].motion == motion
+            error = wrapped(seen.centers - truth.centers(torch.arange(num_frames) * 0.4)).norm(dim=1)
+            assert float(error.max()) < 2
+
+
 def test_the_tracker_finds_nothing_in_an_empty_frame():
     seen = track(torch.full((3, 8, SIZE, SIZE), -0.8))
     assert (seen.color, seen.shape, seen.motion) == (NOTHING, NOTHING, NOTHING)

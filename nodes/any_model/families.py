@@ -61,7 +61,7 @@ class Family:
 
 VIDRD = "VidRD"
 CAUSAL = "its decoder is causal: appending a clip changes no earlier frame"
-AHEAD = "its decoder looks ahead: the last 8 frames or so change once more when a clip is appended"
+AHEAD = "its decoder looks ahead: the last frames change once more when a clip is appended"
 GLOBAL = "its decoder looks at all frames at once: appending a clip changes every frame a little"
 FOUR, SIX, EIGHT = Layout(4), Layout(6), Layout(8)
 WAN = Family("Wan", FOUR, 81, 16, PER_FRAME, decoding=CAUSAL)

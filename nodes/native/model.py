@@ -149,6 +149,7 @@ class VidRDModel(comfy.model_base.BaseModel):
     """The model behind a VidRD MODEL wire."""
 
     fingerprint = ""
+    reuse: Any = None  # ReuseSettings, where its folder says how it wants clips chained
 
     def __init__(self, config: VidRDConfig, model_type: comfy.model_base.ModelType, device: Any = None):
         super().__init__(config, model_type, device=device, unet_model=NativeUNet)

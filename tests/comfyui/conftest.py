@@ -34,6 +34,7 @@ if os.environ.get("VIDRD_INSIDE_COMFYUI"):
 
     torch.set_num_threads(1)
     sys.path += [str(PACK), str(PACK / "tests"), str(PACK / "benchmarks")]  # the core as a library, to compare with
+    sys.path.append(str(PACK / "tests" / "comfyui"))  # tiny_models.py and what else the checks share
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,10 @@ def _describe_state(path: Path) -> str | None:
     values = json.loads(metadata["state"])
     if is_of_sampler(context := values["trajectory"]["context"]):
         frames = tensors["samples"].shape[2]
-        lines = [f"  state of a video made in ComfyUI, after clip {context['clip_index']}, {frames} frames so far"]
+        made_with = f" with {context['family']}" if "family" in context else ""
+        lines = [
+            f"  state of a video made in ComfyUI{made_with}, after clip {context['clip_index']}, {frames} frames so far"
+        ]
         settings = {name: context.get(name) for name in ("sampler", "scheduler", "steps", "cfg", "seeds", "reuse")}
     else:
         state = VideoState.from_file(tensors, values)

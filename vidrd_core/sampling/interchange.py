@@ -88,6 +88,10 @@ def for_scheduler(trajectory: Trajectory, height: int, width: int) -> tuple[Traj
         ValueError: the sampler is not one whose steps that scheduler takes, or its guidance scale is not known.
     """
     context = trajectory.context
+    if "family" in context:
+        raise ValueError(
+            f"the video was made with {context['family']} in ComfyUI, which alone continues it: open it there"
+        )
     if context["sampler"] not in FOLLOWED:
         raise ValueError(
             f"the video was sampled with {context['sampler']}, whose steps only ComfyUI takes: continue it there, or "
@@ -111,7 +115,7 @@ def for_scheduler(trajectory: Trajectory, height: int, width: int) -> tuple[Traj
         negative_prompt=None,
         sigmas=tuple(context["sigmas"]),
     )
-    return replace(trajectory, context={}), sampling
+    return replace(trajectory, context={}, predictions=[], calls=[]), sampling
 
 
 def _value(text: Any) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 from .scenes import DIRECTIONS, SIZE, SPEED, Scene
 from .tracker import BRIGHT, NOTHING, Track, track, wrapped
 
-AROUND = 3  # steps before and after a seam that give the motion there
+AROUND = 3  # steps of the data set's own speed before and after a seam that give the motion there
 STILL = 0.25  # of the true speed; a slower shape moves neither forwards nor back
 MARGIN = 3  # pixels around a shape that count as neither shape nor background
 MIN_BACKGROUND = 400  # pixels that two clips' backgrounds must share to be compared
@@ -56,12 +56,12 @@ class VideoRecord:
     starts: list[int]  # first frame of each clip
 
 
-def measure(scene: Scene, frames: Tensor, starts: Sequence[int]) -> VideoRecord:
-    """Measure a video ``[3, T, 64, 64]`` in [-1, 1] whose clips begin at ``starts``."""
+def measure(scene: Scene, frames: Tensor, starts: Sequence[int], speed: float = 1.0) -> VideoRecord:
+    """Measure a video ``[3, T, 64, 64]`` in [-1, 1] whose clips begin at ``starts``; ``speed`` as in ``render``."""
     total = frames.shape[1]
     if not starts or starts[0] != 0 or list(starts) != sorted(set(starts)) or starts[-1] >= total:
         raise ValueError(f"clips start at {list(starts)}; expected increasing frames from 0 to below {total}")
-    whole = track(frames)
+    whole = track(frames, speed)
     spans = list(zip(starts, [*starts[1:], total], strict=True))
     clips = [whole[a:b] for a, b in spans]
     moves = wrapped(whole.centers.diff(dim=0))
@@ -78,11 +78,11 @@ def measure(scene: Scene, frames: Tensor, starts: Sequence[int]) -> VideoRecord:
         motion=scene.motion,
         prompted=[(c.color, c.shape) == (scene.color, scene.shape) for c in clips],
         identity=[(c.color, c.shape) == (first.color, first.shape) and first.color != NOTHING for c in clips],
-        motion_prompted=[c.motion == scene.motion if len(c.centers) >= 4 else None for c in clips],
+        motion_prompted=[c.motion == scene.motion if len(c.centers) * speed >= 4 else None for c in clips],
         seams=_numbers(distances[at_seam]),
         steps=[v for v in _numbers(inside) if v is not None],
-        kept=[keeps_motion(scene, whole.centers, seam) for seam in starts[1:]],
-        along=_along(scene, moves),
+        kept=[keeps_motion(scene, whole.centers, seam, speed) for seam in starts[1:]],
+        along=_along(scene, moves / speed),
         background=grounds.shifts(),
         brightness=grounds.shifts(signed=True),
         contrast=grounds.contrasts(),
@@ -97,20 +97,21 @@ def measure(scene: Scene, frames: Tensor, starts: Sequence[int]) -> VideoRecord:
     )
 
 
-def keeps_motion(scene: Scene, centers: Tensor, seam: int) -> bool | None:
+def keeps_motion(scene: Scene, centers: Tensor, seam: int, speed: float = 1.0) -> bool | None:
     """Whether the motion after a seam is that before it; None where the ground truth has no direction to keep.
 
     Straight motions: the directions of the :data:`AROUND` steps before and after lie within 45 degrees. Orbits: the
     sense of rotation stays. Still shapes: they stay still. Bounces reverse by themselves and are left out, and so are
     seams before which nothing was tracked. A shape that is lost after the seam counts as not kept.
     """
-    first = max(0, seam - 1 - AROUND)
-    before, after = centers[first:seam], centers[seam : seam + AROUND + 1]
+    around = round(AROUND / speed)
+    first = max(0, seam - 1 - around)
+    before, after = centers[first:seam], centers[seam : seam + around + 1]
     if scene.motion == "bounces up and down" or len(before) < 2 or len(after) < 2 or bool(before.isnan().any()):
         return None
     if bool(after.isnan().any()):
         return False
-    travels = [wrapped(path.diff(dim=0)).mean(0) for path in (before, after)]
+    travels = [wrapped(path.diff(dim=0)).mean(0) / speed for path in (before, after)]
     speeds = [float(travel.norm()) for travel in travels]
     if scene.motion == "stays still":
         return max(speeds) < SPEED / 2

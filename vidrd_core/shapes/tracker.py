@@ -29,9 +29,10 @@ class Track:
     colors: list[str]
     shapes: list[str]
     centers: Tensor  # [T, 2], x and y in pixels
+    speed: float = 1.0  # of the motions, as a share of the data set's own
 
     def __getitem__(self, frames: slice) -> Track:
-        return Track(self.colors[frames], self.shapes[frames], self.centers[frames])
+        return Track(self.colors[frames], self.shapes[frames], self.centers[frames], self.speed)
 
     @property
     def color(self) -> str:
@@ -46,17 +47,17 @@ class Track:
     @property
     def motion(self) -> str:
         """The motion whose path fits the centres best, or ``NOTHING`` where none fits."""
-        return classify_motion(self.centers)
+        return classify_motion(self.centers, self.speed)
 
 
-def track(frames: Tensor) -> Track:
-    """Track the shape in ``[3, T, H, W]``, values -1 to 1, H = W = 64."""
+def track(frames: Tensor, speed: float = 1.0) -> Track:
+    """Track the shape in ``[3, T, H, W]``, values -1 to 1, H = W = 64; ``speed`` as in :func:`.scenes.render`."""
     if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != (SIZE, SIZE):
         raise ValueError(f"frames are {list(frames.shape)}; expected [3, T, {SIZE}, {SIZE}]")
     pixels = (frames.detach().float().cpu().clamp(-1, 1) + 1) / 2
     found = [_detect(pixels[:, t]) for t in range(pixels.shape[1])]
     colors, shapes, centers = zip(*found, strict=True)
-    return Track(list(colors), list(shapes), torch.stack(centers))
+    return Track(list(colors), list(shapes), torch.stack(centers), speed)
 
 
 def _detect(pixels: Tensor) -> tuple[str, str, Tensor]:
@@ -115,11 +116,11 @@ def _residual(centers: Tensor, path: Tensor, free: bool = True) -> float:
     return float(difference.square().sum(1).mean().sqrt())
 
 
-def classify_motion(centers: Tensor) -> str:
-    """The motion that a path ``[T, 2]`` follows, or ``NOTHING``; T of at least 4."""
+def classify_motion(centers: Tensor, speed: float = 1.0) -> str:
+    """The motion that a path ``[T, 2]`` follows, or ``NOTHING``; T of at least 4, of at least 4 / ``speed`` if slow."""
     if bool(torch.isnan(centers).any()):
         return NOTHING
-    times = torch.arange(len(centers), dtype=torch.float32)
+    times = torch.arange(len(centers), dtype=torch.float32) * speed
     zero = torch.zeros_like(times)
     fits = {"stays still": _residual(centers, torch.stack((zero, zero), 1))}
     for name, (step_x, step_y) in DIRECTIONS.items():

@@ -20,7 +20,7 @@ from ..data.panzoom import pan_and_zoom
 from ..data.shards import BrokenItem, SampleInfo, ShardDataset
 from ..shapes.latents import LatentClips
 from ..shapes.scenes import draw_scene, render
-from .micro_batches import MicroBatch
+from .micro_batches import MicroBatch, derived_generator
 from .plan import BatchPlan, Shape, assign, interleaved
 
 logger = logging.getLogger(__name__)
@@ -66,30 +66,54 @@ class DataSettings:
 
 
 class MovingShapesSource:
-    """Clips of the moving-shapes data set, rendered from a new random scene for every sample."""
+    """Clips of the moving-shapes data set, rendered from a new random scene for every sample.
 
-    def __init__(self, num_frames: int, split: str = "train"):
-        self.num_frames = num_frames
+    Args:
+        num_frames: of the clips, or several lengths, of which every step takes one at random.
+        split: "train" or "test".
+        speed: of the motions, see :func:`vidrd_core.shapes.scenes.render`.
+        images_per_clip: scenes for every sample in steps of single frames, where there are several lengths.
+    """
+
+    def __init__(
+        self, num_frames: int | Sequence[int], split: str = "train", speed: float = 1.0, images_per_clip: int = 1
+    ):
+        self.lengths = (num_frames,) if isinstance(num_frames, int) else tuple(num_frames)
         self.split = split
+        self.speed = speed
+        self.images_per_clip = images_per_clip
 
     def batch(self, micro_batch: MicroBatch) -> ClipBatch:
-        scenes = [draw_scene(generator, self.split) for generator in micro_batch.generators()]
+        length = length_of_step(micro_batch, self.lengths)
+        each = self.images_per_clip if length == 1 and len(self.lengths) > 1 else 1
+        scenes = [draw_scene(generator, self.split) for generator in micro_batch.generators() for _ in range(each)]
         captions = [scene.caption for scene in scenes]
-        return ClipBatch(captions, captions, pixels=render(scenes, self.num_frames))
+        return ClipBatch(captions, captions, pixels=render(scenes, length, speed=self.speed))
+
+
+def length_of_step(micro_batch: MicroBatch, lengths: Sequence[int]) -> int:
+    """One of ``lengths`` at random, the same for all clips of a step."""
+    generator = derived_generator(micro_batch.seed, "length", micro_batch.step)
+    return lengths[int(torch.randint(len(lengths), (), generator=generator))]
 
 
 class LatentSource:
-    """Random clips of a file that ``prepare_latents.py`` wrote; ``image_share`` of the steps take single frames."""
+    """Random clips of a file that ``prepare_latents.py`` wrote; ``image_share`` of the steps take single frames.
 
-    def __init__(self, clips: LatentClips, num_frames: int, image_share: float = 0.0, images_per_clip: int = 1):
+    ``num_frames`` of the clips are latent frames; of several lengths every step takes one at random.
+    """
+
+    def __init__(
+        self, clips: LatentClips, num_frames: int | Sequence[int], image_share: float = 0.0, images_per_clip: int = 1
+    ):
         self.clips = clips
-        self.num_frames = num_frames
+        self.lengths = (num_frames,) if isinstance(num_frames, int) else tuple(num_frames)
         self.image_share = image_share
         self.images_per_clip = images_per_clip
 
     def batch(self, micro_batch: MicroBatch) -> ClipBatch:
         image, _ = interleaved(micro_batch.step, self.image_share)
-        count, frames = (self.images_per_clip, 1) if image else (1, self.num_frames)
+        count, frames = (self.images_per_clip, 1) if image else (1, length_of_step(micro_batch, self.lengths))
         parts = [self.clips.batch(count, frames, generator) for generator in micro_batch.generators()]
         captions = [caption for _, captions in parts for caption in captions]
         return ClipBatch(captions, captions, latents=torch.cat([latents for latents, _ in parts]))
