@@ -150,6 +150,17 @@ def test_every_wire_and_every_value_fits_its_node(server: Server, name: str) -> 
     assert examples.misfits(prompt, definitions) == []
 
 
+def test_a_wrong_wire_a_missing_one_and_a_wrong_value_are_found(server: Server) -> None:
+    definitions = server.get("/object_info")
+    prompt = examples.to_prompt(examples.workflow("11_hunyuan_video"), definitions)
+    examples.change(prompt, "BasicScheduler", scheduler="none", steps=0)
+    (vae,), (decode,) = (examples.of_type(prompt, kind) for kind in ("VAELoader", "VAEDecodeTiled"))
+    examples.change(prompt, "VAEDecodeTiled", samples=[vae, 0])
+    del prompt[examples.of_type(prompt, "KSamplerSelect")[0]]["inputs"]["sampler_name"]
+    found = examples.misfits(prompt, definitions)
+    assert len(found) == 4 and any(f"VAEDecodeTiled {decode}: samples" in line for line in found)
+
+
 @needs_animatediff_evolved
 def test_the_schemas_of_animatediff_evolved_are_those_of_the_pack(server: Server) -> None:
     for kind, schema in animatediff_evolved.SCHEMAS.items():
