@@ -15,12 +15,17 @@ from ..vidrd_core.checkpoints.assembly import RELEASED_SCHEDULER
 from ..vidrd_core.checkpoints.recognition import recognise
 from ..vidrd_core.reuse.settings import ReuseSettings, with_current_names
 from .native.clip import build_clip
+from .native.flow import build_transformer, build_vae
 from .native.model import build_model
 from .native.vae import WINDOW, VidRDVAE
 
 
 def load_folder(path: Path, weight_dtype: str) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of a model folder."""
+    """MODEL, CLIP and VAE of a model folder; one with a ``transformer`` is of Wan's kind."""
+    if (path / "transformer").is_dir():
+        text, text_config = checkpoints.text_encoder_state_dict(path)
+        clip = build_clip(text, text_config, path / "tokenizer", folder_paths.get_folder_paths("embeddings"))
+        return build_transformer(path, weight_dtype), clip, build_vae(path)
     unet, unet_config = checkpoints.unet_state_dict(path)
     vae, vae_config = checkpoints.vae_state_dict(path)
     text, text_config = checkpoints.text_encoder_state_dict(path)

@@ -62,10 +62,11 @@ class Family:
 VIDRD = "VidRD"
 CAUSAL = "its decoder is causal: appending a clip changes no earlier frame"
 AHEAD = "its decoder looks ahead: the last frames change once more when a clip is appended"
+PLACED = "its decoder scales a latent by its place in runs of 16: decode each new clip alone"
 GLOBAL = "its decoder looks at all frames at once: appending a clip changes every frame a little"
 FOUR, SIX, EIGHT = Layout(4), Layout(6), Layout(8)
 WAN = Family("Wan", FOUR, 81, 16, PER_FRAME, decoding=CAUSAL)
-COSMOS = Family("Cosmos", EIGHT, 121, 16, decoding=CAUSAL)
+COSMOS = Family("Cosmos", EIGHT, 121, 16, decoding=PLACED)
 HUNYUAN = Family("HunyuanVideo", FOUR, 73, 16, decoding=GLOBAL)
 SVD = Family("Stable Video Diffusion", FramesInBatch(), 14, 4)
 # By ComfyUI's class, the first that a model is an instance of.

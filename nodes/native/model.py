@@ -193,14 +193,25 @@ def build_model(
         scale_factor: of the VAE; latents on wires are divided by it.
         weight_dtype: a key of ``WEIGHT_DTYPES``; "default" lets ComfyUI choose by the device and the stored type.
     """
-    management = comfy.model_management
     accept_diffusers_lora(VidRDModel)
     known = inspect.signature(VidRDUNet.__init__).parameters
     model_config = VidRDConfig({k: v for k, v in config.items() if k in known})
     model_config.sampling_settings = sampling_settings(scheduler)
     model_config.latent_format = VideoLatents(scale_factor)
 
-    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    choose_dtype(model_config, state, weight_dtype)
+    model = model_config.get_model(state)
+    model.eval()
+    model.fingerprint = stored_fingerprint(model.diffusion_model, state)
+    # By the name that ComfyUI gives the width of its own U-Nets, which FreeU asks for.
+    width = model_config.unet_config.get("block_out_channels", (320,))[0]
+    model_config.unet_config = {**model_config.unet_config, "model_channels": width}
+    return loaded(model, state)
+
+
+def choose_dtype(config: Any, state: Mapping[str, Tensor], weight_dtype: str) -> None:
+    """Set the types that a model's weights are held and computed in: a key of ``WEIGHT_DTYPES``."""
+    management = comfy.model_management
     chosen = WEIGHT_DTYPES[weight_dtype]
     if chosen is None:
         chosen = management.unet_dtype(
@@ -208,14 +219,13 @@ def build_model(
             supported_dtypes=list(DTYPES),
             weight_dtype=comfy.utils.weight_dtype(state),
         )
-    model_config.set_inference_dtype(chosen, management.unet_manual_cast(chosen, load_device, DTYPES))
-    model = model_config.get_model(state)
-    model.eval()
-    model.fingerprint = stored_fingerprint(model.diffusion_model, state)
-    # By the name that ComfyUI gives the width of its own U-Nets, which FreeU asks for.
-    width = model_config.unet_config.get("block_out_channels", (320,))[0]
-    model_config.unet_config = {**model_config.unet_config, "model_channels": width}
+    config.set_inference_dtype(chosen, management.unet_manual_cast(chosen, management.get_torch_device(), DTYPES))
 
+
+def loaded(model: Any, state: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of a model with its weights."""
+    management = comfy.model_management
+    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
     # Newer versions may hold weights in a patcher that streams them; they want it made before the weights are loaded.
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)

@@ -80,24 +80,21 @@ class NativeAutoencoder(VidRDAutoencoderKL):
         return frames
 
 
-class VidRDVAE(comfy.sd.VAE):
-    """ComfyUI's VAE around :class:`NativeAutoencoder`.
+class HostedVAE(comfy.sd.VAE):
+    """ComfyUI's VAE around an autoencoder that ComfyUI does not recognise by its weights.
 
     Args:
-        window: frames that are decoded together, a clip's length.
+        model: with its weights; takes and gives tensors as ComfyUI calls it.
+        channels: of the latents.
+        factor: pixels per latent.
+        ratio: frames per latent after the first.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], config: Mapping[str, Any], window: int = WINDOW):
+    def __init__(self, model: torch.nn.Module, channels: int, factor: int, ratio: int = 1):
         from comfy.ldm.models.autoencoder import AutoencoderKL
 
         super().__init__(sd=AutoencoderKL(**PLACEHOLDER_CONFIG).state_dict(), config={"params": PLACEHOLDER_CONFIG})
-        known = inspect.signature(VidRDAutoencoderKL.__init__).parameters
-        model = NativeAutoencoder(
-            **{k: v for k, v in config.items() if k in known}, operations=core_operations(comfy.ops.disable_weight_init)
-        )
-        model.load_state_dict(dict(state))
-        model.window = window
-        self.first_stage_model = model.eval().requires_grad_(False).to(self.vae_dtype)
+        self.first_stage_model: Any = model.eval().requires_grad_(False).to(self.vae_dtype)
         archive = getattr(comfy.model_management, "archive_model_dtypes", None)  # newer versions
         if archive is not None:
             archive(self.first_stage_model)
@@ -107,17 +104,33 @@ class VidRDVAE(comfy.sd.VAE):
             load_device=self.device,
             offload_device=comfy.model_management.vae_offload_device(),
         )
-        factor = model.spatial_factor
         self.latent_dim = 3
-        self.latent_channels = model.config.latent_channels
-        self.upscale_ratio = (lambda frames: frames, factor, factor)
-        self.upscale_index_formula = (1, factor, factor)
-        self.downscale_ratio = (lambda frames: frames, factor, factor)
-        self.downscale_index_formula = (1, factor, factor)
+        self.latent_channels = channels
+        self.upscale_ratio = (lambda latents: max(0, latents * ratio - (ratio - 1)), factor, factor)
+        self.upscale_index_formula = (ratio, factor, factor)
+        self.downscale_ratio = (lambda frames: max(0, (frames + ratio - 1) // ratio), factor, factor)
+        self.downscale_index_formula = (ratio, factor, factor)
         self.process_output = to_image
+        self.size = None
+
+
+class VidRDVAE(HostedVAE):
+    """ComfyUI's VAE around :class:`NativeAutoencoder`.
+
+    Args:
+        window: frames that are decoded together, a clip's length.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], config: Mapping[str, Any], window: int = WINDOW):
+        known = inspect.signature(VidRDAutoencoderKL.__init__).parameters
+        model = NativeAutoencoder(
+            **{k: v for k, v in config.items() if k in known}, operations=core_operations(comfy.ops.disable_weight_init)
+        )
+        model.load_state_dict(dict(state))
+        model.window = window
+        super().__init__(model, model.config.latent_channels, model.spatial_factor)
         self.memory_used_decode = self._decode_bytes
         self.memory_used_encode = self._encode_bytes
-        self.size = None
         self.scaling_factor = model.config.scaling_factor
 
     def _window(self, frames: int) -> int:

@@ -142,7 +142,9 @@ def test_clips_join_after_their_lead_in_and_overlap(name: str, chain: Chain, cel
             assert f"{family.frames * overlap} frames ({overlap} latents)" in report
         assert f"{family.frames * added}" in report
     lead = f"{family.lead_in} lead-in, " if family.lead_in else ""
-    cells.add(name, "class", f"{type(model_of(name).model).__name__}, {family.frames} per latent")
+    model = model_of(name)
+    kind = " and ".join([type(model.model).__name__, *(f"additional model {key}" for key in model.additional_models)])
+    cells.add(name, "class", f"{kind}, {family.frames} per latent")
     new = f"{added} new ({family.frames * added} frames)"
     cells.add(name, "chains", f"of {family.length} latents {lead}{overlap} repeated, {new}")
 
@@ -427,13 +429,14 @@ def test_the_overlap_takes_the_images_place_in_the_next_clips_conditioning(
     cells.add(name, "image", where if family.time else "the overlap's first frame as the image")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not FAMILIES[name].audio])
+@pytest.mark.parametrize("name", NAMES)
 def test_two_experts_make_one_chain(name: str, chain: Chain, cells: Cells) -> None:
     """The split 2 of 4, recorded without a trace and replayed by both."""
     two = {"model_low": model_of(name, 1), "switch_at_step": 2}
     prior = chain.first(name, **two)
-    stock = run.two_ksamplers(model_of(name), model_of(name, 1), prompts(name)[::2], empty_latent(name), 2)
-    assert apart(samples_of(prior), samples_of(stock)) <= EXACT
+    if not FAMILIES[name].audio:  # whose latents a KSamplerAdvanced without noise cannot go on with in 0.17
+        stock = run.two_ksamplers(model_of(name), model_of(name, 1), prompts(name)[::2], empty_latent(name), 2)
+        assert apart(samples_of(prior), samples_of(stock)) <= EXACT
     assert apart(samples_of(prior), samples_of(chain.prior(name)[0])) > 20 * HALF
     clip = chain.next(name, prior, **two)[1]
     assert apart(overlap_in(name, clip), tail_of(name, prior)) <= HALF
@@ -458,8 +461,7 @@ def test_two_experts_with_the_samplers_and_splits_of_wan_2_2(
         assert apart(overlap_in(name, clip), tail_of(name, prior)) <= HALF
 
 
-WITH_VAE = ("Wan 2.1 t2v", "Wan 2.2 5B", "HunyuanVideo", "LTXV", "SVD", "AnimateDiff")
-DECODED = [name for name in NAMES if name in WITH_VAE]
+DECODED = [name for name in NAMES if name in tiny_models.VAES]
 
 
 def decoded(vae: Any, samples: torch.Tensor) -> torch.Tensor:
@@ -470,13 +472,13 @@ def decoded(vae: Any, samples: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", DECODED)
 def test_which_decoded_frames_an_appended_clip_changes(name: str, chain: Chain, cells: Cells) -> None:
-    """Of a video of 12 latents that grows by 2, by ComfyUI's VAE Decode with a tiny VAE of the family's class."""
+    """Of a video of 9 latents that grows by 2, by ComfyUI's VAE Decode with a tiny VAE of the family's class."""
     family, vae = FAMILIES[name], tiny_models.tiny_vae(name)
-    shape = (*family.with_length(14)[:-2], 2, 2) if family.time else (14, *family.shape[1:])
+    shape = (*family.with_length(11)[:-2], 2, 2) if family.time else (11, *family.shape[1:])
     longer = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    before, after = (decoded(vae, frames(name, longer, 0, length)) for length in (12, 14))
+    before, after = (decoded(vae, frames(name, longer, 0, length)) for length in (9, 11))
     assert len(after) == len(before) + 2 * family.frames and float(before.std()) > 0.05
-    assert len(before) == (12 if family.frames == 1 else 1 + 11 * family.frames)
+    assert len(before) == (9 if family.frames == 1 else 1 + 8 * family.frames)
     changed = [n for n, (a, b) in enumerate(zip(before, after, strict=False)) if apart(a, b) > 1e-4]
     if not changed:
         told = "earlier frames stay as they are"
@@ -490,6 +492,24 @@ def test_which_decoded_frames_an_appended_clip_changes(name: str, chain: Chain, 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in DECODED])
 def test_other_decoders_were_not_tried(name: str, cells: Cells) -> None:
     cells.add(name, "decode", "not tried")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if FAMILIES[name].audio])
+def test_sound_is_replayed_and_joined_with_its_frames(name: str, chain: Chain) -> None:
+    """One latent of sound per frame here, so that both are as long as each other in every video."""
+    family = FAMILIES[name]
+    video, _ = chain.prior(name)
+    for index in range(1, 3):
+        before = run.audio_of(video)
+        video, clip, _ = chain.next(name, video, seed=SEED + index)
+        after, one = run.audio_of(video), run.audio_of(clip)
+        length = samples_of(video).shape[2]
+        assert after.shape[2] == 1 + (length - 1) * family.frames
+        assert torch.equal(after[:, :, : before.shape[2]], before)
+        added = after.shape[2] - before.shape[2]
+        repeated = one.shape[2] - added
+        assert repeated > 0 and torch.equal(after[:, :, -added:], one[:, :, -added:])
+        assert apart(one[:, :, :repeated], before[:, :, -repeated:]) <= HALF
 
 
 @pytest.mark.parametrize("name", ["Wan 2.1 t2v", "Wan 2.2 5B"])
@@ -506,4 +526,4 @@ def test_appending_a_clip_changes_no_decoded_frame_of_a_wan_video(name: str, cha
 def test_the_table_in_the_docs_has_no_cell_without_a_check(cells: Cells, request: pytest.FixtureRequest) -> None:
     if request.config.getoption("keyword"):
         pytest.skip("some of the checks were not asked for")
-    cells.finish()
+    cells.finish(NAMES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,9 +36,7 @@ def stored() -> Found:
 def table(found: Found) -> str:
     """The table in Markdown; where versions of ComfyUI differ, a cell says which is which."""
     lines = ["| Family | " + " | ".join(COLUMNS.values()) + " | ComfyUI |", "|---" * (len(COLUMNS) + 2) + "|"]
-    names: dict[str, None] = {}
-    for families in reversed(list(found.values())):  # the newest has most
-        names |= dict.fromkeys(families)
+    names = dict.fromkeys(name for families in reversed(list(found.values())) for name in families)  # newest has most
     for name in names:
         versions = [version for version in found if name in found[version]]
         cells = []
@@ -82,11 +81,15 @@ class Cells:
             "VIDRD_WRITE_FAMILIES=1 and look at what changes"
         )
 
-    def finish(self) -> None:
-        """After the last check: no cell of the table may be without a check."""
+    def finish(self, order: Iterable[str]) -> None:
+        """After the last check: no cell of the table may be without a check.
+
+        Args:
+            order: of the families.
+        """
         families = stored()
         if self.writes:
-            families[self.version] = self.found
+            families[self.version] = {name: self.found[name] for name in order}
             ordered = dict(sorted(families.items(), key=lambda item: [int(n) for n in item[0].split(".")]))
             FOUND.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
             PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), ordered), encoding="utf-8")

@@ -318,25 +318,86 @@ LTX_VAE = {"_class_name": "CausalVideoAutoencoder", "dims": 3, "in_channels": 3,
            "blocks": [["res_x", 1], *[["compress_all", 1]] * 3, ["res_x", 1]]}  # fmt: skip
 
 
+COSMOS_VAE = dict(z_channels=16, latent_channels=16, z_factor=1, resolution=1024, in_channels=3, out_channels=3,
+                  channels=32, channels_mult=[1, 1, 1], num_res_blocks=1, attn_resolutions=[], dropout=0.0,
+                  patch_size=4, num_groups=1, temporal_compression=8, spacial_compression=8)  # fmt: skip
+MOCHI_DECODER = dict(out_channels=3, base_channels=32, channel_multipliers=[1, 1, 1, 1], temporal_expansions=[1, 2, 3],
+                     spatial_expansions=[2, 2, 2], num_res_blocks=[1] * 5, latent_dim=12, has_attention=[False] * 5,
+                     padding_mode="replicate", output_norm=False, nonlinearity="silu", output_nonlinearity="silu",
+                     causal=True)  # fmt: skip
+HUNYUAN_15_VAE = dict(block_out_channels=[16, 16, 16, 32, 32], in_channels=3, out_channels=3, num_res_blocks=1, z_channels=32,
+                      ffactor_spatial=16, ffactor_temporal=4, downsample_match_channel=True,
+                      upsample_match_channel=True)  # fmt: skip
+
+
+def wan_vae() -> Any:
+    from comfy.ldm.wan.vae import WanVAE
+
+    return video_vae(WanVAE(**WAN_VAE), 16, 4, 8)
+
+
+def wan_22_vae() -> Any:
+    from comfy.ldm.wan.vae2_2 import WanVAE
+
+    return video_vae(WanVAE(**{**WAN_VAE, "z_dim": 48, "dec_dim": 8}), 48, 4, 16)
+
+
+def hunyuan_vae() -> Any:
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    return video_vae(AutoencoderKL(ddconfig=HUNYUAN_VAE, embed_dim=16), 16, 4, 8, std=0.05)
+
+
+def hunyuan_15_vae() -> Any:
+    from comfy.ldm.models.autoencoder import AutoencodingEngine
+
+    parts = {
+        f"{part.lower()}_config": {"target": f"comfy.ldm.hunyuan_video.vae_refiner.{part}", "params": HUNYUAN_15_VAE}
+        for part in ("Encoder", "Decoder")
+    }
+    regularizer = {"target": "comfy.ldm.models.autoencoder.EmptyRegularizer"}
+    return video_vae(AutoencodingEngine(regularizer_config=regularizer, **parts), 32, 4, 16)
+
+
+def ltx_vae() -> Any:
+    from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
+
+    vae = VideoVAE(config=LTX_VAE)
+    for statistic, value in (("std-of-means", 1.0), ("mean-of-means", 0.0)):
+        vae.per_channel_statistics.get_buffer(statistic).fill_(value)
+    return video_vae(vae, 128, 8, 32, std=0.04)
+
+
+def cosmos_vae() -> Any:
+    from comfy.ldm.cosmos.vae import CausalContinuousVideoTokenizer
+
+    return video_vae(CausalContinuousVideoTokenizer(**COSMOS_VAE), 16, 8, 8)
+
+
+def mochi_vae() -> Any:
+    """The decoder alone: the class has no smaller configuration."""
+    from comfy.ldm.genmo.vae.model import Decoder, VideoVAE
+
+    vae = VideoVAE.__new__(VideoVAE)
+    nn.Module.__init__(vae)
+    vae.decoder = Decoder(**MOCHI_DECODER)
+    return video_vae(vae, 12, 6, 8)
+
+
+VAES: dict[str, Callable[[], Any]] = {
+    **dict.fromkeys(("Wan 2.1 t2v", "Wan 2.1 i2v", "Wan 2.1 VACE", "Wan 2.2 14B i2v", "Cosmos Predict2"), wan_vae),
+    "Wan 2.2 5B": wan_22_vae,
+    "HunyuanVideo": hunyuan_vae,
+    "HunyuanVideo I2V": hunyuan_vae,
+    "HunyuanVideo 1.5": hunyuan_15_vae,
+    "LTXV": ltx_vae,
+    "Cosmos 1": cosmos_vae,
+    "Mochi": mochi_vae,
+    "SVD": plain_vae,
+    "AnimateDiff": plain_vae,
+}
+
+
 def tiny_vae(name: str) -> Any:
-    """The VAE of a family, by its own class: of Wan 2.1, Wan 2.2 5B, HunyuanVideo, LTXV or Stable Diffusion."""
-    if name.startswith("Wan 2.2 5B"):
-        from comfy.ldm.wan.vae2_2 import WanVAE as WanVAE22
-
-        return video_vae(WanVAE22(**{**WAN_VAE, "z_dim": 48, "dec_dim": 8}), 48, 4, 16)
-    if name.startswith("Wan") or name == "Cosmos Predict2":
-        from comfy.ldm.wan.vae import WanVAE
-
-        return video_vae(WanVAE(**WAN_VAE), 16, 4, 8)
-    if name.startswith("HunyuanVideo"):
-        from comfy.ldm.models.autoencoder import AutoencoderKL
-
-        return video_vae(AutoencoderKL(ddconfig=HUNYUAN_VAE, embed_dim=16), 16, 4, 8, std=0.05)
-    if name.startswith("LTX"):
-        from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
-
-        vae = VideoVAE(config=LTX_VAE)
-        for statistic, value in (("std-of-means", 1.0), ("mean-of-means", 0.0)):
-            vae.per_channel_statistics.get_buffer(statistic).fill_(value)
-        return video_vae(vae, 128, 8, 32, std=0.04)
-    return plain_vae()
+    """A VAE of the class that a family uses; none is known for LTX-2, whose decoder may differ from LTXV's."""
+    return VAES[name]()
