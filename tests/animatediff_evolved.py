@@ -110,3 +110,46 @@ def add_to(base: Path) -> None:
     target.mkdir()
     source = STAND_IN.format(folder=MODELS, schemas=json.loads(json.dumps(SCHEMAS)), name=NAME)
     (target / "__init__.py").write_text(source, encoding="utf-8")
+
+
+def write_motion_module(path: Path) -> None:
+    """A motion module in the layout of v3_sd15_mm with small random weights."""
+    import torch
+
+    channels = (320, 640, 1280, 1280)
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+
+    def add(name: str, *shape: int) -> None:
+        scales = name.endswith("weight") and len(shape) == 1
+        state[name] = torch.ones(shape) if scales else torch.randn(shape, generator=generator) * 0.02
+
+    def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> None:
+        add(f"{name}.weight", outputs, inputs)
+        if bias:
+            add(f"{name}.bias", outputs)
+
+    def norm(name: str, width: int) -> None:
+        add(f"{name}.weight", width)
+        add(f"{name}.bias", width)
+
+    places = [("down", block, module) for block in range(4) for module in range(2)]
+    places += [("up", block, module) for block in range(4) for module in range(3)]
+    for way, block, module in places:
+        width = channels[block] if way == "down" else channels[3 - block]
+        base = f"{way}_blocks.{block}.motion_modules.{module}.temporal_transformer"
+        norm(f"{base}.norm", width)
+        linear(f"{base}.proj_in", width, width)
+        linear(f"{base}.proj_out", width, width)
+        inner = f"{base}.transformer_blocks.0"
+        for number in (0, 1):
+            attention = f"{inner}.attention_blocks.{number}"
+            for part in ("to_q", "to_k", "to_v"):
+                linear(f"{attention}.{part}", width, width, bias=False)
+            linear(f"{attention}.to_out.0", width, width)
+            add(f"{attention}.pos_encoder.pe", 1, 32, width)
+            norm(f"{inner}.norms.{number}", width)
+        linear(f"{inner}.ff.net.0.proj", width, 8 * width)
+        linear(f"{inner}.ff.net.2", 4 * width, width)
+        norm(f"{inner}.ff_norm", width)
+    torch.save(state, path)

@@ -170,6 +170,19 @@ def test_a_sampler_of_images_has_no_entry_unless_a_motion_module_makes_videos_of
     assert len(graph.call("entries", sampler)) == 1
 
 
+def test_with_a_model_of_ours_what_was_recorded_is_continued_so_and_other_samplers_have_no_entry(graph: Graph) -> None:
+    sampler, _ = graph.call("stockClip", [["KSampler", {}]])
+    first = taken(graph, sampler)
+    (prepare,), (copy,) = first["VidRDReusePrepare"], first["KSampler"]
+    custom, _ = graph.call("stockClip", [["SamplerCustom", {}]])
+    graph.run("""(ids) => { const load = vidrdCheck.make("VidRDLoadModel", 0, 1900);
+        for (const id of ids) {
+            vidrdCheck.wire(load, 0, app.canvas.graph.nodes.find((one) => String(one.id) === id), "model");
+        } }""", [prepare, custom])  # fmt: skip
+    assert not graph.call("entries", custom)
+    assert set(taken(graph, copy)) == {"VidRDReusePrepare", "KSampler", "VidRDReuseJoin"}
+
+
 def test_inside_a_subgraph_the_model_comes_from_its_input_and_its_output_moves(graph: Graph) -> None:
     sampler, _ = graph.call("stockClip", [["KSampler", {}]])
     found = json.loads(

@@ -83,7 +83,18 @@ def test_many_clips_go_on_with_their_last_prompt(graph: Graph) -> None:
     graph.call("fit")
 
 
-def test_a_stock_sampler_has_the_entry_only_with_a_model_of_ours(graph: Graph) -> None:
+def test_a_second_expert_and_noise_levels_of_a_scheduler_node_come_along(graph: Graph) -> None:
+    first, *_ = graph.call("firstClip")
+    graph.run("""(id) => {
+        const { make, wire } = vidrdCheck, first = app.graph.nodes.find((one) => String(one.id) === id);
+        wire(make("VidRDLoadModel", 0, 900), 0, first, "model_low");
+        wire(make("BasicScheduler", 0, 1100), 0, first, "sigmas"); }""", first)  # fmt: skip
+    (second,) = graph.call("take", first)
+    wanted, found = (graph.describe(node)["wires"] for node in (first, second))
+    assert all(found[name] == wanted[name] for name in ("model", "model_low", "sigmas"))
+
+
+def test_a_stock_sampler_is_continued_in_one_node_with_a_model_of_ours_and_not_without_a_model(graph: Graph) -> None:
     ours, other = graph.run("""() => { const { make, wire } = vidrdCheck, load = make("VidRDLoadModel", 0, 100);
         const lora = make("LoraLoaderModelOnly", 350, 100);
         const ours = make("KSampler", 700, 100), other = make("KSampler", 700, 500);

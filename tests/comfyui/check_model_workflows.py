@@ -42,6 +42,11 @@ SIDES = {
     "EmptyLatentImage": 32,
 }
 
+needs_animatediff_evolved = pytest.mark.skipif(
+    animatediff_evolved.installed() is None,
+    reason="AnimateDiff-Evolved is not among ComfyUI's custom nodes, nor at ANIMATEDIFF_EVOLVED_PATH",
+)
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -72,6 +77,10 @@ def with_tiny_models(prompt: examples.Prompt, family: str) -> examples.Prompt:
         if node["class_type"] in TINY:
             node["class_type"] = TINY[node["class_type"]]
             node["inputs"] = {"family": family, "seed": seed}
+    return with_small_frames(prompt)
+
+
+def with_small_frames(prompt: examples.Prompt) -> examples.Prompt:
     for kind, side in SIDES.items():
         examples.change(prompt, kind, width=side, height=side)
     return prompt
@@ -90,16 +99,20 @@ class Outcome(NamedTuple):
 def ran(server: Server) -> Callable[[str], Outcome]:
     done: dict[str, Outcome] = {}
 
-    def run(name: str) -> Outcome:
+    def once(name: str) -> Outcome:
         if name not in done:
             prompt = examples.to_prompt(examples.workflow(name), server.get("/object_info"))
-            prompt = examples.with_everything_saved(with_tiny_models(prompt, FAMILIES[name]))
-            history = server.run(prompt)
-            assert history["status"]["status_str"] == "success", history["status"]["messages"][-1]
-            done[name] = outcome(server, prompt, history, MODELS[name])
+            done[name] = run(server, with_tiny_models(prompt, FAMILIES[name]), MODELS[name])
         return done[name]
 
-    return run
+    return once
+
+
+def run(server: Server, prompt: examples.Prompt, model: VideoModel) -> Outcome:
+    prompt = examples.with_everything_saved(prompt)
+    history = server.run(prompt)
+    assert history["status"]["status_str"] == "success", history["status"]["messages"][-1]
+    return outcome(server, prompt, history, model)
 
 
 def outcome(server: Server, prompt: examples.Prompt, history: dict[str, Any], model: VideoModel) -> Outcome:
@@ -137,9 +150,19 @@ def test_every_wire_and_every_value_fits_its_node(server: Server, name: str) -> 
     assert examples.misfits(prompt, definitions) == []
 
 
+def test_a_wrong_wire_a_missing_one_and_a_wrong_value_are_found(server: Server) -> None:
+    definitions = server.get("/object_info")
+    prompt = examples.to_prompt(examples.workflow("11_hunyuan_video"), definitions)
+    examples.change(prompt, "BasicScheduler", scheduler="none", steps=0)
+    (vae,), (decode,) = (examples.of_type(prompt, kind) for kind in ("VAELoader", "VAEDecodeTiled"))
+    examples.change(prompt, "VAEDecodeTiled", samples=[vae, 0])
+    del prompt[examples.of_type(prompt, "KSamplerSelect")[0]]["inputs"]["sampler_name"]
+    found = examples.misfits(prompt, definitions)
+    assert len(found) == 4 and any(f"VAEDecodeTiled {decode}: samples" in line for line in found)
+
+
+@needs_animatediff_evolved
 def test_the_schemas_of_animatediff_evolved_are_those_of_the_pack(server: Server) -> None:
-    if animatediff_evolved.installed() is None:
-        pytest.skip("AnimateDiff-Evolved is not among ComfyUI's custom nodes, nor at ANIMATEDIFF_EVOLVED_PATH")
     for kind, schema in animatediff_evolved.SCHEMAS.items():
         found = server.get(f"/object_info/{kind}")[kind]
         assert dict(zip(found["output_name"], found["output"])) == schema["outputs"]
@@ -148,6 +171,22 @@ def test_the_schemas_of_animatediff_evolved_are_those_of_the_pack(server: Server
             wanted = {key: kinds for key, (kinds, *_) in schema[section].items()}
             files = {key for key, kinds in wanted.items() if kinds == "FILES"}
             assert {**given, **dict.fromkeys(files, "FILES")} == wanted
+
+
+@needs_animatediff_evolved
+def test_with_animatediff_evolved_itself_the_example_chains_its_clips(server: Server) -> None:
+    """In two steps, with random weights of the true size: they take 6 GB."""
+    name = "12_animatediff_evolved"
+    model = MODELS[name]
+    animatediff_evolved.write_motion_module(server.base / "models" / model.files[1].directory / model.files[1].name)
+    prompt = examples.to_prompt(examples.workflow(name), server.get("/object_info"))
+    for node in prompt.values():
+        if node["class_type"] == "CheckpointLoaderSimple":
+            node |= {"class_type": "WideCheckpoint", "inputs": {"family": FAMILIES[name], "seed": 0}}
+    examples.change(prompt, "KSampler", steps=2)
+    made = run(server, with_small_frames(prompt), model)
+    assert [video.shape[1] for video in made.videos] == model.lengths
+    assert_chained(model, made)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -164,7 +203,10 @@ def test_an_example_makes_the_frames_that_its_note_tells_of(name: str, ran: Call
 
 @pytest.mark.parametrize("name", MODELS)
 def test_each_clip_begins_with_the_end_of_the_video_and_continues_it(name: str, ran: Callable) -> None:
-    model, made = MODELS[name], ran(name)
+    assert_chained(MODELS[name], ran(name))
+
+
+def assert_chained(model: VideoModel, made: Outcome) -> None:
     dropped = model.lead_in + model.overlap_latents
     for (before, after), clip in zip(pairwise(made.videos), made.clips[1:]):
         assert torch.isfinite(clip).all()

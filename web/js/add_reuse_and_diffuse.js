@@ -3,17 +3,16 @@
 // that the node lies in, so inside subgraphs too. Nothing runs before the menu is opened.
 
 import { app } from "../../../scripts/app.js";
-import { JOIN, STOCK_SAMPLERS, addAroundSamplers, clipAt } from "./around_samplers.js";
+import { JOIN, STOCK_SAMPLERS, addAroundSamplers, clipAt, samplesVidRD } from "./around_samplers.js";
 import {
   GAP, avoidOthers, consumers, create, downstream, isContinued, makeRoom, moveWires, seedAfter, shareWire, slotOf,
-  upstream, widgetOf, wireInto,
+  widgetOf, wireInto,
 } from "./graph.js";
 
 const LABEL = "Add Reuse and Diffuse";
 const CONTINUATION = "VidRDReuseAndDiffuse";
 const MANY_CLIPS = "VidRDManyClips";
 const OWN_SAMPLERS = ["VidRDSampleFirstClip", CONTINUATION, MANY_CLIPS];
-const LOADERS = ["VidRDLoadModel", "VidRDLoadUNet"];
 const VIDEO = 0; // the output of each of these samplers that holds all the video there is
 
 // What the next clip takes over. Steps, sampler and scheduler come along with the LATENT that our own nodes hand on.
@@ -24,14 +23,11 @@ const SETTINGS = [
 const SETTINGS_OF_STOCK = ["cfg", "steps", "sampler_name", "scheduler"];
 const WIRES = ["model", "positive", "negative", "model_low", "sigmas"];
 
-// A KSampler with a model of ours, through LoRA loaders and the like, is continued by our own node.
-function samplesVidRD(node) {
-  const before = node.comfyClass === "KSampler" ? [...upstream(node, ["MODEL"])] : [];
-  return before.some(({ comfyClass }) => LOADERS.includes(comfyClass));
-}
-
+// A KSampler with a model of ours that was not recorded is continued by our own node, which inverts what it made.
 function isOneNode(node) {
-  return !!node?.graph && (OWN_SAMPLERS.includes(node.comfyClass) || samplesVidRD(node));
+  if (!node?.graph) return false;
+  if (OWN_SAMPLERS.includes(node.comfyClass)) return true;
+  return node.comfyClass === "KSampler" && samplesVidRD(node) && !clipAt(node);
 }
 
 /* One node */

@@ -11,6 +11,7 @@ const PREPARE = "VidRDReusePrepare";
 const MODEL_OUTPUTS = 2; // of Reuse: Prepare, its first
 const LATENT_OUTPUT = 2;
 const SESSION_OUTPUT = 3;
+const LOADERS = ["VidRDLoadModel", "VidRDLoadUNet"];
 const MOTION_MODULES = /^ADE_/; // nodes of AnimateDiff-Evolved, with which a model of images samples videos
 const IMAGES = ["EmptyLatentImage", "EmptySD3LatentImage", "EmptyFlux2LatentImage"]; // latents that images begin with
 const SEEDS = ["seed", "noise_seed"];
@@ -62,6 +63,11 @@ function samplersInARow(sampler) {
   return row;
 }
 
+// Whether a sampler's model comes from one of our loaders, through LoRA loaders, guiders and the like.
+export function samplesVidRD(sampler) {
+  return [...upstream(sampler, ["MODEL", "GUIDER"])].some((node) => LOADERS.includes(node.comfyClass));
+}
+
 // Whether what is sampled there may be a video: all but what begins with the latents of images.
 function maySampleVideo(first) {
   if (![...upstream(first, ["LATENT"])].some((node) => IMAGES.includes(node.comfyClass))) return true;
@@ -79,6 +85,7 @@ export function clipAt(node) {
   const wires = new Map(paths.map(({ wire }) => [nameOf(wire), wire]));
   const { prepare } = paths[0];
   if (paths.some((path) => path.prepare !== prepare)) return undefined;
+  if (!prepare && samplesVidRD(row[0])) return undefined; // only one that was recorded can be followed
   const join = fedBy(row.at(-1)).find((next) => next.comfyClass === JOIN);
   if (wires.size > MODEL_OUTPUTS || !prepare !== !join) return undefined;
   return { row, paths, models: [...wires.keys()], wires: [...wires.values()], prepare, join };

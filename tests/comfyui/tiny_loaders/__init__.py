@@ -69,4 +69,25 @@ class TinyCheckpoint(Loader):
         return models().tiny(family, seed), Text(family), models().tiny_vae(family)
 
 
-NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (TinyModel, TinyText, TinyVAE, TinyCheckpoint)}
+class WideCheckpoint(Loader):
+    """A U-Net with the channels of Stable Diffusion 1.5, which AnimateDiff-Evolved's motion modules want."""
+
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+
+    def load(self, family: str, seed: int) -> tuple[Any, ...]:
+        import comfy.model_patcher
+        import comfy.supported_models
+        import torch
+
+        made, wide = models(), dict(models().SD15)
+        wide |= {"model_channels": 320, "channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "num_heads": 8}
+        wide |= {"transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_output": [1] * 9 + [0] * 3}
+        config = comfy.supported_models.SD15(wide)
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model({}, "", device=made.CPU).eval()
+        made.fill(model.diffusion_model, seed, 0.02)
+        patcher = comfy.model_patcher.ModelPatcher(model, load_device=made.CPU, offload_device=made.CPU)
+        return patcher, Text(family), made.tiny_vae(family)
+
+
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (TinyModel, TinyText, TinyVAE, TinyCheckpoint, WideCheckpoint)}
