@@ -160,7 +160,7 @@ def wan_14b() -> Rows:
         "3.5. More motion, five times the time.\n"
         "- ComfyUI's template states for one such clip on an RTX 4090D with 24 GB: 89% of the memory and 108 s, 71 s "
         "when repeated (20 steps: 84%, 536 s).",
-        760,
+        600,
     )
     loaders = [
         *(unet("high", high, "High noise"), lora("high_lora", high_lora, "high.0")),
@@ -204,7 +204,7 @@ def wan_5b() -> Rows:
         "- ComfyUI's documentation says that this model fits on a card with 8 GB, with its own offloading "
         "(docs.comfy.org, Wan 2.2).\n- From an image: connect *Load Image* to *start_image* of "
         "*Wan22ImageToVideoLatent*.",
-        760,
+        540,
     )
     words = [
         FOX,
@@ -246,7 +246,7 @@ def ltx_video() -> Rows:
         "the length. ComfyUI goes over to tiles by itself where it does not suffice; *VAE Decode (Tiled)* does so "
         "from the start.\n"
         "- Later versions of the model (0.9.5 and on) work the same: choose the file.",
-        760,
+        540,
     )
     loaders = [
         loader("load", "CheckpointLoaderSimple", {"ckpt_name": weights.name}, weights),
@@ -289,7 +289,7 @@ def hunyuan_video() -> Rows:
         "here (4 latents) in place of 8, so that no tile begins visibly. This decoder looks at all frames of a tile: "
         "frames near a seam change a little with what follows.\n- Short of memory? Load the weights as fp8 "
         "(*weight_dtype*), smaller tiles.",
-        760,
+        540,
     )
     values = {"clip_name1": clip_l.name, "clip_name2": llava.name, "type": "hunyuan_video"}
     loaders = [
@@ -335,7 +335,7 @@ def animatediff() -> Rows:
         "are needed: every clip is as long as the motion module likes it.\n- The motion module is a .ckpt, which "
         "ComfyUI does not offer to download: put it into the folder yourself. The same weights as safetensors are at "
         "[conrevo/AnimateDiff-A1111](https://huggingface.co/conrevo/AnimateDiff-A1111/tree/main/motion_module).",
-        760,
+        540,
     )
     ade = {"cnr_id": animatediff_evolved.CNR_ID, "ver": animatediff_evolved.VERSION}
     loaders = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import pytest
 import torch
 from comfy_server import Server, make_base, running_server
 from model_examples import MODELS, VideoModel
+from PIL import Image
 from safetensors.torch import save_file
 
 TINY_LOADERS = Path(__file__).parent / "tiny_loaders"
@@ -204,6 +206,20 @@ def test_an_example_makes_the_frames_that_its_note_tells_of(name: str, ran: Call
 @pytest.mark.parametrize("name", MODELS)
 def test_each_clip_begins_with_the_end_of_the_video_and_continues_it(name: str, ran: Callable) -> None:
     assert_chained(MODELS[name], ran(name))
+
+
+def test_wan_5b_begins_with_an_image_where_its_note_says(server: Server) -> None:
+    name = "9_wan2_2_5B"
+    pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(server.base / "input" / "start.png")
+    prompt = examples.to_prompt(examples.workflow(name), server.get("/object_info"))
+    examples.change(prompt, "Wan22ImageToVideoLatent", start_image=["image", 0], length=21)
+    examples.change(prompt, "VidRDSampleFirstClip", steps=4)
+    prompt["image"] = {"class_type": "LoadImage", "inputs": {"image": "start.png"}}
+    model = replace(MODELS[name], clip_frames=21, overlap_latents=3)  # 5 in 8 of the latents behind the lead-in
+    made = run(server, with_tiny_models(prompt, FAMILIES[name]), model)
+    assert made.frames.shape[1] == model.lengths[-1]
+    assert_chained(model, made)
 
 
 def assert_chained(model: VideoModel, made: Outcome) -> None:
