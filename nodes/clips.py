@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ..vidrd_core.reuse.noise import progressive_noise
-from ..vidrd_core.reuse.replay import PastClip
 from ..vidrd_core.reuse.settings import ReuseSettings
 from ..vidrd_core.reuse.trajectory import Trajectory
-from ..vidrd_core.sampling.seeds import clip_noise, clip_seed
+from ..vidrd_core.sampling.seeds import clip_noise, fresh_seed
 from .any_model.families import Family, family_of
 from .any_model.layouts import Layout
 from .following import followed, next_schedule
@@ -29,7 +27,7 @@ from .planning import (
     first_plan,
     next_plan,
     num_latents,
-    recording,
+    past_clip,
     shapes_of,
 )
 from .samplers import check_sampler
@@ -38,15 +36,6 @@ from .steering import ClipPlan, Session
 from .words import AUTO
 
 logger = logging.getLogger(__name__)
-
-
-def fresh_seed(seed: int, clip_index: int, used: Collection[int]) -> int:
-    """``seed``, or where the video has used it already one derived from it, since equal noise would not mix to 1."""
-    chosen = seed
-    while chosen in used:
-        chosen = clip_seed(seed, clip_index)
-        clip_index += 1
-    return chosen
 
 
 def unit_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -184,7 +173,7 @@ def completed(model: Any, trajectory: Trajectory, samples: Tensor, levels: Tenso
     """
     kept = plan.video.kept
     end = model.model.process_latent_in(samples)[:, :, samples.shape[2] - kept :]
-    clip = PastClip(recording(trajectory), end, trajectory.noise, plan.noise)
+    clip = past_clip(trajectory, end, plan.noise)
     back = torch.arange(kept, 0, -1)
     calls = [float(level) for level in levels[:-1]]
     states = [clip.state(sigma, back).to(plan.dtype) for sigma in calls]
@@ -270,11 +259,13 @@ def joined(
     tail = clip.samples.shape[2] - trim
     cut = sound_trim(session.plan)
     trajectory = session.trajectory({**context, "sound_trim": cut} if cut else context)
-    made = []
-    for one in (clip if prior is None else extended(prior, clip, trim, cut), clip):
-        sound = None if one.sound is None else (one.sound, session.trajectory(context, 1))
-        made.append(VideoLatent.made(one.samples, trajectory, tail, positive, negative, clip.layout, sound))
-    return made[0], made[1]
+    of_sound = None if clip.sound is None else session.trajectory(context, 1)
+
+    def recorded(one: VideoLatent) -> VideoLatent:
+        sound = None if one.sound is None or of_sound is None else (one.sound, of_sound)
+        return VideoLatent.made(one.samples, trajectory, tail, positive, negative, clip.layout, sound)
+
+    return recorded(clip if prior is None else extended(prior, clip, trim, cut)), recorded(clip)
 
 
 def sound_trim(plan: ClipPlan) -> int:

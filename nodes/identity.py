@@ -51,7 +51,7 @@ def stock_fingerprint(inner: Any) -> str:
 def old_model_identity(model: Any) -> str:
     """What earlier versions hashed, under which they kept finished clips of VidRD: no precision, fewer weights."""
     if not isinstance(model.model, VidRDModel):
-        return model_identity(model)
+        return ""  # earlier versions sampled VidRD alone
     return json_hash([old_fingerprint(model.model.fingerprint), *_changes(model)])
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..vidrd_core.reuse.trajectory import Trajectory
 from ..vidrd_core.sampling.interchange import FACTOR
 from .any_model.families import NATIVE, Family
-from .any_model.layouts import Layout, layout_named
+from .any_model.layouts import Layout, layout_of
 from .native.model import VidRDModel, same_model
 
 logger = logging.getLogger(__name__)
@@ -132,9 +132,7 @@ class VideoLatent:
         """
         stored: Prior | None = latent.get(KEY)
         context = {} if stored is None else stored.context
-        layout = layout_named(context.get("layout", "video"), context.get("frames_per_latent", 1))
-        if family is not None:
-            layout = family.layout
+        layout = layout_of(context) if family is None else family.layout
         native = "format" not in context if family is None else family.is_vidrd
         samples, sound = split_sound(latent["samples"], name, layout)
         if native:
@@ -181,11 +179,9 @@ class VideoLatent:
     def following(self, samples: Tensor, tail_frames: int, sound: Tensor | None = None) -> VideoLatent:
         """Samples, and sound, that end with this one's last clip, with its trajectory."""
         assert self.prior is not None
-        made = VideoLatent.made(
-            samples, self.prior.trajectory, tail_frames, self.prior.positive, self.prior.negative, self.layout
-        )
-        prior = replace(made.prior, sound=self.prior.sound) if made.prior is not None else None
-        return replace(made, prior=prior, stored=prior, sound=sound)
+        texts = self.prior.positive, self.prior.negative
+        heard = None if sound is None or self.prior.sound is None else (sound, self.prior.sound)
+        return VideoLatent.made(samples, self.prior.trajectory, tail_frames, *texts, self.layout, heard)
 
     @cached_property
     def is_empty(self) -> bool:

@@ -167,9 +167,7 @@ def next_plan(
     check_process(context, noise, family)
     end = tail[:, :, tail.shape[2] - max(overlap, 1) :]
     clean = model.model.process_latent_in(end)
-    clip = PastClip(
-        Recording() if past is None else recording(past), clean, None if past is None else past.noise, noise
-    )
+    clip = past_clip(past, clean, noise)
     pace = StepPace(context["sigmas"]) if family.is_vidrd else LevelPace(noise)
     replay = Replay(clip, settings, pace)
     tells = family.tells_by_default if tell_levels == AUTO else tell_levels == ON
@@ -179,8 +177,7 @@ def next_plan(
             "auto or off"
         )
     shape = (end.shape[1], latents, *end.shape[3:])
-    of_past = None if past is None else past.noise
-    tracks = [Track(shape, replay, of_past, before, num_kept(family, latents))]
+    tracks = [Track(shape, replay, clip.noise, before, num_kept(family, latents))]
     if prior.sound is not None:
         tracks.append(sound_track(prior, past is not None, settings, latents, before, noise, family))
     return ClipPlan(
@@ -219,17 +216,23 @@ def sound_track(
     kept = length if past is None else min(past.states[0].shape[2], length)
     overlap = min(overlap, kept)
     of_sound = replace(settings, overlap_frames=overlap, trim_frames=overlap)
-    known = (Recording(), None) if past is None else (recording(past), past.noise)
-    clip = PastClip(known[0], heard[:, :, heard.shape[2] - overlap :], known[1], noise)
+    clip = past_clip(past, heard[:, :, heard.shape[2] - overlap :], noise)
     replay = Replay(clip, of_sound, LevelPace(noise))
     # All is kept: sound is small, and what the next clip repeats of it need not be its last half.
-    return Track((heard.shape[1], length, *heard.shape[3:]), replay, known[1], 0, length)
+    return Track((heard.shape[1], length, *heard.shape[3:]), replay, clip.noise, 0, length)
 
 
-def recording(trajectory: Trajectory) -> Recording:
-    """The calls of a trajectory; one that was recorded by steps has one call a step."""
-    sigmas = trajectory.calls or list(trajectory.context["sigmas"][: len(trajectory.states)])
-    return Recording(list(sigmas), trajectory.states, trajectory.predictions)
+def past_clip(trajectory: Trajectory | None, end: Tensor, noise: ModelNoise) -> PastClip:
+    """A clip to follow, of its trajectory; one that was recorded by steps has one call a step.
+
+    Args:
+        trajectory: None: it was not recorded.
+        end: its denoised last latents, in the sampler's space.
+    """
+    if trajectory is None:
+        return PastClip(Recording(), end, None, noise)
+    sigmas = trajectory.calls or trajectory.context["sigmas"][: len(trajectory.states)]
+    return PastClip(Recording(list(sigmas), trajectory.states, trajectory.predictions), end, trajectory.noise, noise)
 
 
 def check_process(context: Any, noise: ModelNoise, family: Family) -> None:

@@ -24,7 +24,7 @@ from .planning import (
     reuse_settings,
     shapes_of,
 )
-from .schedules import Schedule
+from .schedules import Models, Schedule
 from .steering import Session
 from .words import AUTO
 
@@ -71,10 +71,7 @@ def prepare(
     """
     family = family_of(model)
     video = read_latent(prior, "prior", model, family)
-    if model_low is not None and family_of(model_low).layout != family.layout:
-        raise ValueError(
-            f"model_low is no {family.name} model: connect the second expert of the same family, or nothing"
-        )
+    Models(model, model_low).check()
     settings = None
     if video.begins:
         latents = family.layout.num_latents(clip_frames) if clip_frames else video.samples.shape[2]

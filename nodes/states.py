@@ -18,7 +18,7 @@ from ..vidrd_core.jobs.folder import JobFolder
 from ..vidrd_core.reuse.trajectory import Trajectory, numbered
 from ..vidrd_core.sampling.interchange import for_sampler, is_of_sampler
 from ..vidrd_core.sampling.state import FORMAT, SCALING_FACTOR, VideoState, join_clips
-from .any_model.layouts import layout_named
+from .any_model.layouts import layout_of
 from .latents import VideoLatent
 
 OLD_FORMAT = "vidrd-latent-1"
@@ -69,8 +69,7 @@ def load(path: Path) -> VideoLatent:
     trajectory = Trajectory.from_file(tensors, values["trajectory"])
     positive = conditioning(numbered(tensors, "positive"))
     negative = conditioning([tensors["negative"]] if "negative" in tensors else [])
-    context = trajectory.context
-    layout = layout_named(context.get("layout", "video"), context.get("frames_per_latent", 1))
+    layout = layout_of(trajectory.context)
     sound = None
     if "sound" in tensors:
         named = {name.removeprefix("sound."): held for name, held in tensors.items() if name.startswith("sound.")}

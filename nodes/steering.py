@@ -20,7 +20,7 @@ from ..vidrd_core.reuse.noise import initial_noise
 from ..vidrd_core.reuse.replay import TOLERANCE, Recording, Replay, Steered, overlap_noise
 from ..vidrd_core.reuse.settings import ReuseSettings
 from ..vidrd_core.reuse.trajectory import Trajectory
-from ..vidrd_core.sampling.seeds import clip_seed
+from ..vidrd_core.sampling.seeds import fresh_seed
 from .any_model.conditioning import renewed
 from .any_model.families import Family
 from .any_model.noise import ModelNoise
@@ -171,6 +171,7 @@ class Session:
         """``SAMPLER_SAMPLE``: one run of a sampler."""
         if len(sigmas) < 2:
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
+        self.check_shape(noise)
         start = float(sigmas[0])
         if torch.count_nonzero(noise) or not self.runs:
             self.runs, self.sigmas = [], []
@@ -181,7 +182,6 @@ class Session:
         run = Run(start, [Recording() for _ in self.plan.tracks])
         self.runs.append(run)
         self.sigmas = [level for level in self.sigmas if level > start] + [float(level) for level in sigmas]
-        self.check_shape(noise)
         steered = SteeredGuider(guider, self, run, [float(level) for level in sigmas])
         # A clone, since some samplers write into the levels that they are given (uni_pc its last one).
         given = (steered, sigmas.clone(), extra_args, callback, noise, latent_image, denoise_mask)
@@ -222,7 +222,6 @@ class Session:
     def begin(self, noise: Tensor, latent_image: Tensor | None, start: float, seed: int | None) -> Tensor:
         """The noise to hand to the sampler of a clip's first run."""
         plan = self.plan
-        self.check_shape(noise)
         has_data = latent_image is not None and bool(torch.count_nonzero(latent_image))
         if not torch.count_nonzero(noise):  # added by someone else: the latent is the noisy state
             self.seed = None
@@ -246,12 +245,9 @@ class Session:
     def fresh_noise(self, noise: Tensor, seed: int | None) -> tuple[int | None, Tensor]:
         """The noise that a sampler brought, or other where the video has used that seed already, and its seed."""
         used = self.plan.seeds
-        if seed not in used or self.plan.video.replay is None:
+        if seed is None or seed not in used or self.plan.video.replay is None:
             return seed, noise
-        number = len(used)
-        while seed in used:
-            seed = clip_seed(seed, number)
-            number += 1
+        seed = fresh_seed(seed, len(used), used)
         logger.info("The video has used this seed already, so its noise is drawn from %d.", seed)
         drawn = torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed))
         return seed, drawn.to(noise)

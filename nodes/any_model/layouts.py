@@ -8,8 +8,9 @@ every other of r frames, so latent 0 is of another kind than those that follow.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -105,6 +106,6 @@ class WithAudio(Layout):
 LAYOUTS = {"video": Layout, "batch": FramesInBatch, "audio": WithAudio}
 
 
-def layout_named(name: str, frames_per_latent: int = 1) -> Layout:
-    """The layout that a file or a trajectory names."""
-    return LAYOUTS[name](frames_per_latent)
+def layout_of(context: Mapping[str, Any]) -> Layout:
+    """The layout that a trajectory's context names; VidRD's where it names none."""
+    return LAYOUTS[context.get("layout", Layout.name)](context.get("frames_per_latent", 1))

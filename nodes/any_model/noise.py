@@ -68,15 +68,17 @@ class ModelNoise:
 
     def start_factor(self, sigma: float, starts_from_data: bool) -> float:
         """What unit-variance noise is multiplied by before ComfyUI scales it to a clip's start."""
-        highest = float(self.sampling.sigma_max)
-        if not self.unit_start or starts_from_data or sigma > highest or math.isclose(sigma, highest, rel_tol=1e-5):
+        if not self.unit_start or starts_from_data or self._is_highest(sigma):
             return 1.0
         return math.sqrt(1 + sigma**2) / sigma
 
     def unit_noise_at_start(self, state: Tensor, sigma: float) -> Tensor:
         """The unit-variance noise that a clip without data starts from in ``state``."""
-        highest = float(self.sampling.sigma_max)
-        is_highest = sigma > highest or math.isclose(sigma, highest, rel_tol=1e-5)
-        one = torch.ones(1)
-        factor = float(self.sampling.noise_scaling(torch.tensor([sigma]), one.clone(), torch.zeros(1), is_highest))
+        at, one, zero = torch.tensor([sigma]), torch.ones(1), torch.zeros(1)
+        factor = float(self.sampling.noise_scaling(at, one, zero, self._is_highest(sigma)))
         return state / (factor * self.start_factor(sigma, False))
+
+    def _is_highest(self, sigma: float) -> bool:
+        """Whether ComfyUI takes a run from ``sigma`` for one from the model's highest noise level."""
+        highest = float(self.sampling.sigma_max)
+        return sigma > highest or math.isclose(sigma, highest, rel_tol=1e-5)

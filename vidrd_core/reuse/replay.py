@@ -117,9 +117,6 @@ class Recording:
         self.states.append(state)
         self.predictions.append(prediction)
 
-    def up_to(self, calls: int) -> Recording:
-        return Recording(self.sigmas[:calls], self.states[:calls], self.predictions[:calls])
-
     def __len__(self) -> int:
         return len(self.sigmas)
 
@@ -271,9 +268,8 @@ class Replay:
             shown = _frames(recorded.states[call], back)
         else:
             shown = self.past.state(level, back)
-            shown = (
-                shown if level == sigma else shown * (self.past.process.scale(sigma) / self.past.process.scale(level))
-            )
+            if level != sigma:
+                shown = shown * (self.past.process.scale(sigma) / self.past.process.scale(level))
         # A frame whose steering ends here goes on by its own prediction, as it would from a state written into x.
         replayed = count if next_sigma <= 0 else self.pace.num_steered(self.settings, next_sigma)
         return Steered(shown, level, self.past.prediction(call, self.is_followed, back[: min(count, replayed)]))

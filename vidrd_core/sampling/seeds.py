@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,15 @@ def clip_seed(seed: int, clip_index: int) -> int:
         return seed & MAX_SEED
     digest = hashlib.sha256(f"{seed}:{clip_index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") & MAX_SEED
+
+
+def fresh_seed(seed: int, clip_index: int, used: Collection[int]) -> int:
+    """``seed``, or where the video has used it already one derived from it, since equal noise would not mix to 1."""
+    chosen = seed
+    while chosen in used:
+        chosen = clip_seed(seed, clip_index)
+        clip_index += 1
+    return chosen
 
 
 def clip_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
