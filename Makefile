@@ -59,13 +59,11 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 
 train-flow-demo: setup  ## train the small flow transformer and causal VAE of Wan's kind from nothing; run again to resume
 	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae.yaml
-	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae_frames.yaml
 	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae_long.yaml
-	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae_longer.yaml
-	test -f runs/flow_latents/test.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_longer/model --output runs/flow_latents/test.safetensors --split test --clips 128 --seed 100
-	test -f runs/flow_latents/train_0.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_longer/model --output runs/flow_latents/train_0.safetensors --clips 2000 --seed 0
-	test -f runs/flow_latents/train_1.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_longer/model --output runs/flow_latents/train_1.safetensors --clips 2000 --seed 1
-	test -f runs/flow_latents/train_2.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_longer/model --output runs/flow_latents/train_2.safetensors --clips 6000 --seed 2
+	test -f runs/flow_latents/test.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/test.safetensors --split test --clips 128 --seed 100
+	test -f runs/flow_latents/train_0.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/train_0.safetensors --clips 2000 --seed 0
+	test -f runs/flow_latents/train_1.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/train_1.safetensors --clips 2000 --seed 1
+	test -f runs/flow_latents/train_2.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/train_2.safetensors --clips 6000 --seed 2
 	$(BIN)/python training/train_flow.py --config training/configs/flow_plain.yaml
 	$(BIN)/python training/train_flow.py --config training/configs/flow_untold.yaml
 	$(BIN)/python training/train_flow.py --config training/configs/flow_told.yaml

@@ -26,8 +26,10 @@ from ...vidrd_core.checkpoints.wan_names import (
 from .model import choose_dtype, loaded
 from .vae import HostedVAE
 
-FACTOR, RATIO = 8, 4  # pixels per latent, frames per latent after the first
-DECODE_VALUES, ENCODE_VALUES = 7000, 6000  # ComfyUI's figures for Wan's VAE, per pixel or latent
+RATIO = 4  # frames per latent after the first
+# ComfyUI's figures for the VAEs of Wan 2.1 and 2.2: values of the stored type, decoding per pixel, encoding per pixel.
+VALUES_21 = (7000, 6000)
+VALUES_22 = (8000, 3300)
 
 
 class FlowLatents(comfy.latent_formats.Wan21):
@@ -69,17 +71,22 @@ def shift_of(folder: Path) -> float:
 
 
 class FlowVAE(HostedVAE):
-    """ComfyUI's VAE around its own ``WanVAE`` of another size."""
+    """ComfyUI's VAE around its own ``WanVAE`` of another size, of Wan 2.1's or Wan 2.2's kind."""
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Any]):
-        from comfy.ldm.wan.vae import WanVAE
-
+        newer = bool(config.get("is_residual"))
+        if newer:
+            from comfy.ldm.wan.vae2_2 import WanVAE
+        else:
+            from comfy.ldm.wan.vae import WanVAE
         model = WanVAE(**wan_vae_arguments(config))
         model.load_state_dict(wan_vae_weights(weights))
-        super().__init__(model, config["z_dim"], FACTOR, RATIO)
+        factor = config.get("scale_factor_spatial") or 8
+        super().__init__(model, config["z_dim"], factor, RATIO)
         size = comfy.model_management.dtype_size
-        self.memory_used_decode = lambda shape, dtype: DECODE_VALUES * shape[3] * shape[4] * FACTOR**2 * size(dtype)
-        self.memory_used_encode = lambda shape, dtype: ENCODE_VALUES * shape[3] * shape[4] * size(dtype)
+        decode, encode = VALUES_22 if newer else VALUES_21
+        self.memory_used_decode = lambda shape, dtype: decode * shape[3] * shape[4] * factor**2 * size(dtype)
+        self.memory_used_encode = lambda shape, dtype: encode * shape[3] * shape[4] * size(dtype)
 
 
 def build_vae(folder: Path) -> FlowVAE:

@@ -5,6 +5,9 @@ import torch
 
 TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 2, "text_dim": 16, "freq_dim": 32,
                "ffn_dim": 64}  # fmt: skip
+VAE_22 = {"z_dim": 16, "dim_mult": [1, 2, 2], "temperal_downsample": [True, True], "is_residual": True,
+          "patch_size": 2, "in_channels": 12, "out_channels": 12, "decoder_base_dim": 8,
+          "scale_factor_spatial": 8}  # fmt: skip
 VAE = {"z_dim": 16, "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
 
 
@@ -103,15 +106,20 @@ def wans_mean():
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_the_vae_encodes_and_decodes_the_same(blocks):
-    from comfy.ldm.wan.vae import WanVAE
+@pytest.mark.parametrize("kind", ["Wan 2.1", "Wan 2.2"])
+def test_the_vae_encodes_and_decodes_the_same(kind, blocks):
+    import comfy.ldm.wan.vae
+    import comfy.ldm.wan.vae2_2
     from diffusers import AutoencoderKLWan
 
     from vidrd_core.checkpoints.wan_names import wan_vae_arguments, wan_vae_weights
 
-    theirs = randomised(AutoencoderKLWan(base_dim=4, num_res_blocks=blocks, **VAE))
-    theirs.decoder.conv_out.weight.mul_(0.2)  # diffusers clamps what it decodes, ComfyUI's class does not
-    ours = WanVAE(**wan_vae_arguments(theirs.config)).eval()
+    newer = kind == "Wan 2.2"
+    config = {"base_dim": 4, **(VAE_22 if newer else VAE)}
+    theirs = randomised(AutoencoderKLWan(**{**config, "num_res_blocks": blocks}))
+    theirs.decoder.conv_out.weight.mul_(0.1)  # diffusers clamps what it decodes, ComfyUI's class does not
+    wan_vae = comfy.ldm.wan.vae2_2.WanVAE if newer else comfy.ldm.wan.vae.WanVAE
+    ours = wan_vae(**wan_vae_arguments(theirs.config)).eval()
     ours.load_state_dict(wan_vae_weights(theirs.state_dict()), strict=True)
     frames = torch.rand(1, 3, 9, 32, 48) * 2 - 1
     latents = theirs.encode(frames).latent_dist.mode()
@@ -119,7 +127,7 @@ def test_the_vae_encodes_and_decodes_the_same(blocks):
     assert close(ours.encode(frames), latents)
     decoded = theirs.decode(latents).sample
     assert decoded.shape == frames.shape and float((decoded.abs() == 1).float().mean()) < 0.1
-    same = decoded.shape[2] if keeps_two_frames() else 5
+    same = decoded.shape[2] if newer or keeps_two_frames() else 5
     assert close(ours.decode(latents)[:, :, :same].clamp(-1, 1), decoded[:, :, :same])
 
 
@@ -129,8 +137,10 @@ def test_a_vae_of_another_kind_is_refused():
     from vidrd_core.checkpoints.wan_names import wan_vae_arguments
 
     wider = AutoencoderKLWan(base_dim=4, decoder_base_dim=8, **VAE)
-    with pytest.raises(ValueError, match="another width"):
+    with pytest.raises(ValueError, match="widths 4 and 8 and the patch size is None; expected one width"):
         wan_vae_arguments(wider.config)
+    with pytest.raises(ValueError, match="patch size is 4; expected 2"):
+        wan_vae_arguments({**wider.config, "is_residual": True, "patch_size": 4})
 
 
 def test_weights_of_another_model_are_refused():

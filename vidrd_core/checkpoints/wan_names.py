@@ -1,7 +1,8 @@
 """Weights of diffusers' Wan classes under the names of the original release, which ComfyUI's classes use.
 
-``WanTransformer3DModel`` becomes ``comfy.ldm.wan.model.WanModel`` (text to video) and ``AutoencoderKLWan`` of Wan 2.1's
-kind ``comfy.ldm.wan.vae.WanVAE``. No weight changes, only its name.
+``WanTransformer3DModel`` becomes ``comfy.ldm.wan.model.WanModel`` (text to video); ``AutoencoderKLWan`` becomes
+``comfy.ldm.wan.vae.WanVAE``, or ``comfy.ldm.wan.vae2_2.WanVAE`` where it is of Wan 2.2's kind (``is_residual``). No weight
+changes, only its name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+PATCH = 2  # pixels of height and width that Wan 2.2's VAE takes as one
 _TRANSFORMER = {  # the beginning of a name, or of what follows "blocks.<n>."
     "patch_embedding.": "patch_embedding.",
     "condition_embedder.time_embedder.linear_1.": "time_embedding.0.",
@@ -59,14 +61,16 @@ def wan_transformer_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def wan_vae_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an ``AutoencoderKLWan`` of Wan 2.1's kind (``is_residual=False``) for ``WanVAE``.
+    """The weights of an ``AutoencoderKLWan`` for ``WanVAE`` of the same kind.
 
     Raises:
         ValueError: a name belongs to another model.
     """
-    blocks = [int(found[1]) for name in state if (found := re.match(r"decoder\.up_blocks\.0\.resnets\.(\d+)\.", name))]
-    each = max(blocks, default=0) + 1  # residual blocks at every resolution of the decoder
-    return _renamed(state, lambda name: _vae_name(name, each), "AutoencoderKLWan (of Wan 2.1's kind)")
+    if any(name.startswith("encoder.down_blocks.0.resnets.") for name in state):  # Wan 2.2's kind
+        down, up = _layers(state, "encoder.down_blocks"), _layers(state, "decoder.up_blocks")
+        return _renamed(state, lambda name: _vae_name(name, _block_of_22, down, up), "AutoencoderKLWan of Wan 2.2")
+    up = _layers(state, "decoder.up_blocks")
+    return _renamed(state, lambda name: _vae_name(name, _block_of_21, 0, up), "AutoencoderKLWan")
 
 
 def wan_transformer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,14 +93,13 @@ def wan_transformer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def wan_vae_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``WanVAE`` for the configuration of an ``AutoencoderKLWan`` of Wan 2.1's kind.
+    """Arguments of ``WanVAE`` for the configuration of an ``AutoencoderKLWan`` of either kind.
 
     Raises:
         ValueError: ``WanVAE`` has no such VAE.
     """
-    if config.get("is_residual") or config.get("decoder_base_dim") not in (None, config["base_dim"]):
-        raise ValueError("the VAE is of Wan 2.2's kind, or its decoder has another width; expected one like Wan 2.1's")
-    return {
+    width = config.get("decoder_base_dim") or config["base_dim"]
+    arguments = {
         "dim": config["base_dim"],
         "z_dim": config["z_dim"],
         "dim_mult": list(config["dim_mult"]),
@@ -104,6 +107,16 @@ def wan_vae_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "attn_scales": list(config["attn_scales"]),
         "temperal_downsample": list(config["temperal_downsample"]),
     }
+    if config.get("is_residual"):
+        if config.get("patch_size") != PATCH:
+            raise ValueError(f"the VAE's patch size is {config.get('patch_size')}; expected {PATCH}, as in Wan 2.2")
+        return {**arguments, "dec_dim": width}
+    if width != config["base_dim"] or config.get("patch_size"):
+        raise ValueError(
+            f"the VAE's encoder and decoder have widths {config['base_dim']} and {width} and the patch size is "
+            f"{config.get('patch_size')}; expected one width and no patches, as in Wan 2.1"
+        )
+    return arguments
 
 
 def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str | None], kind: str) -> dict[str, Tensor]:
@@ -122,21 +135,46 @@ def _transformer_name(name: str) -> str | None:
     return None if rest is None else found[1] + rest
 
 
-def _vae_name(name: str, each: int) -> str | None:
+def _layers(state: Mapping[str, Tensor], blocks: str) -> int:
+    """Residual blocks at every resolution."""
+    found = (re.match(rf"{re.escape(blocks)}\.0\.resnets\.(\d+)\.", name) for name in state)
+    return 1 + max((int(match[1]) for match in found if match), default=0)
+
+
+def _vae_name(name: str, block_name: Callable[[str, int, str, int], str | None], down: int, up: int) -> str | None:
+    """``down`` and ``up``: residual blocks at every resolution of the encoder and of the decoder."""
     coder, _, rest = name.partition(".")
     if coder not in ("encoder", "decoder"):
         return _replaced(name, _VAE)
-    if found := re.fullmatch(r"down_blocks\.(\d+)\.(.+)", rest):
-        return f"{coder}.downsamples.{found[1]}.{_resnet(found[2])}"
-    if found := re.fullmatch(r"up_blocks\.(\d+)\.resnets\.(\d+)\.(.+)", rest):
-        return f"{coder}.upsamples.{int(found[1]) * (each + 1) + int(found[2])}.{_resnet(found[3])}"
-    if found := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.(.+)", rest):
-        return f"{coder}.upsamples.{int(found[1]) * (each + 1) + each}.{found[2]}"
+    if found := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(.+)", rest):
+        new = block_name(found[1], int(found[2]), found[3], down if found[1] == "down" else up)
+        return None if new is None else f"{coder}.{new}"
     new = _replaced(rest, _CODER)
     if new is None:
         return None
     place, rest = new[: len("middle.0.")], new[len("middle.0.") :]
     return f"{coder}.{place}{_resnet(rest)}" if place in ("middle.0.", "middle.2.") else f"{coder}.{new}"
+
+
+def _block_of_21(way: str, block: int, rest: str, each: int) -> str | None:
+    """Layers are counted through all resolutions."""
+    if way == "down":
+        return f"downsamples.{block}.{_resnet(rest)}"
+    if found := re.fullmatch(r"resnets\.(\d+)\.(.+)", rest):
+        return f"upsamples.{block * (each + 1) + int(found[1])}.{_resnet(found[2])}"
+    if found := re.fullmatch(r"upsamplers\.0\.(.+)", rest):
+        return f"upsamples.{block * (each + 1) + each}.{found[1]}"
+    return None
+
+
+def _block_of_22(way: str, block: int, rest: str, each: int) -> str | None:
+    """Layers are counted within their resolution."""
+    place = f"{way}samples.{block}.{way}samples"
+    if found := re.fullmatch(r"resnets\.(\d+)\.(.+)", rest):
+        return f"{place}.{found[1]}.{_resnet(found[2])}"
+    if found := re.fullmatch(rf"{way}sampler\.(.+)", rest):
+        return f"{place}.{each}.{found[1]}"
+    return None
 
 
 def _resnet(name: str) -> str:

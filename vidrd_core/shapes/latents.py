@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..models.autoencoder import VidRDAutoencoderKL
+from ..models.wan_clips import encode_whole
 from ..models.wan_latents import FRAMES_PER_LATENT, normalised
 from .scenes import draw_scene, render
 
@@ -58,7 +59,7 @@ def encode_causal_clips(
     for first in tqdm(range(0, num_clips, 8), desc=path.name, mininterval=5):
         scenes = [draw_scene(generator, split) for _ in range(min(8, num_clips - first))]
         with torch.autocast(vae.device.type, torch.bfloat16, enabled=vae.device.type != "mps"):
-            latents = vae.encode(render(scenes, num_frames, speed=speed).to(vae.device)).latent_dist.mode()
+            latents, _ = encode_whole(vae, render(scenes, num_frames, speed=speed).to(vae.device))
         pieces.append(normalised(vae, latents.float()).half().cpu())
         captions += [scene.caption for scene in scenes]
     _write(path, torch.cat(pieces), captions)
@@ -67,7 +68,7 @@ def encode_causal_clips(
 def _write(path: Path, latents: Tensor, captions: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({"latents": latents}, partial, {"captions": json.dumps(captions)})
+    save_file({"latents": latents.contiguous()}, partial, {"captions": json.dumps(captions)})
     os.replace(partial, path)
 
 

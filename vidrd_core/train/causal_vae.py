@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..models.wan_clips import decode_whole, encode_whole
 from ..models.wan_latents import FRAMES_PER_LATENT
 from .autoencoder import AutoencoderLoss, frames_of, pixels_of
 from .distributed import gathered
@@ -26,6 +27,7 @@ from .sources import MovingShapesSource, Prefetcher
 from .task import Outcome, TrainingTask
 
 FIRST_LOGVAR = -4.0  # of a new encoder's posterior
+LOGVAR_LIMITS = (-30.0, 20.0)  # those of diffusers' posterior
 STATISTICS_CLIPS = 64  # from which the latents' mean and standard deviation are measured
 
 
@@ -108,7 +110,7 @@ class CausalVAETask(TrainingTask):
     def held_out(self, micro_batch: MicroBatch) -> Outcome | None:
         batch = self.held_out_source.batch(micro_batch)
         clips = pixels_of(batch.pixels).to(self.device)
-        output = self.vae.decode(self.vae.encode(clips).latent_dist.mode()).sample
+        output = decode_whole(self.vae, encode_whole(self.vae, clips)[0]).clamp(-1, 1)
         loss, _ = self.objective.pixels(output.float(), clips)
         figures: dict[str, float | Tensor] = {"psnr": psnr(output, clips).item()}
         if clips.shape[2] > 1:
@@ -139,7 +141,7 @@ class CausalVAETask(TrainingTask):
         latents = []
         for step in range(STATISTICS_CLIPS // 4):
             clips = pixels_of(longest.batch(MicroBatch(1, step, 4, 4)).pixels).to(vae.device)
-            latents.append(vae.encode(clips).latent_dist.mode().float())
+            latents.append(encode_whole(vae, clips)[0].float())
         together = torch.cat(latents)
         mean, deviation = together.mean((0, 2, 3, 4)), together.std((0, 2, 3, 4))
         return [round(v, 5) for v in mean.tolist()], [round(v, 5) for v in deviation.tolist()]
@@ -153,25 +155,6 @@ class _Reconstruction(nn.Module):
         self.vae = vae
 
     def forward(self, clips: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        posterior = self.vae.encode(clips).latent_dist
-        latents = posterior.mean + posterior.std * noise
-        return decode_unclamped(self.vae, latents), posterior.mean, posterior.logvar
-
-
-def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """``vae.decode`` without its clamp to [-1, 1], outside of which there would be no gradient.
-
-    Args:
-        latents: ``[B, z, T, h, w]``, not normalised.
-
-    Returns:
-        ``[B, 3, 1 + 4 (T - 1), 8 h, 8 w]``.
-    """
-    decoder: Any = vae.decoder
-    states = vae.post_quant_conv(latents)
-    cache: list[Any] = [None] * sum(isinstance(module, WanCausalConv3d) for module in decoder.modules())
-    parts = [
-        decoder(states[:, :, t : t + 1], feat_cache=cache, feat_idx=[0], first_chunk=t == 0)
-        for t in range(states.shape[2])
-    ]
-    return torch.cat(parts, dim=2)
+        mean, logvar = encode_whole(self.vae, clips)
+        logvar = logvar.clamp(*LOGVAR_LIMITS)
+        return decode_whole(self.vae, mean + (0.5 * logvar).exp() * noise), mean, logvar
