@@ -1,8 +1,8 @@
 """Weights of diffusers' Wan classes under the names of the original release, which ComfyUI's classes use.
 
 ``WanTransformer3DModel`` becomes ``comfy.ldm.wan.model.WanModel`` (text to video); ``AutoencoderKLWan`` becomes
-``comfy.ldm.wan.vae.WanVAE``, or ``comfy.ldm.wan.vae2_2.WanVAE`` where it is of Wan 2.2's kind (``is_residual``). No weight
-changes, only its name.
+``comfy.ldm.wan.vae.WanVAE``, or ``comfy.ldm.wan.vae2_2.WanVAE`` where it is of Wan 2.2's kind (``is_residual``).
+No weight changes, only its name.
 """
 
 from __future__ import annotations
