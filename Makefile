@@ -59,16 +59,13 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 
 train-flow-demo: setup  ## train the small flow transformer and causal VAE of Wan's kind from nothing; run again to resume
 	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae.yaml
-	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae_long.yaml
-	test -f runs/flow_latents/test.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/test.safetensors --split test --clips 128 --seed 100
-	test -f runs/flow_latents/train_0.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/train_0.safetensors --clips 2000 --seed 0
-	test -f runs/flow_latents/train_1.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/train_1.safetensors --clips 2000 --seed 1
-	test -f runs/flow_latents/train_2.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae_long/model --output runs/flow_latents/train_2.safetensors --clips 6000 --seed 2
-	$(BIN)/python training/train_flow.py --config training/configs/flow_plain.yaml
-	$(BIN)/python training/train_flow.py --config training/configs/flow_untold.yaml
-	$(BIN)/python training/train_flow.py --config training/configs/flow_told.yaml
+	test -f runs/flow_latents/test.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae/model --output runs/flow_latents/test.safetensors --split test --clips 128 --seed 100
+	test -f runs/flow_latents/train_0.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae/model --output runs/flow_latents/train_0.safetensors --clips 2000 --seed 0
+	test -f runs/flow_latents/train_1.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae/model --output runs/flow_latents/train_1.safetensors --clips 2000 --seed 1
+	test -f runs/flow_latents/train_2.safetensors || $(BIN)/python training/prepare_flow_latents.py --vae runs/flow_vae/model --output runs/flow_latents/train_2.safetensors --clips 6000 --seed 2
+	$(BIN)/python training/train_flow.py --config training/configs/flow.yaml
 	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae_decoder.yaml
-	$(BIN)/python training/bundle_flow.py --flow runs/flow_untold --vae runs/flow_vae_decoder --output runs/demo_flow
+	$(BIN)/python training/bundle_flow.py --flow runs/flow --vae runs/flow_vae_decoder --output runs/demo_flow
 
 evaluate-demo: setup
 	$(BIN)/python training/evaluate.py shapes --model vidrd_core/demo_model --steps 15 --dtype bf16 --output docs/demo_evaluation

@@ -400,8 +400,8 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-VAES = ["flow_vae", "flow_vae_long", "flow_vae_decoder"]
-FLOWS = ["flow_plain", "flow_untold", "flow_told"]
+VAES = ["flow_vae", "flow_vae_decoder"]
+FLOWS = ["flow", "flow_plain"]
 
 
 @pytest.mark.parametrize("name", [*VAES, *FLOWS])
@@ -417,7 +417,7 @@ def test_every_configuration_is_valid(name, script):
 
 def test_the_transformer_of_the_configuration_is_small_and_reads_the_bundled_text_encoder(script):
     config = script("common").parse(
-        script("train_flow").Configuration, ["--config", str(ROOT / "training/configs/flow_plain.yaml")]
+        script("train_flow").Configuration, ["--config", str(ROOT / "training/configs/flow.yaml")]
     )[0]
     with torch.device("meta"):
         size = sum(p.numel() for p in WanTransformer3DModel(**config.model).parameters())
@@ -431,7 +431,7 @@ def test_the_make_target_names_every_script_in_order():
     files = [word for line in lines for word in line.split() if word.startswith("training/")]
     assert all((ROOT / file).is_file() for file in files)
     configs = [Path(file).stem for file in files if file.endswith(".yaml")]
-    assert configs == [*VAES[:2], *FLOWS, VAES[2]]
+    assert configs == [VAES[0], "flow", VAES[1]]
 
 
 def test_the_bundled_folder_is_half_as_large_and_samples_in_diffusers(script, tmp_path):

@@ -1,6 +1,6 @@
 """What a flow transformer in training has learned: sampled videos under the tracker, and the effect of wrong words.
 
-    python training/measure_flow.py --run runs/flow_plain --previews.videos 64
+    python training/measure_flow.py --run runs/flow --previews.videos 64
 
 Held-out prompts are sampled and the tracker compares the videos with them. And held-out clips with straight motion are
 denoised for one step with their own caption and with the opposite direction: the figure is the increase of the squared

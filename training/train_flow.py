@@ -1,6 +1,6 @@
 """Train a small flow transformer of Wan's kind on the moving-shapes data set.
 
-    python training/train_flow.py --config training/configs/flow_plain.yaml
+    python training/train_flow.py --config training/configs/flow.yaml
 
 On several GPUs with ``accelerate launch``, as train_unet.py. Run the same command again to resume.
 """
