@@ -3,10 +3,10 @@
     python benchmarks/quick.py            # prints a table; exit code 1 where a ratio fell by more than 15%
     python benchmarks/quick.py --write    # after a deliberate change: write the ratios to quick.json
 
-Every line compares ours with a plain implementation in turns of one run, so that the load of the machine cancels out: the
-U-Net with diffusers' UNet3DConditionModel, the decoder with diffusers' AutoencoderKL on the same frames (without temporal
-layers), and a chain of clips through the pipeline with nothing but its U-Net calls. Ratios also depend on the processor:
-compare with ratios that were written on one of the same kind (``quick.json`` names it).
+Every line compares ours with a plain implementation in turns of one run, so that the load of the machine cancels out:
+the U-Net with diffusers' UNet3DConditionModel, the decoder with diffusers' AutoencoderKL on the same frames (without
+temporal layers), and a chain of clips through the pipeline with nothing but its U-Net calls. Ratios also depend on the
+processor: compare with ratios that were written on one of the same kind (``quick.json`` names it).
 """
 
 from __future__ import annotations
