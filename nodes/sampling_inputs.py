@@ -32,6 +32,20 @@ SCHEDULER_TIP = (
 )
 
 
+def advanced(inputs: list[Any], but: tuple[str, ...] = ()) -> list[Any]:
+    """The same inputs; their widgets, but for those named, are shown only when the user asks for the advanced ones."""
+    for one in inputs:
+        if isinstance(one, io.WidgetInput) and one.id not in but:
+            one.extra_dict["advanced"] = True  # the argument ``advanced`` is missing in ComfyUI 0.3.64
+    return inputs
+
+
+def found_by(schema: io.Schema, *words: str) -> io.Schema:
+    """A schema that the node search finds by these words too, where ComfyUI knows search aliases (0.3.64 does not)."""
+    schema.search_aliases = list(words)  # type: ignore[attr-defined]
+    return schema
+
+
 def seed_input() -> Any:
     return io.Int.Input(
         "seed",
