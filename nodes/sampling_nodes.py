@@ -70,8 +70,8 @@ class SampleFirstClip(io.ComfyNode):
                             step=0.01,
                             tooltip=(
                                 "Share of the noise, 0.01 to 1. 1 starts from pure noise and takes only the size of "
-                                "LATENT; less keeps more of the video in it. Clips that follow start from pure noise and "
-                                "take as many steps."
+                                "LATENT; less keeps more of the video in it. Clips that follow start from pure noise "
+                                "and take as many steps."
                             ),
                         ),
                         io.Float.Input(
