@@ -41,8 +41,8 @@ class ReusePrepare(io.ComfyNode):
                             default=AUTO,
                             tooltip=(
                                 "auto follows the recorded denoising of the prior, and of latents that were not "
-                                "recorded the straight line from noise to them, as noise always does. No extra passes of "
-                                "the model."
+                                "recorded the straight line from noise to them, as noise always does. No extra passes "
+                                "of the model."
                             ),
                         ),
                     ]
