@@ -30,6 +30,9 @@ const TOGGLE = "vidrd_advanced";
 const TOLD = "vidrd_told";
 const PROGRESS = "$$node-text-preview"; // the frontend's name for the text that a running node shows
 const LINE = 16; // pixels
+const MARGIN = 4; // around what is told
+const LETTER = 5.6; // pixels, about
+const WIDTH = 250; // of a new node, so that a line has room
 const WAIT = 50; // milliseconds until changes that come together are looked at
 const FIRST_EXAMPLE = "1_chained_demo";
 
@@ -147,7 +150,6 @@ function tell(node) {
   if (widget.element.textContent === lines.join("")) return;
   widget.element.replaceChildren(...lines.map((text) => Object.assign(document.createElement("div"), { textContent: text })));
   widget.element.title = lines.join("\n");
-  widget.vidrdLines = lines.map((text) => Math.ceil(text.length / 48)).reduce((all, one) => all + one, 0);
   fitHeight(node);
 }
 
@@ -158,9 +160,13 @@ function addTold(node) {
     font: "11px/16px sans-serif", color: "var(--descrip-text, #999)", overflow: "hidden", padding: "0 4px",
     overflowWrap: "anywhere", pointerEvents: "none",
   });
-  const height = () => LINE * (widgetOf(node, TOLD)?.vidrdLines ?? 0);
+  const rows = (text) => Math.ceil((text.length * LETTER) / (node.size[0] - 4 * MARGIN));
+  const height = () => {
+    const count = [...element.children].reduce((all, line) => all + rows(line.textContent), 0);
+    return count ? LINE * count + 2 * MARGIN : 0;
+  };
   const widget = node.addDOMWidget(TOLD, "vidrd_told", element, {
-    serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height, getValue: () => "", setValue() {},
+    serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height, getValue: () => "", setValue() {},
   });
   widget.serialize = false;
 }
@@ -179,8 +185,19 @@ function label(node) {
   return node.showAdvanced ? "Hide advanced inputs" : "Show advanced inputs";
 }
 
+const NOTHING = () => [0, -4]; // the frontend adds 4 pixels between widgets
+
+// A folded widget is not drawn, but would keep its place.
+function placeAdvanced(node) {
+  for (const widget of node.widgets.filter((one) => one.advanced)) {
+    if (!node.showAdvanced) widget.computeSize = NOTHING;
+    else if (widget.computeSize === NOTHING) delete widget.computeSize;
+  }
+}
+
 function showAdvanced(node, shown) {
   node.showAdvanced = shown;
+  placeAdvanced(node);
   const toggle = widgetOf(node, TOGGLE);
   if (toggle) toggle.label = label(node);
   fitHeight(node, true);
@@ -197,6 +214,14 @@ function fold(node) {
   });
   toggle.serialize = false;
   toggle.label = label(node);
+  placeAdvanced(node);
+}
+
+// The frontend's own menu and button fold too, and so does a workflow that is loaded.
+function keepUp(node) {
+  const toggle = widgetOf(node, TOGGLE);
+  if (!toggle || toggle.label === label(node)) return;
+  showAdvanced(node, !!node.showAdvanced);
 }
 
 /* When to look */
@@ -210,6 +235,7 @@ function refresh(graph) {
   for (const node of nodes) takeFromModel(node);
   for (const node of nodes.filter((one) => CHAINED.includes(one.comfyClass))) showPreset(node);
   for (const node of nodes) tell(node);
+  for (const node of nodes) keepUp(node);
 }
 
 const waiting = new Set();
@@ -242,7 +268,7 @@ function prepare(node) {
   for (const name of CHAINED.includes(node.comfyClass) ? Object.values(SETTINGS) : []) onEdit(node, name, chooseCustom);
   for (const widget of node.widgets ?? []) if (widget.name !== TOGGLE && widget.name !== TOLD) onEdit(node, widget.name, look);
   if (LOADERS.includes(node.comfyClass)) for (const widget of node.widgets ?? []) onEdit(node, widget.name, readAgain);
-  if (node.widgets?.some((widget) => widget.name === TOGGLE)) node.setSize(node.computeSize());
+  if (widgetOf(node, TOGGLE) || widgetOf(node, TOLD)) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
 }
 
 // After an edit: at once, so that a preset's values stand there when the menu closes.
