@@ -171,8 +171,8 @@ def override_inputs() -> list[Any]:
             min=0,
             max=1000,
             tooltip=(
-                "Denoising steps. 0 takes the prior's (where it has none 50, for other families than VidRD 20). Of a "
-                "VidRD video another number than the prior's needs prior_trajectory invert or noise."
+                "Denoising steps. 0 takes the prior's (where it has none what a VidRD model's folder says or 50, for "
+                "other families 20). Of a VidRD video another number than the prior's needs prior_trajectory invert or noise."
             ),
         ),
         io.Combo.Input(

@@ -54,6 +54,7 @@ export function chaining(node, seen = new Set([node])) {
   const preset = valueOf(node, "preset");
   const model = modelOf(node);
   if (preset === "custom" || (preset === "auto" && !model?.reuse)) return undefined;
+  if (preset !== "paper" && model && !model.reuse) return undefined; // the family's own, of another model than VidRD's
   const settings = preset === "auto" ? model.reuse : presetValues(preset);
   if (!settings) return undefined;
   const clip = model?.frames ? clipLength(node, videoInto(node, "prior", seen), model) : undefined;

@@ -28,6 +28,7 @@ const TAKEN = {
 };
 const TOGGLE = "vidrd_advanced";
 const TOLD = "vidrd_told";
+const FOLDED = "vidrd_folded"; // property of a node whose height is that of its folded widgets
 const PROGRESS = "$$node-text-preview"; // the frontend's name for the text that a running node shows
 const LINE = 16; // pixels
 const MARGIN = 4; // around what is told
@@ -124,10 +125,13 @@ function planned(node) {
   const lines = [];
   const making = plan(node);
   if (making) lines.push(length(making, "adds", model?.fps));
-  if (widgetOf(node, "preset")?.value === "auto") {
-    if (!model) lines.push("auto: what suits the model, once one is connected");
-    else if (!model.reuse) lines.push("auto: what suits the model's family, told here after the run");
-    else lines.push(model.chains ? "auto: as the model's folder says" : "auto: the released values");
+  const preset = widgetOf(node, "preset")?.value;
+  if (["auto", "smooth"].includes(preset) && model && !model.reuse) {
+    lines.push(`${preset}: what suits the model's family, told here after the run`);
+  } else if (preset === "auto" && !model) {
+    lines.push("auto: what suits the model, once one is connected");
+  } else if (preset === "auto") {
+    lines.push(model.chains ? "auto: as the model's folder says" : "auto: the released values");
   }
   return lines;
 }
@@ -214,7 +218,16 @@ function fold(node) {
   });
   toggle.serialize = false;
   toggle.label = label(node);
+  node.properties[FOLDED] = true;
   placeAdvanced(node);
+}
+
+// Workflows of versions that folded nothing hold nodes as high as all their inputs.
+function shrinkOnce(node, saved) {
+  if (!widgetOf(node, TOGGLE) || saved?.properties?.[FOLDED] || node.showAdvanced) return;
+  node.properties[FOLDED] = true;
+  const folded = node.widgets.filter((widget) => widget.advanced).length * (LiteGraph.NODE_WIDGET_HEIGHT + 4);
+  node.setSize([node.size[0], Math.max(node.size[1] - folded, node.computeSize()[1])]);
 }
 
 // The frontend's own menu and button fold too, and so does a workflow that is loaded.
@@ -259,6 +272,7 @@ function prepare(node) {
   node.onConfigure = function () {
     const result = configured?.apply(this, arguments);
     keepValues(this);
+    shrinkOnce(this, arguments[0]);
     refreshSoon(this.graph ?? app.canvas?.graph);
     return result;
   };
