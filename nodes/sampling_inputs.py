@@ -172,7 +172,8 @@ def override_inputs() -> list[Any]:
             max=1000,
             tooltip=(
                 "Denoising steps. 0 takes the prior's (where it has none what a VidRD model's folder says or 50, for "
-                "other families 20). Of a VidRD video another number than the prior's needs prior_trajectory invert or noise."
+                "other families 20). Of a VidRD video another number than the prior's needs prior_trajectory invert or "
+                "noise."
             ),
         ),
         io.Combo.Input(
