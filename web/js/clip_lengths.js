@@ -49,16 +49,19 @@ function clipLength(node, prior, model) {
   return valueOf(node, "clip_frames") || prior?.clip || model.frames;
 }
 
-// The settings that a node's preset comes to; undefined for custom, and where that is known only after the run.
-export function chaining(node, seen = new Set([node])) {
+// The settings that a node's preset comes to with the video that comes in; undefined for custom, and where that is
+// known only after the run.
+function settled(node, prior) {
   const preset = valueOf(node, "preset");
   const model = modelOf(node);
   if (preset === "custom" || (preset === "auto" && !model?.reuse)) return undefined;
   if (preset !== "paper" && model && !model.reuse) return undefined; // the family's own, of another model than VidRD's
   const settings = preset === "auto" ? model.reuse : presetValues(preset);
-  if (!settings) return undefined;
-  const clip = model?.frames ? clipLength(node, videoInto(node, "prior", seen), model) : undefined;
-  return clip ? fitted(settings, clip) : settings;
+  return settings && model?.frames ? fitted(settings, clipLength(node, prior, model)) : settings;
+}
+
+export function chaining(node) {
+  return settled(node, videoInto(node, "prior", new Set([node])));
 }
 
 // What a node makes: { added, frames, clip }; frames is undefined where the video that comes in is of unknown length.
@@ -77,7 +80,7 @@ export function plan(node, seen = new Set()) {
   if (!widgetOf(node, "preset")) return undefined;
   const prior = videoInto(node, "prior", seen);
   const clip = clipLength(node, prior, model);
-  const trimmed = chaining(node, seen)?.trim_frames ?? valueOf(node, "trim_frames");
+  const trimmed = settled(node, prior)?.trim_frames ?? valueOf(node, "trim_frames");
   const clips = valueOf(node, "num_clips") ?? 1;
   const begins = prior?.frames === 0;
   const added = clips * (clip - trimmed) + (begins ? trimmed : 0); // a first clip is not trimmed
