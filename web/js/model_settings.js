@@ -7,7 +7,14 @@ import { downstream, origin, slotOf, upstream, widgetOf, wireInto } from "./grap
 const ROUTE = "/vidrd/settings";
 const LOADERS = { VidRDLoadModel: "model_name", VidRDLoadUNet: "unet_name" }; // and the widget that names the model
 
+export const begun = new WeakMap(); // of a new node: what its widgets began with, or were given of the model since
+
 let settings = { presets: {}, models: {} };
+
+// A node of a workflow, a copy or one with settings of its own keeps its values.
+export function keepValues(node) {
+  begun.delete(node);
+}
 
 // Asks the server; without an answer nodes behave as without this script.
 export async function loadSettings() {

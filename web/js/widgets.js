@@ -6,7 +6,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { chaining, plan } from "./clip_lengths.js";
 import { consumers, slotOf, widgetOf, wireInto } from "./graph.js";
-import { loadSettings, modelAhead, modelBehind, modelOf } from "./model_settings.js";
+import { begun, keepValues, loadSettings, modelAhead, modelBehind, modelOf } from "./model_settings.js";
 
 const CHAINED = ["VidRDReuseAndDiffuse", "VidRDManyClips", "VidRDReusePrepare"];
 const TELLING = [...CHAINED, "VidRDSampleFirstClip", "VidRDReuseJoin"]; // that say how long the video gets
@@ -37,7 +37,6 @@ const WIDTH = 250; // of a new node, so that a line has room
 const WAIT = 50; // milliseconds until changes that come together are looked at
 const FIRST_EXAMPLE = "1_chained_demo";
 
-const begun = new WeakMap(); // of a new node: what its widgets began with, or were given since
 const runs = new WeakMap(); // what a node said of its last run, and what was planned then
 
 /* What new nodes start with */
@@ -69,11 +68,6 @@ function takeFromModel(node) {
 function remember(node) {
   const widgets = Object.values(TAKEN[node.comfyClass]?.[1] ?? {});
   if (widgets.length) begun.set(node, Object.fromEntries(widgets.map((name) => [name, widgetOf(node, name)?.value])));
-}
-
-// A node of a workflow, a copy or one with settings of its own keeps its values.
-export function keepValues(node) {
-  begun.delete(node);
 }
 
 /* The values of a preset */
