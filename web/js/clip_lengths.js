@@ -32,9 +32,20 @@ function videoInto(node, name, seen) {
   return from && videoOf(from.node, from.slot, seen);
 }
 
+let counted = new Map(); // the videos of nodes, until a widget or a wire changes
+
+export function countAnew() {
+  counted = new Map();
+}
+
 function videoOf(node, slot, seen) {
   if (seen.has(node)) return undefined;
-  seen = new Set([...seen, node]);
+  const name = `${node.id}:${slot}`;
+  if (!counted.has(name)) counted.set(name, videoFrom(node, slot, new Set([...seen, node])));
+  return counted.get(name);
+}
+
+function videoFrom(node, slot, seen) {
   if (node.comfyClass === "VidRDEmptyLatent") return { frames: 0, clip: valueOf(node, "frames") };
   if (node.comfyClass === "VidRDSaveState") return videoInto(node, "latent", seen);
   if (STOCK_SAMPLERS.includes(node.comfyClass)) {

@@ -4,7 +4,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { chaining, plan } from "./clip_lengths.js";
+import { chaining, countAnew, plan } from "./clip_lengths.js";
 import { consumers, slotOf, widgetOf, wireInto } from "./graph.js";
 import { begun, keepValues, loadSettings, modelAhead, modelBehind, modelOf } from "./model_settings.js";
 
@@ -240,6 +240,7 @@ function ours(node) {
 function refresh(graph) {
   const nodes = (graph?.nodes ?? []).filter((node) => ours(node) || node.comfyClass in TAKEN);
   for (const node of nodes) takeFromModel(node);
+  countAnew();
   for (const node of nodes.filter((one) => CHAINED.includes(one.comfyClass))) showPreset(node);
   for (const node of nodes) tell(node);
   for (const node of nodes) keepUp(node);
@@ -321,6 +322,7 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
       if (!output?.vidrd?.[0]) return;
+      countAnew();
       runs.set(this, { told: JSON.parse(output.vidrd[0]), plan: planned(this).join("\n") });
       const progress = widgetOf(this, PROGRESS);
       if (progress) this.removeWidget?.(progress);
