@@ -42,7 +42,7 @@ def advanced(inputs: list[Any], but: tuple[str, ...] = ()) -> list[Any]:
 
 def found_by(schema: io.Schema, *words: str) -> io.Schema:
     """A schema that the node search finds by these words too, where ComfyUI knows search aliases (0.3.64 does not)."""
-    schema.search_aliases = list(words)  # type: ignore[attr-defined]
+    schema.search_aliases = list(words)
     return schema
 
 
