@@ -9,7 +9,6 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from .planning import (
     past_clip,
     shapes_of,
 )
+from .progress import prepare_callback
 from .samplers import check_sampler
 from .schedules import NO_OVERRIDES, Models, Overrides, Schedule
 from .steering import ClipPlan, Session
@@ -89,7 +89,7 @@ def denoise(
             negative,
             samples,
             noise_mask=noise_mask,
-            callback=latent_preview.prepare_callback(model, last - first),
+            callback=prepare_callback(model, first, last, len(sigmas) - 1),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )

@@ -9,6 +9,7 @@ from .frame_nodes import InterpolateFrames, PreviewClip
 from .loader_nodes import EmptyLatent, LoadDecoder, LoadModel, LoadUNet
 from .report_nodes import SeamReport
 from .reuse_nodes import ReuseJoin, ReusePrepare
+from .routes import add_route
 from .sampling_nodes import ManyClips, ReuseAndDiffuse, SampleFirstClip
 from .state_nodes import LoadState, SaveState
 
@@ -37,4 +38,5 @@ class VidRDExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> VidRDExtension:
     register_folders()
+    add_route()
     return VidRDExtension()

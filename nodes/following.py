@@ -17,7 +17,7 @@ from .latents import Prior, VideoLatent
 from .planning import check_other_class, num_latents
 from .rebuild import DEFAULT_METHOD, full_trajectory, rebuild
 from .samplers import check_sampler, noise_levels
-from .schedules import USUAL_SCHEDULE, Models, Overrides, Schedule
+from .schedules import USUAL_SCHEDULE, Models, Overrides, Schedule, usual_schedule
 from .words import AUTO, INVERT
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ def rebuilt_trajectory(
         ValueError: the sampler cannot be steered, or the settings do not fit.
     """
     family = family_of(model)
-    schedule = overrides.schedule(prior.context) if known is None else known[0]
+    usual = usual_schedule(model, family)
+    schedule = overrides.schedule(prior.context, usual) if known is None else known[0]
     check_sampler(schedule.sampler)
     if prior.is_image:
         logger.warning("prior is an image, so the new clip follows a still clip of it, of %d frames.", clip.shape[2])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import folder_paths
 from ..vidrd_core.checkpoints import loading as checkpoints
 from ..vidrd_core.checkpoints.assembly import RELEASED_SCHEDULER
 from ..vidrd_core.checkpoints.recognition import recognise
-from ..vidrd_core.reuse.settings import ReuseSettings, with_current_names
+from .model_defaults import defaults_of, folder_defaults, model_file, reuse_of
 from .native.clip import build_clip
 from .native.flow import build_transformer, build_vae
 from .native.model import build_model
@@ -32,6 +30,7 @@ def load_folder(path: Path, weight_dtype: str) -> tuple[Any, Any, Any]:
     scale = vae_config.get("scaling_factor", 0.18215)
     model = build_model(unet, unet_config, scheduler_config(path), scale, weight_dtype)
     model.model.reuse = reuse_of(path)
+    model.model.defaults = defaults_of(path)
     clip = build_clip(text, text_config, path / "tokenizer", folder_paths.get_folder_paths("embeddings"))
     return model, clip, VidRDVAE(vae, vae_config, clip_frames(path))
 
@@ -41,6 +40,7 @@ def load_unet(path: Path, weight_dtype: str) -> tuple[Any, Any]:
     checkpoint = recognise(path)
     state, config = checkpoints.unet_state_dict(checkpoint)
     model = build_model(state, config, scheduler_config(path), scale_factor(path), weight_dtype)
+    model.model.defaults = defaults_of(path)
     if "text_encoder" not in checkpoint.names:
         return model, None
     text, text_config = checkpoints.text_encoder_state_dict(checkpoint)
@@ -63,24 +63,6 @@ def scheduler_config(path: Path) -> Mapping[str, Any]:
     return model_file(path, "scheduler/scheduler_config.json") or RELEASED_SCHEDULER
 
 
-def folder_defaults(path: Path) -> dict[str, Any]:
-    """What a model folder says suits its model."""
-    return model_file(path, "model_index.json").get("defaults") or {}
-
-
 def clip_frames(path: Path) -> int:
     """Frames of a clip by the defaults of a model folder, else of the release."""
     return folder_defaults(path).get("num_frames", WINDOW)
-
-
-def reuse_of(path: Path) -> ReuseSettings | None:
-    """How a model folder wants its clips chained; None where it does not say."""
-    known = with_current_names(folder_defaults(path))
-    chosen = {field.name: known[field.name] for field in fields(ReuseSettings) if field.name in known}
-    return ReuseSettings(**chosen) if chosen else None
-
-
-def model_file(path: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a model folder, given the folder or one of its parts; empty where there is none."""
-    found = [file for file in (path / name, path.parent / name) if path.is_dir() and file.is_file()]
-    return json.loads(found[0].read_text(encoding="utf-8")) if found else {}

@@ -21,6 +21,7 @@ from .clips import first_clip, next_clip
 from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
 from .latents import VideoLatent, tail_hash
 from .planning import lead_in
+from .progress import making
 from .schedules import NO_OVERRIDES, Models, Overrides, Schedule, usual_schedule
 from .words import AUTO
 
@@ -154,7 +155,8 @@ def make_clips(
             clip = store.find(number, signatures)
         if clip is None:
             made += 1
-            new = _make(models, positive, negative, before, run, number, begins, of_prior)
+            with making(number + 1, len(encoded)):
+                new = _make(models, positive, negative, before, run, number, begins, of_prior)
             clip = KeptClip(new, run.seeds[number], prompt, (signatures[0],))
             store.save(number, clip)
         else:
@@ -207,7 +209,7 @@ def _make(
 ) -> VideoLatent:
     seed = run.seeds[number]
     if begins:
-        schedule = run.overrides.schedule({}, usual_schedule(family_of(models.high)))
+        schedule = run.overrides.schedule({}, usual_schedule(models.high, family_of(models.high)))
         if run.sigmas is not None:
             schedule = Schedule.of_levels(run.sigmas, schedule.sampler)
         return first_clip(models, positive, negative, before, seed, schedule, run.cfg)

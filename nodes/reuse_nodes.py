@@ -7,14 +7,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vidrd_core.reuse.settings import ReuseSettings
-from .sampling_inputs import MODEL_TIP, reuse_inputs, tell_input
+from .sampling_inputs import MODEL_TIP, advanced, found_by, reuse_inputs, tell_input
 from .words import AUTO, CATEGORY, STRAIGHT
 
 
 class ReusePrepare(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="VidRDReusePrepare",
             display_name="Reuse: Prepare",
             category=CATEGORY,
@@ -32,15 +32,20 @@ class ReusePrepare(io.ComfyNode):
                         "sampler). An empty latent of the model's family begins a video: its first clip is recorded."
                     ),
                 ),
-                *reuse_inputs(),
-                io.Combo.Input(
-                    "prior_trajectory",
-                    options=[AUTO, STRAIGHT],
-                    default=AUTO,
-                    tooltip=(
-                        "auto follows the recorded denoising of the prior, and of latents that were not recorded the "
-                        "straight line from noise to them, as noise always does. No extra passes of the model."
-                    ),
+                *advanced(reuse_inputs(), but=("preset",)),
+                *advanced(
+                    [
+                        io.Combo.Input(
+                            "prior_trajectory",
+                            options=[AUTO, STRAIGHT],
+                            default=AUTO,
+                            tooltip=(
+                                "auto follows the recorded denoising of the prior, and of latents that were not "
+                                "recorded the straight line from noise to them, as noise always does. No extra passes "
+                                "of the model."
+                            ),
+                        ),
+                    ]
                 ),
                 io.Int.Input(
                     "clip_frames",
@@ -52,7 +57,7 @@ class ReusePrepare(io.ComfyNode):
                         "the model's family (Wan 81, LTX-Video 97, HunyuanVideo 73, AnimateDiff 16)."
                     ),
                 ),
-                tell_input(),
+                *advanced([tell_input()]),
                 io.Model.Input(
                     "model_low",
                     optional=True,
@@ -73,6 +78,7 @@ class ReusePrepare(io.ComfyNode):
                 ),
             ],
         )
+        return found_by(schema, "extend video", "continue video", "long video", "chain clips", "reuse and diffuse")
 
     @classmethod
     def execute(
@@ -81,18 +87,22 @@ class ReusePrepare(io.ComfyNode):
         tell_levels: str = AUTO, model_low: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         from .prepared import prepare
+        from .said import ran
 
         chosen = ReuseSettings(
             overlap_frames, noise_alpha, guidance_beta, order, trim_frames, stages, cleaner_overlap=guidance_lead
         )
         made = prepare(model, model_low, prior, preset, chosen, prior_trajectory, clip_frames, tell_levels)
-        return io.NodeOutput(*made.models, made.latent, made, made.report)
+        added = made.session.plan.video.num_latents - made.trim
+        before = 0 if made.settings is None else made.prior.samples.shape[2]
+        shown = ran(before + added, added, made.family, made.settings, preset, made.report)
+        return io.NodeOutput(*made.models, made.latent, made, made.report, ui=shown)
 
 
 class ReuseJoin(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="VidRDReuseJoin",
             display_name="Reuse: Join",
             category=CATEGORY,
@@ -118,10 +128,15 @@ class ReuseJoin(io.ComfyNode):
                 ),
             ],
         )
+        return found_by(schema, "extend video", "continue video", "long video", "chain clips", "reuse and diffuse")
 
     @classmethod
     def execute(cls, latent: Any, session: Any) -> io.NodeOutput:
+        from .latents import VideoLatent
         from .prepared import join
+        from .said import ran
 
         video, clip, report = join(latent, session)
-        return io.NodeOutput(video, clip, report)
+        latents = VideoLatent.read(video, "LATENT", session.family).samples.shape[2]
+        added = None if session.settings is None else latents - session.prior.samples.shape[2]
+        return io.NodeOutput(video, clip, report, ui=ran(latents, added, session.family, report=report))

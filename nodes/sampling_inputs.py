@@ -32,6 +32,20 @@ SCHEDULER_TIP = (
 )
 
 
+def advanced(inputs: list[Any], but: tuple[str, ...] = ()) -> list[Any]:
+    """The same inputs; their widgets, but for those named, are shown only when the user asks for the advanced ones."""
+    for one in inputs:
+        if isinstance(one, io.WidgetInput) and one.id not in but:
+            one.extra_dict["advanced"] = True  # the argument ``advanced`` is missing in ComfyUI 0.3.64
+    return inputs
+
+
+def found_by(schema: io.Schema, *words: str) -> io.Schema:
+    """A schema that the node search finds by these words too, where ComfyUI knows search aliases (0.3.64 does not)."""
+    schema.search_aliases = list(words)
+    return schema
+
+
 def seed_input() -> Any:
     return io.Int.Input(
         "seed",
@@ -157,8 +171,9 @@ def override_inputs() -> list[Any]:
             min=0,
             max=1000,
             tooltip=(
-                "Denoising steps. 0 takes the prior's (where it has none 50, for other families than VidRD 20). Of a "
-                "VidRD video another number than the prior's needs prior_trajectory invert or noise."
+                "Denoising steps. 0 takes the prior's (where it has none what a VidRD model's folder says or 50, for "
+                "other families 20). Of a VidRD video another number than the prior's needs prior_trajectory invert or "
+                "noise."
             ),
         ),
         io.Combo.Input(

@@ -15,8 +15,10 @@ from .sampling_inputs import (
     POSITIVE_TIP,
     SAMPLER_TIP,
     SCHEDULER_TIP,
+    advanced,
     cfg_input,
     expert_inputs,
+    found_by,
     override_inputs,
     prior_positive_input,
     reuse_inputs,
@@ -29,7 +31,7 @@ from .words import AUTO, CATEGORY
 class SampleFirstClip(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="VidRDSampleFirstClip",
             display_name="Sample First Clip",
             category=CATEGORY,
@@ -58,31 +60,35 @@ class SampleFirstClip(io.ComfyNode):
                 io.Combo.Input(
                     "scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="ddim_uniform", tooltip=SCHEDULER_TIP
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip=(
-                        "Share of the noise, 0.01 to 1. 1 starts from pure noise and takes only the size of LATENT; "
-                        "less keeps more of the video in it. Clips that follow start from pure noise and take as many "
-                        "steps."
-                    ),
+                *advanced(
+                    [
+                        io.Float.Input(
+                            "denoise",
+                            default=1.0,
+                            min=0.01,
+                            max=1.0,
+                            step=0.01,
+                            tooltip=(
+                                "Share of the noise, 0.01 to 1. 1 starts from pure noise and takes only the size of "
+                                "LATENT; less keeps more of the video in it. Clips that follow start from pure noise "
+                                "and take as many steps."
+                            ),
+                        ),
+                        io.Float.Input(
+                            "progressive_alpha",
+                            default=0.0,
+                            min=0.0,
+                            max=1000.0,
+                            step=0.1,
+                            round=0.001,
+                            tooltip=(
+                                "Progressive noise inside the clip: each frame's noise takes a / sqrt(1 + a^2) from "
+                                "the frame before. 0 (released) is off; more makes calmer motion."
+                            ),
+                        ),
+                    ]
                 ),
-                io.Float.Input(
-                    "progressive_alpha",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.1,
-                    round=0.001,
-                    tooltip=(
-                        "Progressive noise inside the clip: each frame's noise takes a / sqrt(1 + a^2) from "
-                        "the frame before. 0 (released) is off; more makes calmer motion."
-                    ),
-                ),
-                *expert_inputs(),
+                *advanced(expert_inputs()),
             ],
             outputs=[
                 io.Latent.Output(
@@ -90,6 +96,7 @@ class SampleFirstClip(io.ComfyNode):
                 )
             ],
         )
+        return found_by(schema, "text to video", "t2v", "generate video", "long video")
 
     @classmethod
     def execute(
@@ -100,21 +107,24 @@ class SampleFirstClip(io.ComfyNode):
         from .any_model.families import family_of
         from .clips import first_clip
         from .planning import read_latent
+        from .said import ran, warn
         from .schedules import Models, Schedule
 
         schedule = Schedule(steps, sampler_name, scheduler)
         if sigmas is not None:
             schedule = Schedule.of_levels(sigmas, sampler_name)
-        start = read_latent(latent, "LATENT", model, family_of(model))
+        family = family_of(model)
+        start = read_latent(latent, "LATENT", model, family)
+        warnings = warn(model, start.samples, schedule.steps, cfg)
         models = Models(model, model_low, switch_at_step)
         made = first_clip(models, positive, negative, start, seed, schedule, cfg, denoise, progressive_alpha)
-        return io.NodeOutput(made.to_wire())
+        return io.NodeOutput(made.to_wire(), ui=ran(made.samples.shape[2], None, family, warnings=warnings))
 
 
 class ReuseAndDiffuse(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="VidRDReuseAndDiffuse",
             display_name="Reuse and Diffuse",
             category=CATEGORY,
@@ -136,11 +146,11 @@ class ReuseAndDiffuse(io.ComfyNode):
                 ),
                 seed_input(),
                 cfg_input(),
-                *reuse_inputs(),
-                *override_inputs(),
+                *advanced(reuse_inputs(), but=("preset",)),
+                *advanced(override_inputs()),
                 prior_positive_input(),
-                *expert_inputs(),
-                tell_input(),
+                *advanced(expert_inputs()),
+                *advanced([tell_input()]),
             ],
             outputs=[
                 io.Latent.Output(
@@ -160,6 +170,16 @@ class ReuseAndDiffuse(io.ComfyNode):
                 ),
             ],
         )
+        return found_by(
+            schema,
+            "extend video",
+            "continue video",
+            "long video",
+            "chain clips",
+            "next clip",
+            "video extension",
+            "image to video",
+        )
 
     @classmethod
     def execute(
@@ -172,6 +192,7 @@ class ReuseAndDiffuse(io.ComfyNode):
         from .any_model.families import family_of
         from .clips import next_clip
         from .planning import read_latent, reuse_settings
+        from .said import ran, warn
         from .schedules import Models, Overrides
 
         family = family_of(model)
@@ -184,13 +205,16 @@ class ReuseAndDiffuse(io.ComfyNode):
         models = Models(model, model_low, switch_at_step)
         asked = (prior_positive, sigmas, tell_levels, preset)
         longer, clip, report = next_clip(models, positive, negative, video, seed, cfg, settings, overrides, *asked)
-        return io.NodeOutput(longer.to_wire(), clip.to_wire(), report)
+        latents = longer.samples.shape[2]
+        added = latents - video.samples.shape[2]
+        shown = ran(latents, added, family, settings, preset, report, warn(model, None, 0, cfg))
+        return io.NodeOutput(longer.to_wire(), clip.to_wire(), report, ui=shown)
 
 
 class ManyClips(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="VidRDManyClips",
             display_name="Reuse and Diffuse (Many Clips)",
             category=CATEGORY,
@@ -230,17 +254,21 @@ class ManyClips(io.ComfyNode):
                     ),
                 ),
                 seed_input(),
-                io.String.Input(
-                    "clip_seeds",
-                    default="",
-                    tooltip=(
-                        "Seeds of the clips in order, with commas between; - or nothing derives a clip's seed"
-                        " from seed. Changing one re-makes that clip and those after it."
-                    ),
+                *advanced(
+                    [
+                        io.String.Input(
+                            "clip_seeds",
+                            default="",
+                            tooltip=(
+                                "Seeds of the clips in order, with commas between; - or nothing derives a clip's seed"
+                                " from seed. Changing one re-makes that clip and those after it."
+                            ),
+                        ),
+                    ]
                 ),
                 cfg_input(),
-                *reuse_inputs(),
-                *override_inputs(),
+                *advanced(reuse_inputs(), but=("preset",)),
+                *advanced(override_inputs()),
                 io.String.Input(
                     "run_name",
                     default="",
@@ -250,15 +278,19 @@ class ManyClips(io.ComfyNode):
                         " Empty keeps nothing."
                     ),
                 ),
-                io.Int.Input(
-                    "regenerate_from",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip=(
-                        "0 re-makes only what changed. k keeps clips 1 to k - 1 of the run as they are, "
-                        "whatever prompts, seeds, cfg or reuse are now, and makes k and those after it anew."
-                    ),
+                *advanced(
+                    [
+                        io.Int.Input(
+                            "regenerate_from",
+                            default=0,
+                            min=0,
+                            max=1000,
+                            tooltip=(
+                                "0 re-makes only what changed. k keeps clips 1 to k - 1 of the run as they are, "
+                                "whatever prompts, seeds, cfg or reuse are now, and makes k and those after it anew."
+                            ),
+                        ),
+                    ]
                 ),
                 io.Conditioning.Input(
                     "positive",
@@ -266,8 +298,8 @@ class ManyClips(io.ComfyNode):
                     tooltip=("Used for every clip in place of prompts, when prompts is empty."),
                 ),
                 prior_positive_input(),
-                *expert_inputs(),
-                tell_input(),
+                *advanced(expert_inputs()),
+                *advanced([tell_input()]),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -279,6 +311,16 @@ class ManyClips(io.ComfyNode):
                     tooltip=("Which clips were reused and which made, with their seeds and prompts."),
                 ),
             ],
+        )
+        return found_by(
+            schema,
+            "extend video",
+            "continue video",
+            "long video",
+            "chain clips",
+            "text to video",
+            "prompt per clip",
+            "prompt schedule",
         )
 
     @classmethod
@@ -293,6 +335,7 @@ class ManyClips(io.ComfyNode):
         from . import many
         from .any_model.families import family_of
         from .planning import read_latent, reuse_settings
+        from .said import ran, warn
         from .schedules import Models, Overrides
 
         family = family_of(model)
@@ -310,5 +353,9 @@ class ManyClips(io.ComfyNode):
         node = str(getattr(cls.hidden, "unique_id", None) or "")
         kept = (run_name.strip(), node)
         models = Models(model, model_low, switch_at_step)
+        warnings = warn(model, video.samples if video.begins else None, steps, cfg)
         longer, last, report = many.make_clips(models, encoded, negative, video, run, *kept, prior_positive)
-        return io.NodeOutput(longer.to_wire(), last.to_wire(), report)
+        latents = longer.samples.shape[2]
+        added = None if video.begins else latents - video.samples.shape[2]
+        shown = ran(latents, added, family, settings, preset, report.splitlines()[-1], warnings)
+        return io.NodeOutput(longer.to_wire(), last.to_wire(), report, ui=shown)

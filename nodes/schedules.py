@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -120,9 +120,12 @@ RELEASED_SCHEDULE = Schedule(50, "ddim", "ddim_uniform")
 USUAL_SCHEDULE = Schedule(20, "euler", "simple")  # of other families, where nothing says more
 
 
-def usual_schedule(family: Family) -> Schedule:
-    """How clips are sampled where nothing says more."""
-    return RELEASED_SCHEDULE if family.is_vidrd else USUAL_SCHEDULE
+def usual_schedule(model: Any, family: Family) -> Schedule:
+    """How clips are sampled where nothing says more; a VidRD model in as many steps as suit it."""
+    if not family.is_vidrd:
+        return USUAL_SCHEDULE
+    known = model.model.defaults
+    return RELEASED_SCHEDULE if known is None else replace(RELEASED_SCHEDULE, steps=known.steps)
 
 
 def made_by(model: Any, family: Family) -> dict[str, Any]:

@@ -147,6 +147,8 @@ class Reader:
             return [slot for element in expression.elts for slot in self.slots(element)]
         assert isinstance(expression, ast.Call), ast.unparse(expression)
         name = ast.unparse(expression.func)
+        if name == "advanced":
+            return self.slots(expression.args[0])
         if name in self.functions:
             return self.slots(self.functions[name])
         found = re.fullmatch(r"io\.(?:Custom\('(?P<custom>\w+)'\)|(?P<type>\w+))\.(Input|Output)", name)

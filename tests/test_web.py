@@ -7,11 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from node_schemas import PAGES, ROOT, Node, read_nodes
+
+from vidrd_core.reuse.presets import PRESETS
+from vidrd_core.reuse.settings import ReuseSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,6 +121,28 @@ def test_the_scripts_name_only_nodes_and_inputs_that_exist() -> None:
     (settings,) = re.findall(r"^const SETTINGS = \[([^\]]*)\];$", script, re.MULTILINE)
     known = {slot.id for slot in NODES["VidRDReuseAndDiffuse"].inputs}
     assert set(re.findall(r"\w+", settings)) <= known and {"model", "positive", "negative", "prior", "seed"} <= known
+
+
+def test_what_a_preset_shows_and_a_new_node_takes_are_inputs_of_the_nodes() -> None:
+    script = (ROOT / "web" / "js" / "widgets.js").read_text(encoding="utf-8")
+    (settings,) = re.findall(r"^const SETTINGS = \{([^}]*)\};$", script, re.MULTILINE)
+    shown = dict(re.findall(r'(\w+): "(\w+)"', settings))
+    assert set(shown) == {field.name for field in fields(ReuseSettings)}
+    assert set(shown.values()) <= {slot.id for slot in NODES["VidRDReuseAndDiffuse"].inputs}
+    for node, taken in re.findall(r"^  (VidRD\w+): \[\w+, \{(.*)\}\],$", script, re.MULTILINE):
+        assert {name for _, name in re.findall(r'(\w+): "(\w+)"', taken)} <= {s.id for s in NODES[node].inputs}
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node, which runs the script")
+@pytest.mark.parametrize("clip", [1, 4, 8, 16])
+@pytest.mark.parametrize("preset", ["paper", "smooth"])
+def test_the_browser_fits_a_preset_to_a_clip_as_the_server_does(preset: str, clip: int) -> None:
+    script = (ROOT / "web" / "js" / "clip_lengths.js").read_text(encoding="utf-8")
+    (function,) = re.findall(r"^export (function fitted\(.*?^})$", script, re.MULTILINE | re.DOTALL)
+    settings = PRESETS[preset].reuse
+    code = f"{function}\nconsole.log(JSON.stringify(fitted({json.dumps(asdict(settings))}, {clip})))"
+    ran = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == asdict(settings.fitted(clip))
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node, which runs the script")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vidrd_core.models.autoencoder import VidRDAutoencoderKL
 from vidrd_core.models.unet import VidRDUNet
 from vidrd_core.pipeline import VidRDPipeline
+from vidrd_core.reuse.presets import find_preset
 from vidrd_core.train.schedule import start_scheduler
 
 
@@ -35,7 +36,13 @@ def main(arguments: Arguments) -> None:
         text_encoder=CLIPTextModel.from_pretrained(video / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(video / "tokenizer"),
         scheduler=start_scheduler(None, video),
-        defaults={"fps": 8, "num_frames": 8, "num_inference_steps": 25, "guidance_scale": 4.0},
+        defaults={
+            "fps": 8,
+            "num_frames": 8,
+            "num_inference_steps": 25,
+            "guidance_scale": 4.0,
+            **asdict(find_preset("smooth").reuse),
+        },
     )
     fresh = arguments.output.with_name(arguments.output.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)

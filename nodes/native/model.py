@@ -150,6 +150,7 @@ class VidRDModel(comfy.model_base.BaseModel):
 
     fingerprint = ""
     reuse: Any = None  # ReuseSettings, where its folder says how it wants clips chained
+    defaults: Any = None  # ModelDefaults, what suits it
 
     def __init__(self, config: VidRDConfig, model_type: comfy.model_base.ModelType, device: Any = None):
         super().__init__(config, model_type, device=device, unet_model=NativeUNet)

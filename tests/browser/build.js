@@ -63,12 +63,13 @@
     }
   }
 
-  window.vidrdBuild = (uuid, rows, sizes, properties) => {
+  window.vidrdBuild = async (uuid, rows, sizes, properties) => {
     app.graph.clear();
     app.graph.id = uuid;
     const specs = rows.flat().flatMap((group) => group.columns.flat());
     const nodes = Object.fromEntries(specs.map((spec) => [spec.key, makeNode(spec, sizes, properties)]));
     for (const spec of specs) connect(nodes, spec);
+    await new Promise((done) => setTimeout(done, 500)); // the nodes' own lines come a moment later, and make them higher
     placeRows(rows, nodes);
     vidrdCheck.fit();
     return JSON.stringify(app.graph.serialize());

@@ -45,6 +45,15 @@ def apart(a: list[float], b: list[float]) -> bool:
 
 def own_complaints(page: Any) -> list[str]:
     """Console lines that this pack's script may have caused."""
-    words = ("add_reuse_and_diffuse", "around_samplers", "play_previews", "VidRD", ".links is deprecated")
+    words = (
+        "add_reuse_and_diffuse",
+        "around_samplers",
+        "play_previews",
+        "widgets.js",
+        "clip_lengths",
+        "model_settings",
+        "VidRD",
+        ".links is deprecated",
+    )
     words += (".link is deprecated", "getExtraMenuOptions")
     return [line for line in page.lines if any(word in line for word in words)]

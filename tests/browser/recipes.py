@@ -31,7 +31,7 @@ SIZES = {
     "VidRDEmptyLatent": (300, 0),
     "VidRDSampleFirstClip": (300, 0),
     "VidRDReuseAndDiffuse": (300, 0),
-    "VidRDManyClips": (440, 800),
+    "VidRDManyClips": (440, 520),
     "LoadVideo": (300, 440),
     "PreviewAny": (360, 260),
     "ImageScale": (300, 0),

@@ -8,6 +8,7 @@ import {
   GAP, avoidOthers, consumers, create, downstream, isContinued, makeRoom, moveWires, seedAfter, shareWire, slotOf,
   widgetOf, wireInto,
 } from "./graph.js";
+import { keepValues } from "./model_settings.js";
 
 const LABEL = "Add Reuse and Diffuse";
 const CONTINUATION = "VidRDReuseAndDiffuse";
@@ -75,6 +76,7 @@ function addContinuation(source) {
   const branch = isContinued(source);
   const node = create(CONTINUATION, graph, source.pos[0] + source.size[0] + GAP, source.pos[1]);
   copySettings(source, node);
+  keepValues(node);
   copySeed(source, node);
   const encoder = source.comfyClass === MANY_CLIPS ? encodeLastPrompt(source, node) : undefined;
   for (const name of WIRES) if (name !== "positive" || !encoder) shareWire(wireInto(source, name), node, name);

@@ -1,0 +1,56 @@
+"""What the browser asks the server for: GET /vidrd/settings, the presets' values and what suits each VidRD model."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .model_defaults import ModelDefaults, defaults_of, presets
+
+logger = logging.getLogger(__name__)
+
+ROUTE = "/vidrd/settings"
+
+
+def settings() -> dict[str, Any]:
+    """The presets' values, and by the id of a loader node and the name it is set to, what suits that model.
+
+    A folder with a ``transformer`` is of Wan's kind, whose settings ComfyUI's own nodes give.
+    """
+    folders = {name: files.model_folder(name) for name in files.model_folders()}
+    unets = {name: files.weights_path("diffusion_models", name) for name in files.weights("diffusion_models")}
+    of_loaders = {
+        "VidRDLoadModel": known({name: path for name, path in folders.items() if not (path / "transformer").is_dir()}),
+        "VidRDLoadUNet": known(unets),
+    }
+    return {"presets": presets(), "models": of_loaders, "released": ModelDefaults().to_json()}
+
+
+def known(paths: dict[str, Path]) -> dict[str, Any]:
+    """What suits each model; one whose files say something else than expected is left out."""
+    found = {}
+    for name, path in paths.items():
+        try:
+            found[name] = defaults_of(path).to_json()
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning("What suits the model %s cannot be read: %s", name, error)
+    return found
+
+
+def add_route() -> None:
+    """Answer ``ROUTE`` where this runs in ComfyUI's server; it is loaded without one in tests and by other tools."""
+    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    instance = getattr(server, "instance", None)
+    if instance is None:
+        return
+    from aiohttp import web
+
+    routes: Callable[..., Any] = instance.routes.get
+
+    @routes(ROUTE)
+    async def answer(_: Any) -> Any:
+        return web.json_response(settings())
