@@ -11,6 +11,8 @@ from .report_nodes import SeamReport
 from .reuse_nodes import ReuseJoin, ReusePrepare
 from .sampling_nodes import ManyClips, ReuseAndDiffuse, SampleFirstClip
 from .state_nodes import LoadState, SaveState
+from .timeline_nodes import Timeline
+from .timeline_routes import register_routes
 
 NODES: list[type[io.ComfyNode]] = [
     LoadModel,
@@ -20,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     SampleFirstClip,
     ReuseAndDiffuse,
     ManyClips,
+    Timeline,
     ReusePrepare,
     ReuseJoin,
     SaveState,
@@ -37,4 +40,5 @@ class VidRDExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> VidRDExtension:
     register_folders()
+    register_routes()
     return VidRDExtension()
