@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.samplers
 from comfy_api.latest import io
 
 from ..vidrd_core.jobs.timeline import Timeline as TimelineData
-from .sampling_inputs import MODEL_TIP, cfg_input, expert_inputs, override_inputs, tell_input
-from .words import AUTO, CATEGORY, REUSE_PRESETS
+from .samplers import sampler_names
+from .sampling_inputs import MODEL_TIP, cfg_input, expert_inputs, tell_input
+from .words import AUTO, CATEGORY, FROM_PRIOR, REUSE_PRESETS
 
 NEW_TIMELINE = '{"version": 1, "clips": [\n{"id": "a1", "prompt": "", "seed": 1}\n]}'
 
@@ -69,7 +71,28 @@ class Timeline(io.ComfyNode):
                     tooltip="Pixels of a new video. The released model was trained on 256, the bundled one on 64.",
                 ),
                 cfg_input(),
-                *override_inputs()[:3],
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip=(
+                        "Denoising steps of the first clip, which the others take over. 0 takes the prior's, else 50, "
+                        "for other families than VidRD 20."
+                    ),
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=[FROM_PRIOR, *sampler_names()],
+                    default=FROM_PRIOR,
+                    tooltip="from prior takes the one that made the prior (else ddim, of other families euler).",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=[FROM_PRIOR, *comfy.samplers.SCHEDULER_NAMES],
+                    default=FROM_PRIOR,
+                    tooltip="from prior takes the one that made the prior (else ddim_uniform, of other families simple).",
+                ),
                 io.Combo.Input(
                     "preset",
                     options=[AUTO, *REUSE_PRESETS],
