@@ -91,7 +91,7 @@ class Timeline(io.ComfyNode):
                     "scheduler",
                     options=[FROM_PRIOR, *comfy.samplers.SCHEDULER_NAMES],
                     default=FROM_PRIOR,
-                    tooltip="from prior takes the one that made the prior (else ddim_uniform, of other families simple).",
+                    tooltip="from prior takes the one that made the prior (else ddim_uniform; other families simple).",
                 ),
                 io.Combo.Input(
                     "preset",

@@ -5,7 +5,9 @@ Most takes are written by the tests as the node writes them, so that nothing nee
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +23,8 @@ from vidrd_core.jobs.takes import TakeFolder
 from vidrd_core.jobs.timeline import Settings, Surroundings, Timeline, plan
 from vidrd_core.video import write_video
 
+logger = logging.getLogger(__name__)
+
 pytest_plugins = ["comfy_browser"]
 pytestmark = pytest.mark.browser
 
@@ -31,7 +35,10 @@ PROMPTS = ("a red circle moves right over a dark blue background", "it stops and
 COLOURS = ((200, 60, 50), (60, 160, 80), (70, 90, 200), (210, 160, 50))
 STRIP = "[...document.querySelectorAll('.vidrd-card')].map"
 STATES = f"() => {STRIP}((card) => card.querySelector('.vidrd-state').dataset.state)"
-MOD = "Control"
+SCREENS = "[...document.querySelectorAll('.vidrd-screens video')]"
+RELOAD = "async () => { const saved = app.graph.serialize(); app.graph.clear(); await app.loadGraphData(saved); }"
+SPOIL = """() => { const text = app.graph.nodes[0].widgets.find((widget) => widget.name === "timeline");
+    text.value = "{oh"; }"""
 
 
 def clips(count: int) -> list[dict[str, Any]]:
@@ -70,8 +77,6 @@ def finish(base: Path, name: str, text: str) -> TakeFolder:
             folder.finish(one.take, {**values, "follows": before, "new_frames": len(pixels)})
         before = one.take
         used.append(one.take)
-    import hashlib
-
     video = hashlib.sha256(json.dumps([*used, 8.0]).encode()).hexdigest()[:16]
     folder.videos_path.mkdir(parents=True, exist_ok=True)
     write_video(folder.video_file(video), np.concatenate(pieces), 8)
@@ -87,9 +92,7 @@ class Strip:
     def __init__(self, graph: Graph, run_name: str, text: str):
         self.graph, self.page = graph, graph.page
         values = {**SETTINGS, "run_name": run_name, "timeline": text}
-        self.id = graph.run(
-            "(values) => String(vidrdCheck.make('VidRDTimeline', 60, 60, values).id)", values
-        )
+        self.id = graph.run("(values) => String(vidrdCheck.make('VidRDTimeline', 60, 60, values).id)", values)
         self.page.wait_for_selector(".vidrd-card")
         graph.call("fit")
 
@@ -107,7 +110,8 @@ class Strip:
         return self.page.evaluate(STATES)
 
     def wait(self, *states: str) -> None:
-        self.page.wait_for_function(f"(wanted) => JSON.stringify(({STATES})()) === wanted", arg=json.dumps(states).replace(", ", ","))
+        wanted = json.dumps(states, separators=(",", ":"))
+        self.page.wait_for_function(f"(wanted) => JSON.stringify(({STATES})()) === wanted", arg=wanted)
 
     def chosen(self) -> str:
         return self.page.evaluate("() => document.querySelector('.vidrd-card[aria-selected=true]').dataset.clip")
@@ -216,8 +220,8 @@ def test_takes_are_chosen_compared_branched_from_and_deleted(strip: Strip, base:
     assert takes.count() == 2
     takes.nth(0).get_by_role("button", name="Compare").click()
     takes.nth(1).get_by_role("button", name="Compare").click()
-    page.wait_for_function("() => document.querySelectorAll('.vidrd-screens video').length === 2")
-    page.wait_for_function("() => [...document.querySelectorAll('.vidrd-screens video')].every((v) => v.currentTime > 0)")
+    page.wait_for_function(f"() => {SCREENS}.length === 2")
+    page.wait_for_function(f"() => {SCREENS}.every((video) => video.currentTime > 0)")
     picture(page, f"timeline_compare_{version(strip.graph)}")
     page.get_by_role("button", name="Back to the video").click()
     takes.nth(0).get_by_role("button", name="Use", exact=True).click()
@@ -269,11 +273,11 @@ def test_undo_takes_back_one_edit_after_the_other_and_redo_brings_it_again(strip
     twice = strip.text()
     assert len({before, once, twice}) == 3
     for wanted in (once, before):
-        strip.press(f"{MOD}+z")
+        strip.press("Control+z")
         strip.page.wait_for_timeout(1500)
         assert strip.text() == wanted
         assert len(strip.shown()) == 3
-    strip.press(f"{MOD}+y")
+    strip.press("Control+y")
     strip.page.wait_for_timeout(1500)
     assert strip.text() == once
 
@@ -306,7 +310,7 @@ def test_a_reloaded_workflow_shows_the_same(strip: Strip) -> None:
     strip.press("n")
     strip.wait("finished", "changed", "changed")
     text = strip.text()
-    strip.graph.run("async () => { const saved = app.graph.serialize(); app.graph.clear(); await app.loadGraphData(saved); }")
+    strip.graph.run(RELOAD)
     strip.page.wait_for_selector(".vidrd-card")
     strip.wait("finished", "changed", "changed")
     assert strip.text() == text
@@ -354,7 +358,7 @@ def test_a_stopped_server_loses_no_edit(strip: Strip) -> None:
 
 
 def test_a_text_that_is_no_timeline_is_named_and_left_alone(strip: Strip) -> None:
-    strip.graph.run("""() => { app.graph.nodes[0].widgets.find((widget) => widget.name === "timeline").value = "{oh"; }""")
+    strip.graph.run(SPOIL)
     strip.page.get_by_text("cannot be read").wait_for()
     strip.press("n")
     assert strip.text() == "{oh"
@@ -370,7 +374,8 @@ def test_sixty_clips_stay_fluid_and_the_file_small(graph: Graph, base: Path) -> 
         const cards = [...document.querySelectorAll(".vidrd-card")], took = {};
         const timed = async (name, work) => { const begun = performance.now(); work(); await paint();
             took[name] = Math.round(performance.now() - begun); };
-        const button = (name) => [...document.querySelectorAll(".vidrd-details button")].find((b) => b.textContent === name);
+        const buttons = [...document.querySelectorAll(".vidrd-details button")];
+        const button = (name) => buttons.find((one) => one.textContent === name);
         await paint();
         await timed("choose", () => cards[30].click());
         await timed("new seed", () => button("New seed").click());
@@ -378,7 +383,7 @@ def test_sixty_clips_stay_fluid_and_the_file_small(graph: Graph, base: Path) -> 
         await timed("delete", () => button("Delete").click());
         return took; }""")
     size = len(graph.run("() => JSON.stringify(app.graph.serialize())"))
-    print(f"60 clips: milliseconds to the next frame {took}, workflow {size} characters")
+    logger.info("60 clips: milliseconds to the next frame %s, workflow %d characters", took, size)
     assert len(strip.shown()) == 60 and size < 20_000
     picture(graph.page, f"timeline_sixty_{version(graph)}")
 
