@@ -12,6 +12,8 @@ from .reuse_nodes import ReuseJoin, ReusePrepare
 from .routes import add_route
 from .sampling_nodes import ManyClips, ReuseAndDiffuse, SampleFirstClip
 from .state_nodes import LoadState, SaveState
+from .timeline_nodes import Timeline
+from .timeline_routes import register_routes
 
 NODES: list[type[io.ComfyNode]] = [
     LoadModel,
@@ -21,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     SampleFirstClip,
     ReuseAndDiffuse,
     ManyClips,
+    Timeline,
     ReusePrepare,
     ReuseJoin,
     SaveState,
@@ -39,4 +42,5 @@ class VidRDExtension(ComfyExtension):
 async def comfy_entrypoint() -> VidRDExtension:
     register_folders()
     add_route()
+    register_routes()
     return VidRDExtension()

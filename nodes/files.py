@@ -16,6 +16,7 @@ COMPONENT_FILE = re.compile(r"^(diffusion_pytorch_model|model|pytorch_model)([.-
 STATES = "vidrd"  # output/vidrd/: states and runs
 GIVEN = " [input]"  # ends the name of a state that lies in the input folder, as ComfyUI marks files
 RUN_CLIP = re.compile(r"(^|/)clips/[0-9a-f]{12}/clip_\d{4}(_[0-9a-f]{12})?\.safetensors$")  # see clip_store.ClipStore
+TAKE = re.compile(r"(^|/)takes/[0-9a-f]{16}\.safetensors$")  # of a timeline, see vidrd_core.jobs.takes
 JOB_CLIP = re.compile(r"(^|/)clip_\d{5,}\.safetensors$")  # of a job of the vidrd command, beside its state
 FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, with any ending
@@ -139,7 +140,7 @@ def saved_states() -> list[str]:
     """State files under output/vidrd, and in the input folder with a mark behind their names."""
     root = Path(folder_paths.get_output_directory()) / STATES
     files = [p.relative_to(root).as_posix() for p in root.rglob("*.safetensors") if p.is_file()]
-    found = sorted(name for name in files if not RUN_CLIP.search(name) and not JOB_CLIP.search(name))
+    found = sorted(name for name in files if not any(kind.search(name) for kind in (RUN_CLIP, TAKE, JOB_CLIP)))
     return found + sorted(p.name + GIVEN for p in Path(folder_paths.get_input_directory()).glob("*.safetensors"))
 
 

@@ -1,0 +1,130 @@
+// Gives the Timeline node its strip of clip cards. The node's text input holds everything; the strip shows and edits it.
+
+import { app } from "../../../../scripts/app.js";
+import { api } from "../../../../scripts/api.js";
+import { TimelineView } from "./view.js";
+
+const NODE = "VidRDTimeline";
+const EVENT = "vidrd.timeline";
+const HEIGHT = 520; // pixels, the least of the strip and what is below it
+const WIDTH = 900;
+const INTERVAL = 400; // milliseconds between two looks whether the text was changed elsewhere
+const SETTINGS = ["negative_prompt", "width", "height", "cfg", "steps", "sampler_name", "scheduler", "preset"];
+
+const views = new Map(); // node -> its view
+
+function widgetOf(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+function isWired(node, name) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  return slot >= 0 && node.inputs[slot].link !== null && node.inputs[slot].link !== undefined;
+}
+
+function valueOf(node, name) {
+  return isWired(node, name) ? undefined : widgetOf(node, name)?.value;
+}
+
+// The text stays what is saved, copied, undone and sent; only its box is not shown.
+function hideText(widget) {
+  widget.hidden = true;
+  widget.options ??= {};
+  widget.options.hidden = true;
+  widget.computeSize = () => [0, -4];
+  widget.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 });
+  if (widget.element) widget.element.style.display = "none";
+}
+
+function hostOf(node) {
+  const widget = widgetOf(node, "timeline");
+  return {
+    read: () => (isWired(node, "timeline") ? null : String(widget.value ?? "")),
+    write: (text) => {
+      widget.value = text;
+      widget.callback?.(text);
+    },
+    step: (work) => {
+      app.canvas.emitBeforeChange?.();
+      try {
+        work();
+        node.graph?.change?.();
+      } finally {
+        app.canvas.emitAfterChange?.();
+      }
+    },
+    run: () => String(valueOf(node, "run_name") ?? ""),
+    fps: () => Number(valueOf(node, "fps") ?? 8),
+    settings: () => Object.fromEntries(SETTINGS.map((name) => [name, valueOf(node, name)])),
+  };
+}
+
+function addStrip(node) {
+  const text = widgetOf(node, "timeline");
+  if (!text || views.has(node)) return;
+  hideText(text);
+  const view = new TimelineView(hostOf(node));
+  views.set(node, view);
+  const widget = node.addDOMWidget("strip", "vidrd_timeline", view.element, {
+    serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getValue: () => "", setValue: () => {},
+  });
+  widget.serialize = false;
+  widget.computeLayoutSize = () => ({ minHeight: HEIGHT, minWidth: WIDTH - 40 });
+  const least = node.computeSize();
+  node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], least[1])]);
+  let others = "";
+  const look = setInterval(() => {
+    if (!view.reread()) {
+      const now = JSON.stringify([hostOf(node).run(), hostOf(node).settings(), hostOf(node).fps()]);
+      if (now !== others) view.refreshSoon();
+      others = now;
+    }
+  }, INTERVAL);
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    clearInterval(look);
+    view.gone = true;
+    views.delete(node);
+    return removed?.apply(this, arguments);
+  };
+}
+
+// Where an undo puts new nodes into the graph, the card that had the focus gets it again.
+let focused;
+
+app.registerExtension({
+  name: "VidRD.Timeline",
+
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    addStrip(node);
+    const configured = node.onConfigure;
+    node.onConfigure = function () {
+      const result = configured?.apply(this, arguments);
+      const view = views.get(this);
+      view?.reread();
+      if (view && focused && String(focused.node) === String(this.id) && Date.now() - focused.time < 3000) {
+        if (view.cards.has(focused.clip)) view.choose(focused.clip);
+        setTimeout(() => view.focusCard(), 50);
+      }
+      return result;
+    };
+  },
+
+  setup() {
+    const find = (id) => [...views].filter(([node]) => String(node.id) === String(id).split(":").at(-1));
+    api.addEventListener(EVENT, ({ detail }) => {
+      for (const [, view] of find(detail.node)) view.told(detail);
+    });
+    for (const kind of ["execution_success", "execution_error", "execution_interrupted", "reconnected"]) {
+      api.addEventListener(kind, () => {
+        for (const view of views.values()) view.ended();
+      });
+    }
+    document.addEventListener("keydown", (event) => {
+      if (!(event.ctrlKey || event.metaKey)) return;
+      const found = [...views].find(([, view]) => view.element.contains(document.activeElement));
+      if (found) focused = { node: found[0].id, clip: found[1].chosen, time: Date.now() };
+    }, true);
+  },
+});
