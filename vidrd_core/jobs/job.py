@@ -21,6 +21,7 @@ import torch
 
 from ..models.fingerprints import same_model
 from ..pipeline import VidRDPipeline
+from ..reuse.goal import Goals
 from ..sampling.schedulers import scheduler_context
 from ..sampling.seeds import clip_seed
 from ..sampling.settings import SamplingSettings
@@ -56,6 +57,7 @@ class Plan:
         seed: from which the clips' seeds are derived.
         clip_seeds: clip index -> a seed that replaces the derived one.
         start: the state of another video that this one continues; clip indices count on from there.
+        goals: what its first and last frames are to be.
     """
 
     prompts: Sequence[str]
@@ -63,6 +65,7 @@ class Plan:
     seed: int = 0
     clip_seeds: Mapping[int, int] = field(default_factory=dict)
     start: VideoState | None = None
+    goals: Goals = field(default_factory=Goals)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -78,14 +81,24 @@ class Plan:
         """Frames of the whole video."""
         sampling = self.sampling
         trimmed = 0 if self.start is None else sampling.reuse.trim_frames
-        return sampling.reuse.num_joined_frames(len(self.prompts), sampling.num_frames) - trimmed
+        skipped = sum(self.goals.skipped(self.start is None, True))
+        return sampling.reuse.num_joined_frames(len(self.prompts), sampling.num_frames) - trimmed - skipped
+
+    def first_clips(self, number: int) -> Plan:
+        """The plan of the first clips alone; the end, which is the last clip's goal, is not one of fewer."""
+        goals = self.goals if number == len(self.prompts) else self.goals.without_end()
+        return replace(self, prompts=self.prompts[:number], goals=goals)
 
     def beginning(self, num_frames: int) -> Plan:
         """The plan without the clips that the first ``num_frames`` frames of the video show nothing of."""
         number = 1
-        while number < len(self.prompts) and replace(self, prompts=self.prompts[:number]).num_frames < num_frames:
+        while number < len(self.prompts) and self.first_clips(number).num_frames < num_frames:
             number += 1
-        return replace(self, prompts=self.prompts[:number])
+        return self.first_clips(number)
+
+    def goal_of(self, index: int) -> str:
+        """A text that tells the goals of a clip apart; "" where it has none."""
+        return self.goals.describe(index == 0, index == self.first + len(self.prompts) - 1)
 
     def num_finished(self, folder: JobFolder) -> int:
         """How many of the plan's clips are in its folder, counted from the first."""
@@ -150,7 +163,7 @@ def check_job(pipe: VidRDPipeline, plan: Plan, folder: str | Path, output: str |
     from ..video import estimate_bytes, probe_output
 
     sampling = plan.sampling
-    pipe.check_sampling(sampling, len(plan.prompts), plan.start)
+    pipe.check_sampling(sampling, len(plan.prompts), plan.start, plan.goals)
     probe_output(output, estimate_bytes(output, plan.num_frames, sampling.height, sampling.width), fps)
     check_space(folder, pipe, plan)
 
@@ -237,6 +250,8 @@ def _first_changed_clip(folder: JobFolder, plan: Plan) -> tuple[int, str] | None
             return index, f"the prompt {clip.prompt!r}, not {prompt!r}"
         if clip.seeds != [plan.seed_of(index)]:
             return index, f"the seed {clip.seeds[0]}, not {plan.seed_of(index)}"
+        if clip.goal != plan.goal_of(index):
+            return index, f"{clip.goal or 'no goal'}, not {plan.goal_of(index) or 'no goal'}"
     return None
 
 
@@ -274,6 +289,8 @@ def make_clips(
         seed=plan.base_seed,
         clip_seeds=[plan.clip_seeds.get(plan.first + number) for number in rest],
         callback_on_step_end=on_step,
+        goals=plan.goals,
+        beginning=folder.load(0).latents if finished and plan.first == 0 else None,
     )
     for clip in stream:
         folder.save(clip)
@@ -325,7 +342,7 @@ def run_job(
     result = JobResult(0, len(plan.prompts), 0)
     rows = _SheetRows(plan) if with_sheet else None
     finished = plan.num_finished(folder)
-    finished_frames = replace(plan, prompts=plan.prompts[:finished]).num_frames if finished else 0
+    finished_frames = plan.first_clips(finished).num_frames if finished else 0
 
     def described(num_frames: int) -> dict[str, Any] | None:
         return None if metadata is None else {**metadata(plan.beginning(num_frames)), "frames": num_frames}
@@ -389,7 +406,8 @@ class _SheetRows:
     def _row_length(self) -> int:
         sampling = self._plan.sampling
         whole = self._row == 0 and self._plan.start is None
-        return sampling.num_frames - (0 if whole else sampling.reuse.trim_frames)
+        skipped = self._plan.goals.skipped(whole, self._row + 1 == len(self._plan.prompts))
+        return sampling.num_frames - (0 if whole else sampling.reuse.trim_frames) - sum(skipped)
 
     def _finish_row(self) -> None:
         import numpy as np
