@@ -266,9 +266,9 @@ class VidRDPipeline(DiffusionPipeline):
     ) -> Iterator[Clip]:
         """Yield the clips one at a time, each on the CPU with the state to continue from.
 
-        Args as in :meth:`__call__`; ``state`` makes the clips that follow it. ``goals`` are those of :meth:`make_goals`,
-        an end or a loop being the last of these clips'; ``beginning`` are the latents of a loop's first clip, where
-        ``state`` follows it.
+        Args as in :meth:`__call__`; ``state`` makes the clips that follow it. ``goals`` are of
+        :meth:`make_goals`, an end or a loop being the last of these clips'; ``beginning`` are the latents of a loop's
+        first clip, where ``state`` follows it.
         """
         goals = goals or Goals()
         self.check_sampling(sampling, num_clips, state, goals, state is None or beginning is not None)
@@ -360,7 +360,7 @@ class VidRDPipeline(DiffusionPipeline):
         joins: bool = False,
         settings: GoalSettings | None = None,
     ) -> Goals:
-        """Given frames as the goals of a video, encoded by the VAE; arguments as in :meth:`__call__` and :class:`Goals`.
+        """Given frames as the goals of a video, encoded by the VAE; arguments as in a call and :class:`Goals`.
 
         Raises:
             ValueError: they do not go together, or are no images.

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from ..video import VideoWriter
+
 logger = logging.getLogger(__name__)
 
 MODELS = ("unet", "vae", "text_encoder")  # of a pipeline, known by their fingerprints
@@ -308,6 +310,7 @@ class JobResult:
     planned: int
     frames: int  # in the video
     sheet: Image | None = None
+    frames_around: int = 0  # of other videos, before and after these
 
     @property
     def is_complete(self) -> bool:
@@ -324,6 +327,7 @@ def run_job(
     metadata: Callable[[Plan], Mapping[str, Any]] | None = None,
     with_sheet: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    around: tuple[Iterable[np.ndarray], Iterable[np.ndarray]] = ((), ()),
 ) -> JobResult:
     """Make the clips that are missing and write the video of all, in memory that does not grow with their number.
 
@@ -335,6 +339,8 @@ def run_job(
             number of its frames is added.
         with_sheet: also make a contact sheet.
         should_stop: asked after every denoising step; True stops.
+        around: frames of other videos, uint8 ``[T, H, W, 3]`` each, that are written before these and, once all are
+            there, after them.
     """
     from ..video import VideoWriter, to_uint8
 
@@ -370,15 +376,28 @@ def run_job(
             frames = to_uint8(piece)
             if writer is None:  # no file before there are frames
                 writer = stack.enter_context(writing())
+                result.frames_around += _written(writer, around[0])
             writer.write(frames)
             result.frames += len(frames)
             if rows is not None:
                 rows.add(frames)
+        if writer is not None and result.is_complete and result.frames == plan.num_frames:
+            result.frames_around += _written(writer, around[1])
+            if around != ((), ()) and (whole := described(result.frames)) is not None:
+                writer.describe({**whole, "frames": result.frames + result.frames_around})
     if rows is not None and result.clips:
         result.sheet = rows.render()
     if result.is_complete:
         folder.write(complete=True)
     return result
+
+
+def _written(writer: VideoWriter, pieces: Iterable[np.ndarray]) -> int:
+    """Write frames; how many they are."""
+    before = writer.frames_written
+    for frames in pieces:
+        writer.write(frames)
+    return writer.frames_written - before
 
 
 class _SheetRows:

@@ -71,7 +71,7 @@ class Goal:
             raise ValueError("a goal needs frames to arrive at or recorded states to follow; it has neither")
         frames = self.data if self.data is not None else self.states[0]
         if frames.shape[2] != len(self.places) or len(set(self.places)) != len(self.places):
-            raise ValueError(f"a goal of {frames.shape[2]} frames cannot be at the places {list(self.places)} of a clip")
+            raise ValueError(f"a goal of {frames.shape[2]} frames is not for the frames {list(self.places)} of a clip")
 
     def check(self, num_frames: int, overlap: int = 0) -> None:
         """Raise ``ValueError`` where a clip has no such places, or the overlap with the clip before takes them."""
