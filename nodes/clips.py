@@ -194,6 +194,7 @@ def next_clip(
     sigmas: Tensor | None = None,
     tell_levels: str = AUTO,
     preset: str = AUTO,
+    goal: Tensor | None = None,
 ) -> tuple[VideoLatent, VideoLatent, str]:
     """The clip that follows ``prior``: the video so far, the new clip, and what it keeps and adds in words.
 
@@ -201,6 +202,7 @@ def next_clip(
         prior_positive: conditioning that says what ``prior`` shows, for its inversion where it has no trajectory that
             can be used. None takes what its last clip was sampled with, where that is known, else ``negative``.
         sigmas: noise levels ``[S + 1]`` in place of the prior's; not for VidRD.
+        goal: what the clip arrives at, of :func:`nodes.goals.goal_latents`.
 
     Raises:
         ValueError: the prior, the model, the settings or the sampler do not fit.
@@ -220,7 +222,7 @@ def next_clip(
     latents = (
         past.num_frames if family.is_vidrd and past is not None else num_latents(family, prior, overrides.clip_frames)
     )
-    plan = next_plan(model, family, prior, past, settings, latents, tell_levels, tail)
+    plan = next_plan(model, family, prior, past, settings, latents, tell_levels, tail, goal)
 
     index, used = context.get("clip_index", -1) + 1, context.get("seeds", [])
     seed = fresh_seed(seed, index, used)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..vidrd_core.reuse.settings import OLD_NAMES, ReuseSettings
 from ..vidrd_core.sampling.seeds import MAX_SEED, clip_seed
-from .any_model.families import family_of
+from .any_model.families import Family, family_of
 from .clip_store import ClipStore, KeptClip
 from .clips import first_clip, next_clip
+from .goals import loop_start
 from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
 from .latents import VideoLatent, tail_hash
 from .planning import lead_in
@@ -45,13 +46,15 @@ class Run:
     tell_levels: str = AUTO
     switch_at_step: int = 0
     preset: str = AUTO
+    loop: bool = False
 
-    def signature(self, number: int, begins: bool, before: str, model: str, conditionings: str) -> str:
+    def signature(self, number: int, begins: bool, before: str, model: str, conditionings: str, goal: str = "") -> str:
         """Of everything that makes clip ``number``; equal ones are the same clip.
 
         Args:
             begins: whether it is the first of a new video, which reuses nothing.
             before: a name for what it continues.
+            goal: a hash of what it arrives at.
         """
         overrides = asdict(self.overrides)
         # By the names of earlier versions, whose clips are kept; trimming acts when clips are joined.
@@ -61,7 +64,8 @@ class Run:
             del overrides["prior_trajectory"], overrides["clip_frames"]
         values = [before, model, conditionings, self.seeds[number], self.cfg, overrides, None if begins else reuse]
         added = [as_json(self.sigmas), self.tell_levels, self.switch_at_step]  # inputs that earlier versions had not
-        return json_hash(values if added == [None, AUTO, 0] else [*values, added])
+        values = values if added == [None, AUTO, 0] else [*values, added]
+        return json_hash([*values, f"goal {goal}"] if goal else values)
 
     def check_kept(self, clip: KeptClip, number: int, begins: bool, name: str) -> None:
         """Raise ``ValueError`` where the clips after a kept one cannot be made as it was, of VidRD's."""
@@ -138,6 +142,9 @@ def make_clips(
         " ".join(model_identity(model) for model in (models.high, models.low) if model is not None),
         old_model_identity(models.high),
     )
+    if run.loop and fresh and len(encoded) == 1:
+        raise ValueError("loop is on, but a loop of one clip would be a goal of its own: set num_clips to at least 2")
+    goal = None
     lines = []
     made = 0
     bar = comfy.utils.ProgressBar(len(run.seeds))
@@ -146,7 +153,10 @@ def make_clips(
         begins = fresh and number == 0
         of_prior = None if number or begins else prior_positive
         texts = conditioning_hash(positive, negative, *([] if of_prior is None else [of_prior]))
-        signatures = [run.signature(number, begins, *names, texts) for names in zip(chains, identities, strict=True)]
+        goal = loop_start(family, before, pieces[0]) if run.loop and number + 1 == len(encoded) and pieces else None
+        aim = "" if goal is None else tail_hash(goal, goal.shape[2])
+        named = zip(chains, identities, strict=True)
+        signatures = [run.signature(number, begins, *names, texts, aim) for names in named]
         clip = None
         if number + 1 < run.regenerate_from:
             clip = store.kept(number, run.regenerate_from, len(run.seeds), signatures)
@@ -156,7 +166,7 @@ def make_clips(
         if clip is None:
             made += 1
             with making(number + 1, len(encoded)):
-                new = _make(models, positive, negative, before, run, number, begins, of_prior)
+                new = _make(models, positive, negative, before, run, number, begins, of_prior, goal)
             clip = KeptClip(new, run.seeds[number], prompt, (signatures[0],))
             store.save(number, clip)
         else:
@@ -174,11 +184,25 @@ def make_clips(
         before = clip.latent
         chains = clip.content() + signatures[0], clip.content() + signatures[1]
         bar.update_absolute(number + 1)
+    if goal is not None:
+        return closed(family, pieces, goal.shape[2], lines, made)
     joined, tail = torch.cat(pieces, dim=2), pieces[-1].shape[2]
     sound = torch.cat(sounds, dim=2) if sounds else None
     lines.append(f"{made} made, {len(lines) - made} reused; {joined.shape[2]} frames in all")
     last = before.following(before.samples, tail, before.sound)
     return before.following(joined, tail, sound), last, "\n".join(lines)
+
+
+def closed(
+    family: Family, pieces: list[Tensor], repeated: int, lines: list[str], made: int
+) -> tuple[VideoLatent, VideoLatent, str]:
+    """A loop, cut where it repeats its beginning; without a trajectory, as nothing follows its end but itself."""
+    pieces[-1] = pieces[-1][:, :, : pieces[-1].shape[2] - repeated]
+    video, last = (VideoLatent(samples, layout=family.layout) for samples in (torch.cat(pieces, dim=2), pieces[-1]))
+    told = f"{made} made, {len(lines) - made} reused; {video.samples.shape[2]} frames in all, a loop"
+    if family.layout.is_temporal:
+        told += "; leave out the first frame after decoding, which the last one shows already"
+    return video, last, "\n".join([*lines, told])
 
 
 def start_of(prior: VideoLatent) -> str:
@@ -206,6 +230,7 @@ def _make(
     number: int,
     begins: bool,
     prior_positive: Any,
+    goal: Tensor | None = None,
 ) -> VideoLatent:
     seed = run.seeds[number]
     if begins:
@@ -214,7 +239,7 @@ def _make(
             schedule = Schedule.of_levels(run.sigmas, schedule.sampler)
         return first_clip(models, positive, negative, before, seed, schedule, run.cfg)
     overrides = NO_OVERRIDES if number else run.overrides
-    asked = (run.sigmas, run.tell_levels, run.preset)
+    asked = (run.sigmas, run.tell_levels, run.preset, goal)
     return next_clip(models, positive, negative, before, seed, run.cfg, run.reuse, overrides, prior_positive, *asked)[1]
 
 

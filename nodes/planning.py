@@ -16,6 +16,7 @@ from ..vidrd_core.reuse.settings import ReuseSettings
 from ..vidrd_core.reuse.trajectory import Trajectory
 from .any_model.families import Family
 from .any_model.noise import ModelNoise
+from .goals import check_room, goal_replay
 from .latents import VideoLatent
 from .steering import ClipPlan, Track
 from .words import AUTO, CUSTOM, ON
@@ -140,6 +141,7 @@ def next_plan(
     latents: int,
     tell_levels: str = AUTO,
     tail: Tensor | None = None,
+    goal: Tensor | None = None,
 ) -> ClipPlan:
     """A clip that follows ``prior``.
 
@@ -149,6 +151,7 @@ def next_plan(
         latents: N, of the new clip.
         tell_levels: "auto": the network is told that the overlap is cleaner where it was trained for that; "on", "off".
         tail: unscaled latents that the new clip follows, where they are not the prior's own last ones.
+        goal: unscaled latents ``[B, C, K, h, w]`` that it arrives at.
 
     Raises:
         ValueError: the settings do not fit, or the prior is another family's.
@@ -177,7 +180,11 @@ def next_plan(
             "auto or off"
         )
     shape = (end.shape[1], latents, *end.shape[3:])
-    tracks = [Track(shape, replay, clip.noise, before, num_kept(family, latents))]
+    arriving = None
+    if goal is not None:
+        check_room(family, before + overlap, goal, shape[1:])
+        arriving = goal_replay(model, family, noise, goal, pace)
+    tracks = [Track(shape, replay, clip.noise, before, num_kept(family, latents), arriving)]
     if prior.sound is not None:
         tracks.append(sound_track(prior, past is not None, settings, latents, before, noise, family))
     return ClipPlan(
@@ -185,7 +192,8 @@ def next_plan(
         noise,
         tuple(tracks),
         None if family.is_vidrd or not overlap else end[:, :, end.shape[2] - replay.back],
-        tells=tells and settings.cleaner_overlap > 0,
+        None if family.is_vidrd else goal,
+        tells=tells and (settings.cleaner_overlap > 0 or arriving is not None),
         seeds=tuple(context.get("seeds", ())),
         **recording_of(family),
     )
@@ -270,6 +278,9 @@ def describe(plan: ClipPlan, trim: int, preset: str) -> str:
     if settings.cleaner_overlap:
         told = "and the model is told so" if plan.tells else "the model is not told"
         parts.append(f"overlap shown cleaner than the new frames ({settings.cleaner_overlap:g}), {told}")
+    if track.goal is not None:
+        count = track.goal.settings.overlap_frames
+        parts.append(f"ends with {counted(count * r, count, layout.is_temporal)} of the goal")
     if not track.replay.past.recording.sigmas:
         parts.append("the prior was not recorded, so its straight line from noise is followed")
     if family.decoding:

@@ -8,6 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..vidrd_core.reuse.settings import ReuseSettings
+from .goal_inputs import goal_input, loop_input
 from .samplers import sampler_names
 from .sampling_inputs import (
     MODEL_TIP,
@@ -151,6 +152,7 @@ class ReuseAndDiffuse(io.ComfyNode):
                 prior_positive_input(),
                 *advanced(expert_inputs()),
                 *advanced([tell_input()]),
+                goal_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -187,10 +189,11 @@ class ReuseAndDiffuse(io.ComfyNode):
         overlap_frames: int, noise_alpha: float, guidance_beta: float, order: str, trim_frames: int, stages: str,
         guidance_lead: float, steps: int, sampler_name: str, scheduler: str, prior_trajectory: str, clip_frames: int,
         prior_positive: Any = None, model_low: Any = None, switch_at_step: int = 0, sigmas: Any = None,
-        tell_levels: str = AUTO,
+        tell_levels: str = AUTO, goal: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         from .any_model.families import family_of
         from .clips import next_clip
+        from .goals import goal_latents
         from .planning import read_latent, reuse_settings
         from .said import ran, warn
         from .schedules import Models, Overrides
@@ -203,7 +206,10 @@ class ReuseAndDiffuse(io.ComfyNode):
         settings = reuse_settings(preset, chosen, family, video, clip_frames, model)
         overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
         models = Models(model, model_low, switch_at_step)
-        asked = (prior_positive, sigmas, tell_levels, preset)
+        arrives = None
+        if goal is not None:
+            arrives = goal_latents(family, read_latent(goal, "goal", model, family), len(video.samples))
+        asked = (prior_positive, sigmas, tell_levels, preset, arrives)
         longer, clip, report = next_clip(models, positive, negative, video, seed, cfg, settings, overrides, *asked)
         latents = longer.samples.shape[2]
         added = latents - video.samples.shape[2]
@@ -300,6 +306,7 @@ class ManyClips(io.ComfyNode):
                 prior_positive_input(),
                 *advanced(expert_inputs()),
                 *advanced([tell_input()]),
+                loop_input(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -330,7 +337,7 @@ class ManyClips(io.ComfyNode):
         trim_frames: int, stages: str, guidance_lead: float, steps: int, sampler_name: str, scheduler: str,
         prior_trajectory: str, clip_frames: int, run_name: str, regenerate_from: int, positive: Any = None,
         prior_positive: Any = None, model_low: Any = None, switch_at_step: int = 0, sigmas: Any = None,
-        tell_levels: str = AUTO,
+        tell_levels: str = AUTO, loop: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         from . import many
         from .any_model.families import family_of
@@ -347,7 +354,7 @@ class ManyClips(io.ComfyNode):
         texts = many.per_clip_prompts(prompts, num_clips)
         seeds = many.per_clip_seeds(seed, clip_seeds, num_clips, many.first_index(video))
         overrides = Overrides(steps, sampler_name, scheduler, prior_trajectory, clip_frames)
-        asked = (sigmas, tell_levels, switch_at_step, preset)
+        asked = (sigmas, tell_levels, switch_at_step, preset, loop)
         run = many.Run(seeds, cfg, settings, overrides, regenerate_from, *asked)
         encoded = many.encode(clip, texts, positive if not prompts.strip() else None)
         node = str(getattr(cls.hidden, "unique_id", None) or "")

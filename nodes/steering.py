@@ -42,6 +42,7 @@ class Track:
         past_noise: the last clip's noise ``[B, C, N, ...]``, which the new frames may reuse; None: theirs is fresh.
         lead_in: latents before the overlap.
         kept: K, the last latents that are recorded for the clip after this one.
+        goal: what the last frames arrive at; None: nothing is given.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +50,7 @@ class Track:
     past_noise: Tensor | None = None
     lead_in: int = 0
     kept: int = 0
+    goal: Replay | None = None
 
     @property
     def num_latents(self) -> int:
@@ -65,20 +67,27 @@ class Track:
             mixed = overlap_noise(self.replay.past.noise, body, settings, self.replay.back)
         return torch.cat((fresh[:, :, : self.lead_in], mixed), dim=2)
 
-    def write(self, stream: Tensor, frames: Tensor) -> None:
-        """Overwrite the overlap's first frames in place."""
-        stream[:, :, self.lead_in : self.lead_in + frames.shape[2]] = frames.to(stream)
+    @property
+    def steered(self) -> list[tuple[int, Replay]]:
+        """The replays of the overlap and of the goal, each with the place of its first frame."""
+        goal_at = 0 if self.goal is None else self.num_latents - self.goal.settings.overlap_frames
+        return [(at, replay) for at, replay in ((self.lead_in, self.replay), (goal_at, self.goal)) if replay]
+
+    @staticmethod
+    def write(stream: Tensor, at: int, frames: Tensor) -> None:
+        """Overwrite frames from a place on, in place."""
+        stream[:, :, at : at + frames.shape[2]] = frames.to(stream)
 
     def last(self, stream: Tensor, dtype: torch.dtype) -> Tensor:
         """The frames that are kept."""
         return stream[:, :, stream.shape[2] - self.kept :].detach().to("cpu", dtype, copy=True)
 
-    def told_shares(self, steered: Steered | None, sigma: float, noise: ModelNoise) -> Tensor:
+    def told_shares(self, steered: list[tuple[int, Steered]], sigma: float, noise: ModelNoise) -> Tensor:
         """Of each frame, the share of the call's timestep that its own noise level is."""
         shares = torch.ones(self.num_latents)
-        if steered is not None and steered.shown_sigma != sigma:
-            end = self.lead_in + steered.shown.shape[2]
-            shares[self.lead_in : end] = noise.told(steered.shown_sigma) / noise.told(sigma)
+        for at, one in steered:
+            if one.shown_sigma != sigma:
+                shares[at : at + one.shown.shape[2]] = noise.told(one.shown_sigma) / noise.told(sigma)
         return shares
 
 
@@ -91,6 +100,7 @@ class ClipPlan:
         noise: how noise enters its samples.
         tracks: the video, and sound that is packed with it.
         overlap: unscaled latents of the overlap in the new clip's order, for the conditioning of image-to-video models.
+        goal: likewise, of the clip's last frames where they are given.
         dtype: that recorded states are kept in.
         tells: whether the network is told that the overlap is cleaner.
         records_shown: whether a steered frame is recorded as the network saw it, as VidRD's pipeline does, or as the
@@ -102,6 +112,7 @@ class ClipPlan:
     noise: ModelNoise
     tracks: tuple[Track, ...]
     overlap: Tensor | None = None
+    goal: Tensor | None = None
     dtype: torch.dtype = torch.float32
     tells: bool = False
     records_shown: bool = False
@@ -162,6 +173,9 @@ class Session:
         guider, plan = executor.class_obj, self.plan
         assert plan.overlap is not None
         guider.conds = renewed(guider.conds, plan.overlap, plan.video.lead_in, plan.video.num_latents)
+        if plan.goal is not None:
+            at = plan.video.num_latents - plan.goal.shape[2]
+            guider.conds = renewed(guider.conds, plan.goal, at, plan.video.num_latents)
         return executor(*args, **kwargs)
 
     def sample(
@@ -234,8 +248,8 @@ class Session:
             units = [track.start_noise(stream) for track, stream in zip(plan.tracks, streams, strict=True)]
         self.noise = [unit.detach().float().cpu().contiguous() for unit in units]
         for track, unit in zip(plan.tracks, self.noise, strict=True):
-            if track.replay is not None:
-                track.replay.begin(unit[:, :, track.lead_in :])
+            for at, replay in track.steered:
+                replay.begin(unit[:, :, at:])
         if not torch.count_nonzero(noise):
             return noise
         factor = plan.noise.start_factor(start, has_data)
@@ -292,17 +306,19 @@ class SteeredGuider:
         session, plan = self.session, self.session.plan
         sigma = float(timestep.flatten()[0])
         call = sum(len(run.recordings[0]) for run in session.runs)
+        below = self.next_level(sigma)
         steered = [
-            None if track.replay is None else track.replay.at(call, sigma, self.next_level(sigma))
+            [(at, one) for at, replay in track.steered if (one := replay.at(call, sigma, below)) is not None]
             for track in plan.tracks
         ]
-        seen = self.overwritten(x, [None if one is None else one.shown for one in steered])
-        if plan.tells and any(one is not None for one in steered):
+        seen = self.overwritten(x, [[(at, one.shown) for at, one in of_track] for of_track in steered])
+        if plan.tells and any(steered):
             told = zip(plan.tracks, steered, strict=True)
-            session.told = [track.told_shares(one, sigma, plan.noise) for track, one in told]
+            session.told = [track.told_shares(of_track, sigma, plan.noise) for track, of_track in told]
         denoised = self.guider(seen, timestep, *args, **kwargs)
         session.told = []
-        denoised = self.overwritten(denoised, [None if one is None else one.prediction for one in steered])
+        predicted = [[(at, one.prediction) for at, one in of_track] for of_track in steered]
+        denoised = self.overwritten(denoised, predicted)
         held = plan.streams(seen if plan.records_shown else x)
         for track, recorded, state, clean in zip(
             plan.tracks, self.run.recordings, held, plan.streams(denoised), strict=True
@@ -310,15 +326,15 @@ class SteeredGuider:
             recorded.add(sigma, track.last(state, plan.dtype), track.last(clean, plan.dtype))
         return denoised
 
-    def overwritten(self, latents: Tensor, frames: list[Tensor | None]) -> Tensor:
-        """The latents with frames of their tracks in place of the overlap's first ones; a copy where there are any."""
+    def overwritten(self, latents: Tensor, frames: list[list[tuple[int, Tensor]]]) -> Tensor:
+        """The latents with frames of their tracks at their places; a copy where there are any."""
         plan = self.session.plan
-        if not any(one is not None and one.shape[2] for one in frames):
+        if not any(one.shape[2] for of_track in frames for _, one in of_track):
             return latents
         latents = latents.clone()
-        for track, stream, one in zip(plan.tracks, plan.streams(latents), frames, strict=True):
-            if one is not None:
-                track.write(stream, one)
+        for track, stream, of_track in zip(plan.tracks, plan.streams(latents), frames, strict=True):
+            for at, one in of_track:
+                track.write(stream, at, one)
         return latents
 
     def next_level(self, sigma: float) -> float:

@@ -2,6 +2,7 @@
 
     python training/evaluate.py shapes --model vidrd_core/demo_model --output docs/demo_evaluation
     python training/evaluate.py compare --model vidrd_core/demo_model --results runs/evaluation --dtype bf16
+    python training/evaluate.py goals --model vidrd_core/demo_model --results runs/goals --dtype bf16
     python training/evaluate.py document --results runs/evaluation --document docs/evaluation.md
     accelerate launch training/evaluate.py ucf101 --model MODEL --output runs/ucf101 --trainlist trainlist01.txt \
         --videos UCF-101 --i3d i3d_torchscript.pt --c3d c3d_ucf101.pt
@@ -29,6 +30,7 @@ from vidrd_core.pipeline import VidRDPipeline
 from vidrd_core.runtime.allocator import keep_freed_memory
 from vidrd_core.shapes.comparison import SETS, Comparison, canonical
 from vidrd_core.shapes.document import write_document
+from vidrd_core.shapes.goals import CASES, GoalsComparison
 from vidrd_core.shapes.prompted import METHODS, MovingShapesEvaluation, markdown_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,6 +77,20 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Goals:
+    """Clips that arrive at given frames, and loops: steps where they arrive, against the ground truth."""
+
+    model: Path  # model folder
+    results: Path  # folder for one JSON file per case
+    videos: int = 10  # per case
+    steps: int = 10  # denoising steps per clip
+    guidance_scale: float = 4.0
+    cases: int = len(CASES)  # the first so many of vidrd_core.shapes.goals.CASES
+    dtype: Precision = "fp32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
 class Document:
     """Update the tables, charts and filmstrips of the evaluation document from stored results."""
 
@@ -82,6 +98,7 @@ class Document:
     document: Path = Path("docs/evaluation.md")
     ucf101: Path | None = None  # results.json of `ucf101`
     before: Path | None = None  # folder of `compare` on the model before it was trained with cleaner frames
+    goals: Path | None = None  # folder of `goals`
 
 
 @dataclass(frozen=True)
@@ -141,8 +158,15 @@ def compare(options: Compare) -> None:
         logging.info("%s: %s", name, json.dumps(comparison.run(name)["figures"], indent=1))
 
 
+def goals(options: Goals) -> None:
+    pipe = load(options.model, options.dtype).to(options.device)
+    comparison = GoalsComparison(pipe, options.results, options.videos, options.steps, options.guidance_scale)
+    for case in CASES[: options.cases]:
+        logging.info("%s: %s", case.name, json.dumps(comparison.run(case)["figures"]))
+
+
 def document(options: Document) -> None:
-    for path in write_document(options.document, options.results, options.ucf101, options.before):
+    for path in write_document(options.document, options.results, options.ucf101, options.before, options.goals):
         logging.info("wrote %s", path)
 
 
@@ -176,6 +200,7 @@ def current_arguments(arguments: list[str]) -> list[str]:
 Command = (
     Annotated[Shapes, tyro.conf.subcommand("shapes")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Goals, tyro.conf.subcommand("goals")]
     | Annotated[Document, tyro.conf.subcommand("document")]
     | Annotated[Ucf101, tyro.conf.subcommand("ucf101")]
 )
@@ -188,6 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
         shapes(options)
     elif isinstance(options, Compare):
         compare(options)
+    elif isinstance(options, Goals):
+        goals(options)
     elif isinstance(options, Document):
         document(options)
     else:

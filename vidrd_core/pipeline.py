@@ -21,18 +21,20 @@ from torch import Tensor
 from .models.autoencoder import VidRDAutoencoderKL
 from .models.fingerprints import fingerprint
 from .models.unet import VidRDUNet
+from .reuse.goal import Goal, Goals, GoalSettings, frames_hash
 from .reuse.noise import initial_noise
 from .reuse.presets import PRESETS, find_preset
 from .reuse.settings import ReuseSettings
 from .reuse.trajectory import Trajectory
 from .sampling.denoising import denoise_clip
 from .sampling.guidance import GuidedDenoiser
+from .sampling.images import Images, pixels_of
 from .sampling.prompts import encode_text, negative_states, prompts_of_clips
 from .sampling.schedulers import check_context, make_scheduler, prepare_scheduler, scheduler_context
 from .sampling.seeds import clip_noise, clip_seed
 from .sampling.settings import ALWAYS, Interval, SamplingSettings
 from .sampling.state import Clip, VideoState
-from .sampling.windows import WindowDecoder, decode_stream, joined
+from .sampling.windows import WindowDecoder, cut_stream, decode_stream, joined
 
 NoiseSource = Callable[[int, Sequence[int]], Tensor]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
@@ -132,6 +134,9 @@ class VidRDPipeline(DiffusionPipeline):
         clip_seeds: Sequence[int | None] | None = None,
         guidance_interval: Interval = ALWAYS,
         guidance_rescale: float | None = None,
+        start_image: Images | None = None,
+        end_image: Images | None = None,
+        loop: bool = False,
     ) -> VidRDPipelineOutput:
         """Make a video of ``num_clips`` chained clips.
 
@@ -156,6 +161,12 @@ class VidRDPipeline(DiffusionPipeline):
                 run the prompt alone, in half the time. Changes the result.
             guidance_rescale: 0 (off) to 1, how far a guided prediction is given the contrast of the prompt's own
                 (arXiv 2305.08891); None: the preset's, at first 0.
+            start_image: what the video begins with: an image, or a clip, whose last frames it repeats and goes on from.
+                A PIL image, an array or a tensor (:func:`vidrd_core.sampling.images.pixels_of`); it is scaled and
+                cropped to the video's size.
+            end_image: what the video ends with: an image, or a clip, at whose first frames it arrives.
+            loop: the last clip arrives at the first one's beginning and is cut there, so that the frame after the last
+                is the first; the video is then ``GoalSettings.frames`` (2) frames shorter.
 
         Raises:
             ValueError: an argument does not fit; the message says what came and what was expected.
@@ -172,10 +183,12 @@ class VidRDPipeline(DiffusionPipeline):
             guidance_rescale=self.preset.guidance_rescale if guidance_rescale is None else guidance_rescale,
             guidance_interval=guidance_interval,
         )
+        goals = self.make_goals(sampling, start_image, end_image, loop)
         stream = self.stream(
             prompt,
             sampling,
             num_clips,
+            goals=goals,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             seed=seed,
@@ -183,7 +196,7 @@ class VidRDPipeline(DiffusionPipeline):
             noise=noise,
             callback_on_step_end=callback_on_step_end,
         )
-        return self._collect(stream, sampling, output_type, num_clips)
+        return self._collect(stream, sampling, output_type, num_clips, goals=goals)
 
     @torch.no_grad()
     def extend(
@@ -200,6 +213,7 @@ class VidRDPipeline(DiffusionPipeline):
         noise: NoiseSource | None = None,
         output_type: str = "np",
         callback_on_step_end: StepCallback | None = None,
+        end_image: Images | None = None,
     ) -> VidRDPipelineOutput:
         """Continue an output or a saved state; returns the *new* clips and their frames.
 
@@ -210,6 +224,7 @@ class VidRDPipeline(DiffusionPipeline):
             previous: what a call returned, or :meth:`VideoState.load`.
             prompt: None repeats the last one.
             clip_seeds: as in a call, counted from the first new clip.
+            end_image: as in a call.
         """
         state = previous if isinstance(previous, VideoState) else previous.state
         sampling = state.sampling
@@ -217,10 +232,12 @@ class VidRDPipeline(DiffusionPipeline):
             sampling = replace(sampling, guidance_scale=guidance_scale)
         if reuse is not None:
             sampling = replace(sampling, reuse=reuse)
+        goals = self.make_goals(sampling, None, end_image)
         stream = self.stream(
             prompt,
             sampling,
             num_clips,
+            goals=goals,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             state=state,
@@ -228,7 +245,7 @@ class VidRDPipeline(DiffusionPipeline):
             noise=noise,
             callback_on_step_end=callback_on_step_end,
         )
-        return self._collect(stream, sampling, output_type, num_clips, state)
+        return self._collect(stream, sampling, output_type, num_clips, state, goals)
 
     @torch.no_grad()
     def stream(
@@ -244,17 +261,22 @@ class VidRDPipeline(DiffusionPipeline):
         clip_seeds: Sequence[int | None] | None = None,
         noise: NoiseSource | None = None,
         callback_on_step_end: StepCallback | None = None,
+        goals: Goals | None = None,
+        beginning: Tensor | None = None,
     ) -> Iterator[Clip]:
         """Yield the clips one at a time, each on the CPU with the state to continue from.
 
-        Args as in :meth:`__call__`; ``state`` makes the clips that follow it.
+        Args as in :meth:`__call__`; ``state`` makes the clips that follow it. ``goals`` are of
+        :meth:`make_goals`, an end or a loop being the last of these clips'; ``beginning`` are the latents of a loop's
+        first clip, where ``state`` follows it.
         """
-        self.check_sampling(sampling, num_clips, state)
+        goals = goals or Goals()
+        self.check_sampling(sampling, num_clips, state, goals, state is None or beginning is not None)
         past = None if state is None else state.trajectory
         self.interrupt = False
         where = (self._execution_device, self.unet.dtype)
-        prompts, given = prompts_of_clips(self.encode_text, prompt, prompt_embeds, num_clips, state)
-        texts = [text.to(*where) for text in given]
+        prompts, known = prompts_of_clips(self.encode_text, prompt, prompt_embeds, num_clips, state)
+        texts = [text.to(*where) for text in known]
         batch = texts[0].shape[0]
         if negative_prompt_embeds is None and state is not None:
             negative_prompt_embeds = state.negative
@@ -273,19 +295,34 @@ class VidRDPipeline(DiffusionPipeline):
             drawn = [clip_seed(s, index) if chosen is None else chosen + b for b, s in enumerate(seeds)]
             fresh = clip_noise(drawn, shape) if noise is None else _checked_noise(noise(index, shape), shape)
             start = fresh if past is None else initial_noise(past.noise, fresh, sampling.reuse)
+            ends = index == 0, number + 1 == num_clips
+            given = goals.of_clip(*ends, sampling.num_frames, beginning)
             try:
                 denoiser = self._guided(texts[number], negative, sampling)
-                latents, past = self._denoise(denoiser, start, sampling, past, index, callback_on_step_end)
+                latents, past = self._denoise(denoiser, start, sampling, past, index, callback_on_step_end, given)
             except _Interrupted:
                 return
-            clip = Clip(latents.cpu(), index, prompts[number], drawn)
+            clip = Clip(latents.cpu(), index, prompts[number], drawn, None, goals.describe(*ends), goals.skipped(*ends))
+            beginning = clip.latents if index == 0 else beginning
             text, factor = texts[number].cpu(), float(self.vae.config["scaling_factor"])
             clip.state = VideoState.after(clip, past, sampling, seeds, text, model, state, given_negative, factor)
             state = clip.state
             yield clip
 
-    def check_sampling(self, sampling: SamplingSettings, num_clips: int, state: VideoState | None = None) -> None:
+    def check_sampling(
+        self,
+        sampling: SamplingSettings,
+        num_clips: int,
+        state: VideoState | None = None,
+        goals: Goals | None = None,
+        begins: bool | None = None,
+    ) -> None:
         """Find out whether clips can be sampled with these settings, and whether they can follow ``state``.
+
+        Args:
+            goals: of the video.
+            begins: whether the clips are a video's from its first one on, of which some may be made already; None:
+                where there is no ``state``.
 
         Raises:
             ValueError: they cannot; the message says what came and what was expected.
@@ -296,7 +333,12 @@ class VidRDPipeline(DiffusionPipeline):
         if num_clips < 1:
             raise ValueError(f"num_clips is {num_clips}; expected at least 1")
         prepare_scheduler(self.scheduler, sampling, "cpu")
+        if goals:
+            begins = state is None if begins is None else begins
+            clips = num_clips + (0 if state is None or not begins else state.clip_index + 1)
+            goals.check(clips, sampling.num_frames, sampling.reuse.overlap_frames, begins)
         if state is not None:
+            state.check_open()
             state.check_model(self.fingerprint_of("unet"))
             check_context(state.trajectory.context, scheduler_context(self.scheduler))
             for name in ("sigmas", "guidance_interval"):
@@ -307,6 +349,38 @@ class VidRDPipeline(DiffusionPipeline):
     def encode_text(self, text: str) -> Tensor:
         """The states ``[1, M, D]`` that the text encoder makes of a prompt."""
         return encode_text(self.tokenizer, self.text_encoder, text, self._execution_device)
+
+    @torch.no_grad()
+    def make_goals(
+        self,
+        sampling: SamplingSettings,
+        start_image: Images | None = None,
+        end_image: Images | None = None,
+        loop: bool = False,
+        joins: bool = False,
+        settings: GoalSettings | None = None,
+    ) -> Goals:
+        """Given frames as the goals of a video, encoded by the VAE; arguments as in a call and :class:`Goals`.
+
+        Raises:
+            ValueError: they do not go together, or are no images.
+        """
+        settings = settings or GoalSettings()
+        size = sampling.height, sampling.width
+        start = None if start_image is None else pixels_of(start_image, *size)[:, :, -settings.start_frames :]
+        end = None if end_image is None else pixels_of(end_image, *size)[:, :, : settings.frames]
+        names = tuple("" if frames is None else frames_hash(frames) for frames in (start, end))
+        encoded = [None if frames is None else self.encode_frames(frames) for frames in (start, end)]
+        return Goals(*encoded, loop, joins, settings, (names[0], names[1]))
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Latents ``[B, C, T, h, w]`` as the diffusion model makes them, on the CPU, of frames ``[B, 3, T, H, W]``."""
+        offloading: Any = getattr(self.vae, "_hf_hook", None)
+        if hasattr(offloading, "pre_forward"):  # encode is no forward, for which offloading would bring the VAE in
+            offloading.pre_forward(self.vae)
+        encoded = self.vae.encode(frames.to(self._execution_device, self.vae.dtype)).latent_dist.mode()
+        return encoded.float().cpu() * self.vae.config["scaling_factor"]
 
     def make_decoder(self, sampling: SamplingSettings) -> WindowDecoder:
         """A streaming decoder of the clips' latents (as :class:`Clip` holds them) to frames on the CPU."""
@@ -330,9 +404,16 @@ class VidRDPipeline(DiffusionPipeline):
         Args:
             state: that the first of ``clips`` continues; its frames are not repeated.
         """
-        latents = (clip.joined(sampling.reuse) for clip in clips)
+        skipped = [0, 0]  # the decoder sees the frames that are left out, which the video goes on with elsewhere
+
+        def latents() -> Iterator[Tensor]:
+            for clip in clips:
+                skipped[0], skipped[1] = skipped[0] + clip.skipped[0], clip.skipped[1]
+                yield clip.latents[:, :, sampling.reuse.trim_frames if clip.index else 0 :]
+
         device = self._execution_device if self.background_decoding else None
-        yield from decode_stream(self.make_decoder(sampling), latents, None if state is None else state.tail, device)
+        tail = None if state is None else state.tail
+        yield from cut_stream(decode_stream(self.make_decoder(sampling), latents(), tail, device), skipped)
 
     def fingerprint_of(self, name: str) -> str:
         """The fingerprint of a component as it was loaded, also where its weights are cast or away from memory now."""
@@ -364,6 +445,7 @@ class VidRDPipeline(DiffusionPipeline):
         past: Trajectory | None,
         index: int,
         callback: StepCallback | None,
+        goals: Sequence[Goal] = (),
     ) -> tuple[Tensor, Trajectory]:
         device = self._execution_device
         scheduler = prepare_scheduler(self.scheduler, sampling, device)
@@ -380,7 +462,7 @@ class VidRDPipeline(DiffusionPipeline):
                 return None if changed is None else changed.get("latents")
 
             start = start.to(device, torch.float32)
-            latents, trajectory = denoise_clip(denoiser, scheduler, start, sampling.reuse, past, on_step)
+            latents, trajectory = denoise_clip(denoiser, scheduler, start, sampling.reuse, past, on_step, goals)
         return latents, replace(trajectory, context=scheduler_context(self.scheduler))
 
     def _collect(
@@ -390,6 +472,7 @@ class VidRDPipeline(DiffusionPipeline):
         output_type: str,
         num_clips: int,
         state: VideoState | None = None,
+        goals: Goals | None = None,
     ) -> VidRDPipelineOutput:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
@@ -406,6 +489,7 @@ class VidRDPipeline(DiffusionPipeline):
         total = sampling.reuse.num_joined_frames(num_clips, sampling.num_frames)
         if state is not None:
             total -= sampling.reuse.trim_frames
+        total -= sum((goals or Goals()).skipped(state is None, True))
         pieces: Iterator[Any]
         if output_type == "latent":
             pieces = (clip.joined(sampling.reuse) for clip in collected())

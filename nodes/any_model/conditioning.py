@@ -28,7 +28,7 @@ def renewed(conds: dict[str, list[dict[str, Any]]], overlap: Tensor, lead_in: in
     Args:
         conds: name -> conditionings, as ComfyUI's guiders hold them; left as they are.
         overlap: unscaled latents ``[B, C, M, h, w]`` of the overlap, in the new clip's order.
-        lead_in: latents of the clip before the overlap.
+        lead_in: latents of the clip before the overlap, or before its last ones where these are given.
         num_latents: of the clip.
     """
     return {name: [_renewed(one, overlap, lead_in, num_latents) for one in listed] for name, listed in conds.items()}
@@ -44,7 +44,7 @@ def _renewed(cond: dict[str, Any], overlap: Tensor, lead_in: int, num_latents: i
     if image.ndim == 5 and image.shape[2] == 1 < num_latents:  # the user's image alone: nothing stands behind it
         image = torch.nn.functional.pad(image, (0, 0, 0, 0, 0, num_latents - 1))
     if image.ndim == 4:  # of a single frame: what the clip begins with
-        return {**cond, IMAGE: overlap[:, :, 0].to(image)} if torch.count_nonzero(image) else cond
+        return {**cond, IMAGE: overlap[:, :, 0].to(image)} if torch.count_nonzero(image) and not lead_in else cond
     if image.shape[2] != num_latents or image.shape[3:] != overlap.shape[3:] or image.shape[1] % overlap.shape[1]:
         logger.warning(
             "The conditioning's image latents are %s, which do not fit a clip of %d latents like %s: they stay as they "

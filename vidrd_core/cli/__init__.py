@@ -1,4 +1,4 @@
-"""The ``vidrd`` command: generate, extend, convert, info, evaluate.
+"""The ``vidrd`` command: generate, extend, bridge, convert, info, evaluate.
 
 Everything heavy is imported by the command that needs it, so that ``vidrd --help`` answers at once.
 """
@@ -9,7 +9,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from .commands import convert, extend, generate, info
+from .commands import bridge, convert, extend, generate, info
 from .evaluate import evaluate
 from .parser import build
 from .running import FAILED, INTERRUPTED, say
@@ -44,4 +44,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    return build(generate=generate, extend=extend, convert=convert, info=info, evaluate=evaluate)
+    return build(generate=generate, extend=extend, bridge=bridge, convert=convert, info=info, evaluate=evaluate)

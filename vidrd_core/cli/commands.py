@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .extending import extended_plan
+from .goals import bridge as bridge
+from .goals import check_given, goals_of
 from .inputs import DEFAULT_CLIPS, check_clip_seeds, read_prompts, repeat_last, sampling_settings
 from .loading import absolute, fps_of, load, loading_of_options, loading_of_state, stored_fps
 from .models import model_path
@@ -33,16 +35,17 @@ def generate(options: argparse.Namespace) -> int:
     prompts = repeat_last(prompts, _number_of_clips(options.clips, prompts))
     clip_seeds = dict(options.clip_seed)
     check_clip_seeds(clip_seeds, len(prompts))
+    check_given(options)
     check_outputs(options)
     folder = JobFolder(options.state or default_folder(options.output))
     pipe, defaults = load(options)
     sampling, fps = sampling_settings(options, defaults, pipe), fps_of(options, defaults)
-    plan = Plan(prompts, sampling, options.seed, clip_seeds)
+    plan = Plan(prompts, sampling, options.seed, clip_seeds, goals=goals_of(options, pipe, sampling))
     check_job(pipe, plan, folder.path, options.output, fps)
     with folder.locked():
         if options.restart:
             folder.clear()
-        open_job(folder.path, pipe, plan, options.redo, _advice_for("generate"))
+        open_job(folder.path, pipe, plan, options.redo, advice_for("generate"))
         folder.write(loading=absolute(loading_of_options(options)), extended_from=None)
         return run(pipe, folder, plan, options, fps)
 
@@ -72,7 +75,7 @@ def extend(options: argparse.Namespace) -> int:
             plan, before = extended_plan(job, prompts, options.clips)
             check_job(pipe, plan, job.path, options.output, fps)
             # Only clips after the video that is extended can differ: an earlier job left them.
-            open_job(job.path, pipe, plan, redo=True, advice=_advice_for("extend"))
+            open_job(job.path, pipe, plan, redo=True, advice=advice_for("extend"))
             job.write(extended_from=before)
             return run(pipe, job, plan, options, fps)
     number = options.clips or max(1, len(prompts))
@@ -80,7 +83,7 @@ def extend(options: argparse.Namespace) -> int:
     folder = JobFolder(options.state or default_folder(options.output))
     check_job(pipe, plan, folder.path, options.output, fps)
     with folder.locked():
-        open_job(folder.path, pipe, plan, advice=_advice_for("extend from a file"))
+        open_job(folder.path, pipe, plan, advice=advice_for("extend from a file"))
         folder.write(loading=loading)
         return run(pipe, folder, plan, options, fps)
 
@@ -109,7 +112,7 @@ def info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _advice_for(command: str) -> Advice:
+def advice_for(command: str) -> Advice:
     from ..jobs.job import Advice
 
     if command == "generate":

@@ -34,6 +34,12 @@ def extended_plan(folder: JobFolder, prompts: Sequence[str], clips: int | None) 
     made, first = settings["made"], settings["first"]
     kept = [folder.load(first + n) for n in range(base)]
     texts = [clip.prompt for clip in kept]
+    if any(clip.goal for clip in kept):
+        raise JobError(
+            f"{folder.path} has clips that were steered to given frames "
+            f"({next(clip.goal for clip in kept if clip.goal)}), which are not kept in it: extend the state file "
+            f"{folder.state_path(first + base - 1)} instead"
+        )
     start = VideoState.load(folder.start_path) if folder.start_path.is_file() else None
     plan = Plan(
         [*texts, *repeat_last(prompts or texts[-1:], number)],

@@ -18,6 +18,8 @@ examples:
   vidrd generate --model demo --videos prompts.txt --output videos --clips 4
   accelerate launch --num_processes 8 -m vidrd_core.cli generate --model demo --videos prompts.txt --output videos
   vidrd extend out.mp4.state --prompt "a red circle moves up over a dark blue background" --clips 2 --output longer.mp4
+  vidrd generate --model demo --preset smooth --loop --prompt "a red circle bounces up and down" --output loop.mp4
+  vidrd bridge before.mp4 after.mp4 --model demo --prompt "a red circle moves left" --output joined.mp4
   vidrd convert ModelT2V.pth ComfyUI/models/vidrd/released --base stable-diffusion-2-1-base --vae vae_finetuned
   vidrd info ComfyUI/models/vidrd/released
   vidrd evaluate out.mp4 --clip-length 8 --json out.json
@@ -41,6 +43,13 @@ A state that the ComfyUI node Save VidRD State saved (sampler euler or ddim) is 
 --model. The new clips are sampled by EulerDiscreteScheduler at the noise levels that the state stores. In the other
 direction, the node Load VidRD State loads the states of a video made with --scheduler ddim, euler or dpmpp-2m.
 """
+BRIDGE = """\
+Join the videos A and B by new clips: the first begins as A ends, the last ends as B begins. OUTPUT is A, the new frames
+and B, of the size of the new frames; A and B are scaled and cropped to it. Of C clips of N frames, N - 3 - 2 frames are
+new with C = 1, and each further clip adds N - TRIM. A prompt says what the new clips show.
+
+Preset smooth is used where no other is named. Finished clips are kept, and the same command continues, as in generate.
+"""
 
 
 def build(**commands: Command) -> argparse.ArgumentParser:
@@ -56,6 +65,7 @@ def build(**commands: Command) -> argparse.ArgumentParser:
     texts = {
         "generate": ("make a video from prompts", GENERATE, _add_generate),
         "extend": ("make more clips of a video", EXTEND, _add_extend),
+        "bridge": ("join two videos by new clips", BRIDGE, _add_bridge),
         "convert": ("write a model folder from checkpoints", "Write a model folder, safetensors only.", _add_convert),
         "info": ("describe a file or folder", "Describe models, states, state folders and videos.", _add_info),
         "evaluate": ("measure a video's seams, motion and drift", EVALUATE, _add_evaluate),
@@ -86,10 +96,57 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("video")
     group.add_argument("--clips", type=_positive, metavar="N", help="clips to chain (as many as prompts; 4 for one)")
+    _add_size(group)
+    _add_output(group)
+    group = parser.add_argument_group("given frames")
+    group.add_argument(
+        "--start-image",
+        metavar="FILE",
+        help="an image that the video begins with, or a video whose last 3 frames it repeats and goes on from",
+    )
+    group.add_argument(
+        "--end-image",
+        metavar="FILE",
+        help="an image that the video ends with, or a video at whose first 2 frames it arrives",
+    )
+    group.add_argument(
+        "--loop",
+        action="store_true",
+        help="the last clip arrives at the first one's beginning, and is cut there: the frame after the last is the "
+        "first. The video has 2 frames fewer than without it: N + (clips - 1) * (N - TRIM) - 2, N frames per clip",
+    )
+    _add_sampling(parser)
+    _add_model(parser, required=True)
+    _add_job(parser)
+    _add_again(parser)
+
+
+def _add_bridge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", metavar="A", help="a video, or a folder of PNGs, that the new clips follow")
+    parser.add_argument("second", metavar="B", help="the video that they lead to")
+    _add_prompts(parser)
+    group = parser.add_argument_group("video")
+    group.add_argument("--clips", type=_positive, metavar="N", help="clips between the videos (as many as prompts)")
+    _add_size(group)
+    _add_output(group)
+    _add_sampling(parser)
+    _add_model(parser, required=True)
+    _add_job(parser)
+    _add_again(parser)
+
+
+def _add_size(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--frames", dest="num_frames", type=int, metavar="N", help="frames per clip, 1 to 32 (8)")
     group.add_argument("--height", type=int, metavar="PIXELS", help="(what the model was trained on)")
     group.add_argument("--width", type=int, metavar="PIXELS", help="(what the model was trained on)")
-    _add_output(group)
+
+
+def _add_again(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--redo", action="store_true", help="make the clips again whose prompt, seed or goal changed")
+    parser.add_argument("--restart", action="store_true", help="delete the finished clips and start over")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--preset",
@@ -146,10 +203,6 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="how much cleaner than the new frames the overlap is: 0 equally noisy, 0.8 nearly clean (0)",
     )
-    _add_model(parser, required=True)
-    _add_job(parser)
-    parser.add_argument("--redo", action="store_true", help="make the clips again whose prompt or seed has changed")
-    parser.add_argument("--restart", action="store_true", help="delete the finished clips and start over")
 
 
 def _add_extend(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,19 @@ if TYPE_CHECKING:
 FAILED, INTERRUPTED = 1, 130  # exit codes; 2 is argparse's, for a wrong command line
 
 
-def run(pipe: VidRDPipeline, folder: JobFolder, plan: Plan, options: argparse.Namespace, fps: float) -> int:
-    """Make the clips that are missing and write the video; returns the exit code."""
+def run(
+    pipe: VidRDPipeline,
+    folder: JobFolder,
+    plan: Plan,
+    options: argparse.Namespace,
+    fps: float,
+    around: tuple[Iterable[Any], Iterable[Any]] = ((), ()),
+) -> int:
+    """Make the clips that are missing and write the video; returns the exit code.
+
+    Args:
+        around: frames of other videos before and after it, as of :func:`vidrd_core.jobs.job.run_job`.
+    """
     from ..jobs.job import run_job
 
     finished = plan.num_finished(folder)
@@ -38,13 +49,15 @@ def run(pipe: VidRDPipeline, folder: JobFolder, plan: Plan, options: argparse.Na
     with_sheet = options.contact_sheet is not None
     with stop_on_signal() as should_stop:
         result = run_job(
-            pipe, folder, plan, options.output, fps, metadata=metadata, with_sheet=with_sheet, should_stop=should_stop
-        )
+            pipe, folder, plan, options.output, fps, metadata=metadata, with_sheet=with_sheet, should_stop=should_stop,
+            around=around,
+        )  # fmt: skip
     if result.sheet is not None:
         save_image(result.sheet, Path(options.contact_sheet))
         say(f"wrote {options.contact_sheet}")
     if result.clips:
-        say(f"wrote {options.output}: {result.clips} clips, {result.frames} frames, {result.frames / fps:.1f} s")
+        frames = result.frames + result.frames_around
+        say(f"wrote {options.output}: {result.clips} clips, {frames} frames, {frames / fps:.1f} s")
     if result.is_complete:
         return 0
     kept = "what is finished was kept" if result.clips else "no clip was finished"
@@ -80,10 +93,19 @@ def video_metadata(pipe: VidRDPipeline, plan: Plan, fps: float, options: argpars
         "clips": [
             {"prompt": prompt, "seed": plan.seed_of(plan.first + number)} for number, prompt in enumerate(plan.prompts)
         ],
-        "settings": plan.sampling.to_json(),
+        # Where a bridge's seams are does not follow from its clips alone, so vidrd evaluate finds no "settings" there.
+        ("sampling" if plan.goals.joins else "settings"): plan.sampling.to_json(),
+        **({"goals": goals_of_video(plan, options)} if plan.goals else {}),
         **({} if plan.start is None else {"first_clip_frames": plan.sampling.num_new_frames}),
         "fps": fps,
     }
+
+
+def goals_of_video(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
+    """Which frames were given, by the names of their files."""
+    names = ("start_image", "end_image", "first", "second")
+    given = {name: Path(path).name for name in names if (path := getattr(options, name, None)) is not None}
+    return {**given, "loop": plan.goals.loop, "joins": plan.goals.joins}
 
 
 @contextmanager

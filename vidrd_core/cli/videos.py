@@ -106,7 +106,7 @@ def generate_videos(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name in ("prompt", "prompts", "state", "contact_sheet", "clip_seed"):
+    for name in ("prompt", "prompts", "state", "contact_sheet", "clip_seed", "start_image", "end_image", "loop"):
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')} goes with one video and not with --videos; leave it out")
     if Path(options.output).suffix:

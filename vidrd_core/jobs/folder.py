@@ -135,7 +135,9 @@ class JobFolder:
                 "use float32 or bfloat16 in place of float16, or a lower guidance scale"
             )
         clip.state.save(self.state_path(clip.index))
-        values = {"index": clip.index, "prompt": clip.prompt, "seeds": clip.seeds}
+        values: dict[str, Any] = {"index": clip.index, "prompt": clip.prompt, "seeds": clip.seeds}
+        if clip.goal:
+            values |= {"goal": clip.goal, "skipped": list(clip.skipped)}
         metadata = {"format": CLIP_FORMAT, "clip": json.dumps(values, ensure_ascii=False)}
         write_tensors(self.clip_path(clip.index), {"latents": clip.latents}, metadata)
 

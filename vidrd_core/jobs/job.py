@@ -21,6 +21,7 @@ import torch
 
 from ..models.fingerprints import same_model
 from ..pipeline import VidRDPipeline
+from ..reuse.goal import Goals
 from ..sampling.schedulers import scheduler_context
 from ..sampling.seeds import clip_seed
 from ..sampling.settings import SamplingSettings
@@ -30,6 +31,8 @@ from .folder import SETTINGS, JobError, JobFolder
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+
+    from ..video import VideoWriter
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class Plan:
         seed: from which the clips' seeds are derived.
         clip_seeds: clip index -> a seed that replaces the derived one.
         start: the state of another video that this one continues; clip indices count on from there.
+        goals: what its first and last frames are to be.
     """
 
     prompts: Sequence[str]
@@ -63,6 +67,7 @@ class Plan:
     seed: int = 0
     clip_seeds: Mapping[int, int] = field(default_factory=dict)
     start: VideoState | None = None
+    goals: Goals = field(default_factory=Goals)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -78,14 +83,24 @@ class Plan:
         """Frames of the whole video."""
         sampling = self.sampling
         trimmed = 0 if self.start is None else sampling.reuse.trim_frames
-        return sampling.reuse.num_joined_frames(len(self.prompts), sampling.num_frames) - trimmed
+        skipped = sum(self.goals.skipped(self.start is None, True))
+        return sampling.reuse.num_joined_frames(len(self.prompts), sampling.num_frames) - trimmed - skipped
+
+    def first_clips(self, number: int) -> Plan:
+        """The plan of the first clips alone; the end, which is the last clip's goal, is not one of fewer."""
+        goals = self.goals if number == len(self.prompts) else self.goals.without_end()
+        return replace(self, prompts=self.prompts[:number], goals=goals)
 
     def beginning(self, num_frames: int) -> Plan:
         """The plan without the clips that the first ``num_frames`` frames of the video show nothing of."""
         number = 1
-        while number < len(self.prompts) and replace(self, prompts=self.prompts[:number]).num_frames < num_frames:
+        while number < len(self.prompts) and self.first_clips(number).num_frames < num_frames:
             number += 1
-        return replace(self, prompts=self.prompts[:number])
+        return self.first_clips(number)
+
+    def goal_of(self, index: int) -> str:
+        """A text that tells the goals of a clip apart; "" where it has none."""
+        return self.goals.describe(index == 0, index == self.first + len(self.prompts) - 1)
 
     def num_finished(self, folder: JobFolder) -> int:
         """How many of the plan's clips are in its folder, counted from the first."""
@@ -150,7 +165,7 @@ def check_job(pipe: VidRDPipeline, plan: Plan, folder: str | Path, output: str |
     from ..video import estimate_bytes, probe_output
 
     sampling = plan.sampling
-    pipe.check_sampling(sampling, len(plan.prompts), plan.start)
+    pipe.check_sampling(sampling, len(plan.prompts), plan.start, plan.goals)
     probe_output(output, estimate_bytes(output, plan.num_frames, sampling.height, sampling.width), fps)
     check_space(folder, pipe, plan)
 
@@ -237,6 +252,8 @@ def _first_changed_clip(folder: JobFolder, plan: Plan) -> tuple[int, str] | None
             return index, f"the prompt {clip.prompt!r}, not {prompt!r}"
         if clip.seeds != [plan.seed_of(index)]:
             return index, f"the seed {clip.seeds[0]}, not {plan.seed_of(index)}"
+        if clip.goal != plan.goal_of(index):
+            return index, f"{clip.goal or 'no goal'}, not {plan.goal_of(index) or 'no goal'}"
     return None
 
 
@@ -274,6 +291,8 @@ def make_clips(
         seed=plan.base_seed,
         clip_seeds=[plan.clip_seeds.get(plan.first + number) for number in rest],
         callback_on_step_end=on_step,
+        goals=plan.goals,
+        beginning=folder.load(0).latents if finished and plan.first == 0 else None,
     )
     for clip in stream:
         folder.save(clip)
@@ -291,6 +310,7 @@ class JobResult:
     planned: int
     frames: int  # in the video
     sheet: Image | None = None
+    frames_around: int = 0  # of other videos, before and after these
 
     @property
     def is_complete(self) -> bool:
@@ -307,6 +327,7 @@ def run_job(
     metadata: Callable[[Plan], Mapping[str, Any]] | None = None,
     with_sheet: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    around: tuple[Iterable[np.ndarray], Iterable[np.ndarray]] = ((), ()),
 ) -> JobResult:
     """Make the clips that are missing and write the video of all, in memory that does not grow with their number.
 
@@ -318,6 +339,8 @@ def run_job(
             number of its frames is added.
         with_sheet: also make a contact sheet.
         should_stop: asked after every denoising step; True stops.
+        around: frames of other videos, uint8 ``[T, H, W, 3]`` each, that are written before these and, once all are
+            there, after them.
     """
     from ..video import VideoWriter, to_uint8
 
@@ -325,7 +348,7 @@ def run_job(
     result = JobResult(0, len(plan.prompts), 0)
     rows = _SheetRows(plan) if with_sheet else None
     finished = plan.num_finished(folder)
-    finished_frames = replace(plan, prompts=plan.prompts[:finished]).num_frames if finished else 0
+    finished_frames = plan.first_clips(finished).num_frames if finished else 0
 
     def described(num_frames: int) -> dict[str, Any] | None:
         return None if metadata is None else {**metadata(plan.beginning(num_frames)), "frames": num_frames}
@@ -353,15 +376,28 @@ def run_job(
             frames = to_uint8(piece)
             if writer is None:  # no file before there are frames
                 writer = stack.enter_context(writing())
+                result.frames_around += _written(writer, around[0])
             writer.write(frames)
             result.frames += len(frames)
             if rows is not None:
                 rows.add(frames)
+        if writer is not None and result.is_complete and result.frames == plan.num_frames:
+            result.frames_around += _written(writer, around[1])
+            if around != ((), ()) and (whole := described(result.frames)) is not None:
+                writer.describe({**whole, "frames": result.frames + result.frames_around})
     if rows is not None and result.clips:
         result.sheet = rows.render()
     if result.is_complete:
         folder.write(complete=True)
     return result
+
+
+def _written(writer: VideoWriter, pieces: Iterable[np.ndarray]) -> int:
+    """Write frames; how many they are."""
+    before = writer.frames_written
+    for frames in pieces:
+        writer.write(frames)
+    return writer.frames_written - before
 
 
 class _SheetRows:
@@ -389,7 +425,8 @@ class _SheetRows:
     def _row_length(self) -> int:
         sampling = self._plan.sampling
         whole = self._row == 0 and self._plan.start is None
-        return sampling.num_frames - (0 if whole else sampling.reuse.trim_frames)
+        skipped = self._plan.goals.skipped(whole, self._row + 1 == len(self._plan.prompts))
+        return sampling.num_frames - (0 if whole else sampling.reuse.trim_frames) - sum(skipped)
 
     def _finish_row(self) -> None:
         import numpy as np

@@ -95,6 +95,20 @@ def state_scales(scheduler: Any) -> list[float]:
     return scales
 
 
+def state_coefficients(scheduler: Any) -> list[tuple[float, float]]:
+    """What noise and data are multiplied by in a scheduler's states before each step, on the straight line.
+
+    Args:
+        scheduler: with its timesteps set; it is left as it is.
+    """
+    probe = copy.deepcopy(scheduler)
+    found = []
+    for timestep in probe.timesteps:
+        one, zero, at = *(make(1, device=timestep.device) for make in (torch.ones, torch.zeros)), timestep.reshape(1)
+        found.append((float(probe.add_noise(zero, one, at)), float(probe.add_noise(one, zero, at))))
+    return found
+
+
 def make_scheduler(name: str, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
     """diffusers' scheduler of a short name, with the noise schedule of ``config`` and ``options`` instead of its own.
 

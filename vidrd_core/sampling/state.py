@@ -33,6 +33,8 @@ class Clip:
         prompt: what it shows.
         seeds: of its fresh noise, one per video of the batch.
         state: what the next clip continues from.
+        goal: :meth:`vidrd_core.reuse.goal.Goals.describe` of it.
+        skipped: frames at its start and at its end that are left out of the video, beside the trimmed ones.
     """
 
     latents: Tensor
@@ -40,10 +42,13 @@ class Clip:
     prompt: str
     seeds: list[int]
     state: VideoState | None = None
+    goal: str = ""
+    skipped: Sequence[int] = (0, 0)
 
     def joined(self, settings: ReuseSettings) -> Tensor:
         """The latents that go into the video: all of a first clip, without the trimmed frames of the others."""
-        return self.latents if self.index == 0 else self.latents[:, :, settings.trim_frames :]
+        first = self.skipped[0] if self.index == 0 else settings.trim_frames
+        return self.latents[:, :, first : self.latents.shape[2] - self.skipped[1]]
 
 
 def join_clips(clips: Iterable[Clip], sampling: SamplingSettings) -> Tensor:
@@ -67,6 +72,7 @@ class VideoState:
         model: :func:`vidrd_core.models.fingerprints.fingerprint` of the U-Net.
         negative: states ``[B or 1, M, D]`` to steer away from, where they were given in place of a prompt.
         scaling_factor: of the VAE: latents on ComfyUI's wires are ``tail / scaling_factor``.
+        is_closed: whether the video goes on elsewhere: at its own beginning, as a loop, or with another video.
     """
 
     trajectory: Trajectory
@@ -80,6 +86,7 @@ class VideoState:
     model: str
     negative: Tensor | None = None
     scaling_factor: float = SCALING_FACTOR
+    is_closed: bool = False
 
     @classmethod
     def after(
@@ -102,7 +109,15 @@ class VideoState:
             total += before.num_joined
         tail = tail[:, :, tail.shape[2] - (total - last_window_start(total, sampling.num_frames)) :].clone()
         made = (sampling, list(seeds), clip.index, clip.prompt, text, model, negative, scaling_factor)
-        return cls(trajectory, tail, total, *made)
+        return cls(trajectory, tail, total, *made, is_closed=clip.skipped[1] > 0)
+
+    def check_open(self) -> None:
+        """Raise ``ValueError`` where nothing can follow."""
+        if self.is_closed:
+            raise ValueError(
+                "the video is a loop, or joins another video at its end, so no clip can follow its last one: continue "
+                "the state before that, or make the video again without"
+            )
 
     def check_model(self, model: str) -> None:
         """Raise ``ValueError`` where the state is another model's."""
@@ -126,6 +141,7 @@ class VideoState:
             "model": self.model,
             "scaling_factor": self.scaling_factor,
             "trajectory": self.trajectory.metadata(),
+            **({"is_closed": True} if self.is_closed else {}),
         }
 
     @classmethod
@@ -164,6 +180,7 @@ class VideoState:
             values["model"],
             tensors.get("negative"),
             values.get("scaling_factor", SCALING_FACTOR),
+            values.get("is_closed", False),
         )
 
     @classmethod

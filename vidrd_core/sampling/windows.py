@@ -7,7 +7,7 @@ into the other, so that no window edge shows.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -137,6 +137,25 @@ def decode_stream(
     else:
         for task in tasks():
             yield from trimmed(task())
+
+
+def cut_stream(pieces: Iterable[Tensor], cut: Sequence[int]) -> Iterator[Tensor]:
+    """Frames ``[B, 3, t, H, W]`` without the first ``cut[0]`` and the last ``cut[1]`` of them.
+
+    Args:
+        cut: read anew at every piece, as the producer of the pieces may learn it on the way: the second number before
+            so many frames at the end have come.
+    """
+    dropped, held = 0, None
+    for piece in pieces:
+        first = min(cut[0] - dropped, piece.shape[2])
+        dropped += first
+        piece = piece[:, :, first:]
+        piece = piece if held is None else torch.cat((held, piece), dim=2)
+        end = max(0, piece.shape[2] - cut[1])
+        held = piece[:, :, end:] if cut[1] else None
+        if end:
+            yield piece[:, :, :end]
 
 
 def decode_ahead(

@@ -16,6 +16,7 @@ from ..files import write_json, write_text
 from ..metrics import charts
 from ..video import ContactSheet
 from .comparison import CORRECTED, CORRECTED_PARTS, METHODS, SWEEPS, canonical, load_results, load_samples, stored_path
+from .goals import document_part
 from .measures import VideoRecord, summarise
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -119,6 +120,11 @@ them.
 <!-- generated: sweeps -->
 <!-- end: sweeps -->
 
+## Goals and loops
+
+<!-- generated: goals -->
+<!-- end: goals -->
+
 ## Filmstrips
 
 <!-- generated: filmstrips -->
@@ -132,7 +138,11 @@ them.
 
 
 def write_document(
-    document: Path, results: Path | None = None, ucf101: Path | None = None, before: Path | None = None
+    document: Path,
+    results: Path | None = None,
+    ucf101: Path | None = None,
+    before: Path | None = None,
+    goals: Path | None = None,
 ) -> list[Path]:
     """Update the generated parts of ``document``; pictures and a summary go into a folder beside it, named like it.
 
@@ -140,6 +150,7 @@ def write_document(
         results: the folder of a comparison.
         ucf101: the JSON file of a UCF-101 evaluation.
         before: the folder of a comparison on the model before it was trained with cleaner frames.
+        goals: the folder of :class:`vidrd_core.shapes.goals.GoalsComparison`.
             Parts whose results are None are left unchanged.
 
     Returns:
@@ -157,6 +168,8 @@ def write_document(
         found = load_results(before)
         methods = _chosen({name: result["summary"] for name, result in found.items()}, (*METHODS, *found))
         parts["before"] = "\n\n".join((_settings(found), tables(methods), table(methods, PROMPTED)))
+    if goals is not None:
+        parts["goals"] = document_part(goals)
     if ucf101 is not None:
         from ..metrics.ucf101 import markdown
 

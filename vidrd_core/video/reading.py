@@ -76,6 +76,21 @@ def iterate_video(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
     return itertools.chain([first], frames)
 
 
+def read_rate(path: str | os.PathLike[str]) -> float | None:
+    """Frames per second of a video file or a folder of PNGs; None where the PNGs do not say.
+
+    Raises FileNotFoundError, and VideoError naming the file for what is no video.
+    """
+    path = absolute(path)
+    source = _open(path, None)
+    try:
+        return float(source.fps)
+    except VideoError:
+        if path.is_dir():
+            return None
+        raise
+
+
 def _open(path: Path, fps: float | None) -> FileSource | _PngSource:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such video")

@@ -1,0 +1,81 @@
+"""Goals of a clip: the latents that it arrives at, as a replay of its last frames along the straight line to them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..vidrd_core.reuse.goal import GoalSettings
+from ..vidrd_core.reuse.replay import Pace, PastClip, Recording, Replay
+from .any_model.families import Family
+from .any_model.noise import ModelNoise
+from .latents import VideoLatent
+
+
+def goal_latents(family: Family, video: VideoLatent, batch: int, name: str = "goal") -> Tensor:
+    """The first latents ``[B, C, K, h, w]`` of a video that a clip is to arrive at, unscaled.
+
+    A temporal VAE makes the first latent of a video of one frame. At a clip's end, latents hold several, so a goal of
+    such a family begins with the second one.
+
+    Args:
+        batch: B, videos that are sampled.
+        name: of the input, for messages.
+
+    Raises:
+        ValueError: there is nothing to arrive at.
+    """
+    if video.is_empty:
+        raise ValueError(f"{name} is empty: connect the latents of an image or a clip (VAE Encode), or nothing")
+    first = 1 if family.layout.is_temporal else 0
+    found = video.samples[:, :, first : first + GoalSettings.frames]
+    if not found.shape[2]:
+        r = family.layout.frames_per_latent
+        raise ValueError(
+            f"{name} is one image, whose latent in {family.name} is of the kind that begins a video, while each at a "
+            f"clip's end holds {r} frames: encode a clip of at least {r + 1} frames (RepeatImageBatch makes one of an "
+            "image)"
+        )
+    if len(found) not in (1, batch):
+        raise ValueError(f"{name} holds {len(found)} videos but {batch} are sampled: give one, or one for each")
+    return found.expand(batch, -1, -1, -1, -1)
+
+
+def goal_replay(model: Any, family: Family, noise: ModelNoise, latents: Tensor, pace: Pace) -> Replay:
+    """The last frames of a clip, steered along the straight line from its own noise to a goal (``D = x0``)."""
+    settings = GoalSettings().reuse(latents.shape[2])
+    if not family.is_vidrd:
+        settings = replace(settings, cleaner_overlap=family.settings().cleaner_overlap)
+    clean = model.model.process_latent_in(latents)
+    return Replay(PastClip(Recording(), clean, None, noise), settings, pace)
+
+
+def check_room(family: Family, overlap: int, goal: Tensor, size: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` where a clip of ``size`` ``[N, h, w]`` with an overlap has no room for a goal."""
+    word = "latents" if family.layout.is_temporal else "frames"
+    if goal.shape[3:] != size[1:]:
+        raise ValueError(
+            f"goal is {list(goal.shape[3:])} latents high and wide but the video is {list(size[1:])}: scale the image "
+            "or clip to the video's size before it is encoded"
+        )
+    if overlap + goal.shape[2] >= size[0]:
+        raise ValueError(
+            f"the clip has {size[0]} {word}, of which {overlap} repeat the prior and {goal.shape[2]} are the goal's, "
+            "so that none would be new: choose a smaller overlap_frames or a longer clip"
+        )
+
+
+def loop_start(family: Family, video: VideoLatent, samples: Tensor) -> Tensor:
+    """What the last clip of a loop arrives at: the first latents of the whole video.
+
+    Raises:
+        ValueError: the family has sound, whose loop nothing here closes.
+    """
+    if video.sound is not None:
+        raise ValueError(
+            f"loop is on, but {family.name} samples sound with the video, whose end would not join its beginning: "
+            "set loop to false"
+        )
+    return goal_latents(family, VideoLatent(samples, layout=family.layout), len(samples), "the video's beginning")

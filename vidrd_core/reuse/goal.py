@@ -1,0 +1,241 @@
+"""Goals: frames anywhere in a clip that are steered along a path of their own, not only the first ones (DSG).
+
+A goal's path is the straight line from noise to given frames, ``x = a * x0 + b * n`` with the clean data ``D = x0``,
+or the recorded states of another clip. As with an overlap, the frames may be shown cleaner than the others, so that
+these are denoised towards frames that can be made out already (:mod:`vidrd_core.reuse.settings`, ``cleaner_overlap``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from torch import Tensor
+
+from .settings import ReuseSettings
+
+SHORT = 12  # digits of a hash that tells goals apart
+
+
+@dataclass(frozen=True)
+class GoalSettings:
+    """How a clip is steered to a goal. The defaults are the best measured (docs/evaluation.md, "Goals and loops").
+
+    Args:
+        frames: K, how many frames of a given clip, or of a loop's beginning, a video arrives at; an image is one.
+        start_frames: M, how many of the last frames of a given clip a video begins with.
+        beta: the share of steps through which they are steered, 0 to 1.
+        cleaner: how much cleaner than the other frames they are shown, 0 to 1; as ``cleaner_overlap``.
+    """
+
+    frames: int = 2
+    start_frames: int = 3
+    beta: float = 1.0
+    cleaner: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "start_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of a goal is {getattr(self, name)}; expected 1 or more")
+        if not 0 <= self.cleaner <= 1:
+            raise ValueError(f"cleaner of a goal is {self.cleaner}; expected 0 (equally noisy) to 1 (clean)")
+        self.reuse(self.frames)
+
+    def reuse(self, frames: int) -> ReuseSettings:
+        """The same as settings of an overlap of so many frames."""
+        return ReuseSettings(frames, 0.0, self.beta, "forward", frames, "uniform", self.cleaner)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Frames of one clip and the path that they are steered along.
+
+    Args:
+        places: of the frames in the clip, from 0.
+        data: the clean frames ``[B or 1, C, K, h, w]`` in the sampler's space, which the clip then holds exactly where
+            it is steered to the last step; None: only ``states`` are known.
+        noise: that the path begins with, of unit variance, ``[B or 1, C, K, h, w]``; None: the clip's own.
+        states: recorded ``z[s]`` before each step, of these frames; empty: the straight line is followed.
+    """
+
+    places: tuple[int, ...]
+    data: Tensor | None
+    noise: Tensor | None = None
+    states: Sequence[Tensor] = ()
+    settings: GoalSettings = GoalSettings()
+
+    def __post_init__(self) -> None:
+        if self.data is None and not self.states:
+            raise ValueError("a goal needs frames to arrive at or recorded states to follow; it has neither")
+        frames = self.data if self.data is not None else self.states[0]
+        if frames.shape[2] != len(self.places) or len(set(self.places)) != len(self.places):
+            raise ValueError(f"a goal of {frames.shape[2]} frames is not for the frames {list(self.places)} of a clip")
+
+    def check(self, num_frames: int, overlap: int = 0) -> None:
+        """Raise ``ValueError`` where a clip has no such places, or the overlap with the clip before takes them."""
+        if not all(overlap <= place < num_frames for place in self.places):
+            raise ValueError(
+                f"the goal is at frames {list(self.places)} of a clip of {num_frames} whose first {overlap} repeat the "
+                "clip before: choose a smaller overlap or a shorter goal"
+            )
+
+    def num_steered(self, num_steps: int) -> int:
+        """How many steps are steered."""
+        return max(self.settings.reuse(1).steered_steps(num_steps))
+
+    def start(self, noise: Tensor) -> Tensor:
+        """A clip's noise ``[B, C, N, h, w]`` with that of the path at the goal's places."""
+        return noise if self.noise is None else self.write(noise.clone(), self.noise)
+
+    def at(
+        self,
+        step: int,
+        num_steps: int,
+        noise: Tensor,
+        coefficients: Sequence[tuple[float, float]],
+        scales: Sequence[float],
+    ) -> Tensor | None:
+        """What the goal's frames are before ``step``, ``[B or 1, C, K, h, w]``; None: nothing is steered there.
+
+        Args:
+            noise: that the clip starts from, ``[B, C, N, h, w]``.
+            coefficients: of noise and of data in the sampler's states before each step.
+            scales: of these states, as in :meth:`vidrd_core.reuse.trajectory.Trajectory.overlap_at`.
+        """
+        if step >= self.num_steered(num_steps):
+            return None
+        shown = self.settings.reuse(1).shown_step(step, num_steps)
+        if self.states:
+            state = self.states[shown]
+        else:
+            assert self.data is not None
+            of_noise, of_data = coefficients[shown]
+            own = noise[:, :, list(self.places)]
+            state = of_noise * own + of_data * self.data.to(own)
+        return state if shown == step else state * (scales[step] / scales[shown])
+
+    def write(self, latents: Tensor, frames: Tensor | None) -> Tensor:
+        """Overwrite the goal's frames of ``latents`` in place."""
+        if frames is not None:
+            latents[:, :, list(self.places)] = frames.to(latents)
+        return latents
+
+    def finish(self, latents: Tensor, num_steps: int) -> Tensor:
+        """The denoised clip: with the goal's frames themselves where they were steered to the last step (D = x0)."""
+        ends = self.data is not None and self.num_steered(num_steps) >= num_steps
+        return self.write(latents.clone(), self.data) if ends else latents
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What the first and the last frames of a video are to be.
+
+    Args:
+        start: clean frames ``[B or 1, C, M, h, w]`` in the sampler's space that its first clip begins with.
+        end: ``[B or 1, C, K, h, w]``, that its last clip ends with.
+        loop: the last clip arrives at the first one's beginning, which it is cut at, so that the video repeats.
+        joins: whether ``start`` and ``end`` are frames of other videos, and left out of this one.
+        settings: of every goal.
+        names: of what ``start`` and ``end`` were encoded from; where they are empty, of the frames themselves.
+    """
+
+    start: Tensor | None = None
+    end: Tensor | None = None
+    loop: bool = False
+    joins: bool = False
+    settings: GoalSettings = field(default_factory=GoalSettings)
+    names: tuple[str, str] = ("", "")
+
+    def __post_init__(self) -> None:
+        if self.loop and self.end is not None:
+            raise ValueError("a loop ends where it begins, so it takes no end image: leave out one of the two")
+
+    def __bool__(self) -> bool:
+        return self.loop or self.start is not None or self.end is not None
+
+    @property
+    def num_start(self) -> int:
+        """M, the frames of the first clip that are given."""
+        return 0 if self.start is None else self.start.shape[2]
+
+    @property
+    def num_end(self) -> int:
+        """K, the frames of the last clip that are given."""
+        return self.settings.frames if self.loop else 0 if self.end is None else self.end.shape[2]
+
+    def check(self, num_clips: int, num_frames: int, overlap: int, begins: bool = True) -> None:
+        """Raise ``ValueError`` where a video of so many clips cannot have these goals.
+
+        Args:
+            num_frames, overlap: N and M of a clip.
+            begins: whether its first clip follows no other.
+        """
+        if self.start is not None and not begins:
+            raise ValueError("a start image is for a video's first clip, but this video is continued: leave it out")
+        if self.loop and not begins:
+            raise ValueError(
+                "a loop returns to the first clip, which a video that is continued from a state does not know: make "
+                "the loop in one run"
+            )
+        if self.loop and num_clips < 2:
+            raise ValueError("a loop of one clip would be a goal of its own: make at least 2 clips")
+        before = self.num_start if num_clips == 1 and begins else overlap
+        taken = max(before + self.num_end, self.num_start)
+        if self and taken >= num_frames:
+            raise ValueError(
+                f"a clip has {num_frames} frames, of which {taken} would be given (the overlap or the start, and "
+                f"{self.num_end} at the end): choose a smaller overlap or longer clips"
+            )
+
+    def of_clip(self, is_first: bool, is_last: bool, num_frames: int, beginning: Tensor | None = None) -> list[Goal]:
+        """The goals of one clip.
+
+        Args:
+            beginning: the first clip's latents ``[B, C, N, h, w]``, which the last clip of a loop arrives at.
+        """
+        goals = []
+        if is_first and self.start is not None:
+            goals.append(Goal(tuple(range(self.num_start)), self.start, settings=self.settings))
+        end = self.end
+        if self.loop:
+            end = None if beginning is None else beginning[:, :, : self.num_end]
+        if is_last and end is not None:
+            places = tuple(range(num_frames - self.num_end, num_frames))
+            goals.append(Goal(places, end, settings=self.settings))
+        return goals
+
+    def skipped(self, is_first: bool, is_last: bool) -> tuple[int, int]:
+        """How many frames at the start and at the end of a clip are left out of the video."""
+        return (
+            self.num_start if is_first and self.joins else 0,
+            self.num_end if is_last and (self.joins or self.loop) else 0,
+        )
+
+    def describe(self, is_first: bool, is_last: bool) -> str:
+        """A text that is equal for equal goals of a clip; "" where it has none."""
+        parts = []
+        if is_first and self.start is not None:
+            parts.append(f"the start {self.names[0] or frames_hash(self.start)}")
+        if is_last and self.end is not None:
+            parts.append(f"the end {self.names[1] or frames_hash(self.end)}")
+        if is_last and self.loop:
+            parts.append(f"a loop of {self.num_end} frames")
+        if parts and self.joins:
+            parts.append("left out")
+        if parts and (self.settings.beta, self.settings.cleaner) != (GoalSettings.beta, GoalSettings.cleaner):
+            parts.append(json.dumps(asdict(self.settings)))
+        return ", ".join(parts)
+
+    def without_end(self) -> Goals:
+        """Those of a video that was stopped before its last clip."""
+        return replace(self, end=None, loop=False)
+
+
+def frames_hash(frames: Tensor) -> str:
+    """A short hash of frames."""
+    values = frames.detach().float().cpu().contiguous()
+    digest = hashlib.sha256(str(list(values.shape)).encode())
+    digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:SHORT]
