@@ -2,14 +2,15 @@
 
     python benchmarks/reliability.py generate videos train train-two two-to-one prepare --kills 50
     python benchmarks/reliability.py generate train-two --kills 3 --cold          # every start a new interpreter
-    python benchmarks/reliability.py soak --clips 1000                            # memory and file handles while it runs
+    python benchmarks/reliability.py soak --clips 1000                            # memory and file handles
 
 A kind's command first runs to its end: that is the result to reach, and the processor time that kills spread over. Then
 it is started again and again on a new folder, and each time the processes and all they have started get SIGKILL at a
 random moment (uniform over that time, seeded), until one start comes to its end before its kill; then the next folder
 begins. After every kill what was finished before it must be there unchanged (the same file, by inode, time and hash, so
 that nothing is made twice), and at the end every file must equal the uninterrupted run's, byte by byte, with no other
-file beside them (the metadata of safetensors in any order). Moments are processor seconds of the processes, since a shared machine's clock says little.
+file beside them (the metadata of safetensors in any order). Moments are processor seconds of the processes, since a
+shared machine's clock says little.
 
 Most of a small command's time is importing torch. So by default each start is a fork of this process, which has
 imported the libraries and done nothing else; the command itself runs from its first line, by the same entry as
@@ -175,7 +176,7 @@ def _fork(command: Command, environment: dict[str, str], log: int) -> int:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
             sys.stderr.write(f"{error.code}\n")
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (a fork must not come back)
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -402,7 +403,9 @@ class Outcome:
         return f"| {' | '.join(map(str, cells))} |"
 
 
-HEAD = "| what | kills | runs to their end | finished pieces found | losses | processor s of a run |\n" + "|---" * 6 + "|"
+HEAD = (
+    "| what | kills | runs to their end | finished pieces found | losses | processor s of a run |\n" + "|---" * 6 + "|"
+)
 
 
 def attack(work: Work, kills: int, seed: int, cold: bool = False) -> Outcome:
@@ -499,10 +502,8 @@ def soak_table(samples: Sequence[Sample]) -> tuple[str, bool]:
     for part in fifths:
         peaks.append(max(s.memory for s in part))
         handles.append(max(s.handles for s in part))
-        least = min(s.handles for s in part)
-        lines.append(
-            f"| {part[0].clips} to {part[-1].clips} | {len(part)} | {peaks[-1] / 2**20:.1f} | {least} to {handles[-1]} |"
-        )
+        few, memory = min(s.handles for s in part), peaks[-1] / 2**20
+        lines.append(f"| {part[0].clips} to {part[-1].clips} | {len(part)} | {memory:.1f} | {few} to {handles[-1]} |")
     return "\n".join(lines), peaks[-1] <= 1.02 * peaks[1] and handles[-1] <= handles[1]
 
 

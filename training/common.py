@@ -8,6 +8,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import tyro
 import yaml
 from accelerate import PartialState
 
+from vidrd_core.files import alone
 from vidrd_core.reuse.settings import OLD_NAMES as OLD_REUSE_NAMES
 from vidrd_core.train.loop import train
 from vidrd_core.train.task import TrainingTask
@@ -57,7 +59,13 @@ def parse(
     given, rest = tyro.cli(options, args=arguments, return_unknown_args=True, add_help=False)
     if given.config is None:
         raise ValueError("--config FILE is missing, a YAML file as in training/configs; with it --help lists settings")
-    values = yaml.safe_load(given.config.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(given.config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{given.config} is no YAML of plain values ({' '.join(str(error).split())}); nothing of it was used. "
+            "Correct the line, or write a new file as in training/configs"
+        ) from error
     given.change(values)
     described = f"Settings of {given.config}, which these options change. Further options: --config FILE, --dry-run."
     return tyro.cli(kind, args=_current_options(kind, rest), default=build(kind, values), description=described), given
@@ -144,10 +152,12 @@ def run(kind: type[Configuration], make_task: Callable[[Configuration], Training
             return
         torch.manual_seed(configuration.train.seed)
         task = make_task(configuration)
-        if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
-            configuration.train.run.mkdir(parents=True, exist_ok=True)
-            (configuration.train.run / "config.txt").write_text(repr(configuration), encoding="utf-8")
-        train(task, configuration.train)
+        folder = configuration.train.run
+        with ExitStack() as stack:
+            if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
+                stack.enter_context(alone(folder / "train.lock", f"train in {folder}"))
+                (folder / "config.txt").write_text(repr(configuration), encoding="utf-8")
+            train(task, configuration.train)
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     PartialState().destroy_process_group()

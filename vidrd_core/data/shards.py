@@ -34,6 +34,7 @@ INDEX = "index.json"
 UNCONDITIONAL = "unconditional.npy"
 NULL_CAPTIONS = "null_captions.safetensors"
 _RUN = "run.json"
+LOCK = "run.lock"  # while a process writes the folder
 
 
 class BrokenItem(ValueError):

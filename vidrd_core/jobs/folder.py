@@ -1,13 +1,14 @@
 """The state folder of a long job.
 
 It holds ``settings.json`` (what the clips were made with), and for each finished clip its latents
-(``clip_00000.safetensors``) and the state that the next clip continues (``state_00000.safetensors``, for
-:meth:`VideoState.load`).
+(``clip_00000.safetensors``, with a hash of those of the clip before) and the state that the next clip continues
+(``state_00000.safetensors``, for :meth:`VideoState.load`).
 Every file is written atomically, and a clip counts as finished once its latents are there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,10 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import read_tensors, write_json, write_tensors
+import torch
+
+from ..files import hold, read_tensors, write_json, write_tensors
 from ..sampling.settings import with_interval_of
 from ..sampling.state import Clip, VideoState
-from .locks import hold
 
 SETTINGS_FORMAT = "vidrd-job-1"
 CLIP_FORMAT = "vidrd-clip-1"
@@ -137,10 +139,20 @@ class JobFolder:
         clip.state.save(self.state_path(clip.index))
         values = {"index": clip.index, "prompt": clip.prompt, "seeds": clip.seeds}
         metadata = {"format": CLIP_FORMAT, "clip": json.dumps(values, ensure_ascii=False)}
+        if self.clip_path(clip.index - 1).is_file():
+            metadata["after"] = latents_digest(self.load(clip.index - 1))
         write_tensors(self.clip_path(clip.index), {"latents": clip.latents}, metadata)
 
     def load(self, index: int) -> Clip:
         """A finished clip, without its state.
+
+        Raises:
+            JobError: its file is broken.
+        """
+        return self.load_linked(index)[0]
+
+    def load_linked(self, index: int) -> tuple[Clip, str | None]:
+        """A finished clip and the :func:`latents_digest` of the one that it continued, where that is known.
 
         Raises:
             JobError: its file is broken.
@@ -150,7 +162,10 @@ class JobFolder:
             tensors, metadata = read_tensors(path)
             if metadata.get("format") != CLIP_FORMAT:
                 raise ValueError(f"{path} is not a clip of a VidRD job")
-            return Clip(tensors["latents"], **json.loads(metadata["clip"]))
+            clip = Clip(tensors["latents"], **json.loads(metadata["clip"]))
+            if clip.latents.ndim != 5 or not clip.seeds:
+                raise ValueError(f"latents of shape {list(clip.latents.shape)} and seeds {clip.seeds} are no clip's")
+            return clip, metadata.get("after")
 
     def load_state(self, index: int) -> VideoState:
         """The state after a finished clip.
@@ -182,6 +197,14 @@ class JobFolder:
         (self.path / LOCK).unlink(missing_ok=True)
         if self.path.is_dir() and not self._entries():
             self.path.rmdir()
+
+
+def latents_digest(clip: Clip) -> str:
+    """A hash of a clip's latents."""
+    values = clip.latents.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{values.dtype} {list(values.shape)}".encode())
+    digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 @contextmanager
