@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,10 +79,15 @@ def load_pipeline(
 
 def read_defaults(path: Path) -> dict[str, Any]:
     """What a model folder's ``model_index.json`` names under "defaults"."""
+    from ..weight_files import read_json
+
     index = path / "model_index.json"
     if not index.is_file():
         return {}
-    defaults = with_current_names(json.loads(index.read_text(encoding="utf-8")).get("defaults") or {})
+    stored = read_json(index).get("defaults") or {}
+    if not isinstance(stored, dict):
+        raise ValueError(f"{index}: defaults is {stored!r:.60}; expected settings by name, of {', '.join(RELEASED)}")
+    defaults = with_current_names(stored)
     unknown = sorted(set(defaults) - set(RELEASED))
     if unknown:
         raise ValueError(f"{index}: unknown defaults {', '.join(unknown)}; known are {', '.join(RELEASED)}")

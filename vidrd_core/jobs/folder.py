@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,21 @@ CLIP_FORMAT = "vidrd-clip-1"
 SETTINGS = "settings.json"
 LOCK = "job.lock"
 OWN_FILES = re.compile(r"(settings\.json|(clip|state)_\d{5,}\.safetensors|start\.safetensors)(\.partial)?|job\.lock")
+
+
+LOADING = {"model", "base", "vae", "scheduler", "scheduler_options"}
+FITS: dict[str, Callable[[Any], bool]] = {  # what entries of the settings can be
+    "made": lambda v: (
+        isinstance(v, dict) and isinstance(v.get("sampling"), dict) and isinstance(v.get("scheduler"), dict)
+    ),
+    "first": lambda v: type(v) is int and 0 <= v < 10**9,
+    "planned": lambda v: isinstance(v, list) and all(isinstance(prompt, str) for prompt in v),
+    "complete": lambda v: isinstance(v, bool),
+    "fps": lambda v: type(v) in (int, float) and 0 < v < 1e6,
+    "loading": lambda v: isinstance(v, dict) and set(v) <= LOADING,
+    "extended_from": lambda v: v is None or (type(v) is int and v >= 1),
+    "videos": lambda v: isinstance(v, list) and all(isinstance(x, dict) and {"prompts", "seed"} <= set(x) for x in v),
+}
 
 
 class JobError(ValueError):
@@ -52,7 +67,20 @@ def read_settings(path: Path, kind: str, owner: str) -> dict[str, Any]:
         raise JobError(f"{path} is broken ({error}); delete its folder or choose another") from error
     if not isinstance(settings, dict) or settings.get("format") != kind:
         raise JobError(f"{path} does not belong to {owner} ({kind}); choose another folder")
-    return with_current_made(settings)
+    try:
+        odd = [
+            f"{key} is {settings[key]!r:.60}"
+            for key, fits in FITS.items()
+            if key in settings and not fits(settings[key])
+        ]
+        if odd:
+            raise ValueError(", ".join(odd))
+        return with_current_made(settings)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JobError(
+            f"{path} is broken ({type(error).__name__}: {error}); put the right file back, delete its folder or choose "
+            "another"
+        ) from error
 
 
 def with_current_made(settings: dict[str, Any]) -> dict[str, Any]:

@@ -169,7 +169,18 @@ def open_job(
     """
     folder, advice = JobFolder(path), advice or Advice()
     settings, made = folder.read(), made_with(pipe, plan)
+    if not settings and folder.num_finished():
+        raise JobError(
+            f"{folder.path} holds clips but no {SETTINGS}, so what they were made with is not known. Put that file "
+            "back, delete the folder or choose another"
+        )
     if not folder.num_finished():
+        if folder.clip_path(plan.first).is_file() and folder.state_path(plan.first).is_file():
+            first = settings.get("first", 0)
+            raise JobError(
+                f"{folder.path / SETTINGS} says that the clips begin at {first}, but clip {plan.first} is there. Put "
+                "the right file back, delete the folder or choose another"
+            )
         folder.clear()
         settings = {}
     if settings:
