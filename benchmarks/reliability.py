@@ -126,34 +126,49 @@ class Start:
             if not killed and self.used() >= until:
                 chosen = [self.pids[number] for number in victims if len(self.pids) > 1] or self.pids
                 alive = [pid for pid in chosen if pid not in self.codes]
-                for pid in alive:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(pid, signal.SIGKILL)
+                self._kill(alive)
                 killed = bool(alive)
                 until = float("inf")
             if time.monotonic() - began > LIMIT:
-                for pid in self.pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(pid, signal.SIGKILL)
+                self._kill(self.pids)
                 raise SystemExit(f"{self.command} has hung for {LIMIT} s:\n{self.tail()}")
-            time.sleep(0.003)
-        for pid in self.pids:  # what they have started themselves
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+            time.sleep(0.005)
+        self._kill(self.pids)  # what they have started themselves
         return killed and any(code == -signal.SIGKILL for code in self.codes.values())
 
     def used(self) -> float:
         """Processor seconds so far of the processes and all that they have started."""
         import psutil
 
+        for each in self._family():
+            with contextlib.suppress(psutil.Error):
+                times = each.cpu_times()
+                self._used[each.pid] = times.user + times.system
+        return sum(self._used.values())
+
+    def _family(self) -> list[Any]:
+        """The processes that run, and those that they have started."""
+        import psutil
+
+        found = []
         for pid in self.pids:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                found += [process, *process.children(recursive=True)]
+        return found
+
+    def _kill(self, pids: Sequence[int]) -> None:
+        """SIGKILL to processes and all that they have started, those of other sessions (torchrun's) too."""
+        import psutil
+
+        for pid in pids:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
                 for each in (process, *process.children(recursive=True)):
                     with contextlib.suppress(psutil.Error):
-                        times = each.cpu_times()
-                        self._used[each.pid] = times.user + times.system
-        return sum(self._used.values())
+                        each.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
     def tail(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")[-3000:]

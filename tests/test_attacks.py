@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,12 @@ HARMFUL = {
     "an open bracket": "output: [a\n",
     "bytes": "output: \x00\n",
     "a well of brackets": "[" * 20_000,
+    "repetitions": "a: &a [x, x, x, x]\n"
+    + "".join(
+        f"{after}: &{after} [*{name}, *{name}, *{name}, *{name}]\n" for name, after in pairwise("abcdefghijklmnop")
+    )
+    + "output: *p\n",
+    "itself": "&a {output: *a}\n",
 }
 
 
@@ -267,6 +274,14 @@ def test_defaults_of_a_model_that_are_none_are_refused_by_name(tmp_path: Path, d
     write_json(tmp_path / "model_index.json", {"defaults": defaults})
     with pytest.raises(ValueError, match="model_index.json: (defaults is|unknown defaults)"):
         read_defaults(tmp_path)
+
+
+def test_an_infinite_number_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    from common import build
+
+    with pytest.raises(ValueError, match="TrainSettings.samples is inf"):
+        build(TrainSettings, {"run": "x", "samples": float("inf"), "batch_size": 1})
 
 
 def test_a_member_of_a_tar_is_unpacked_under_no_name_of_its_own(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ OLD_NAMES = {  # of settings -> current ones; configurations and command lines w
     **OLD_REUSE_NAMES,
 }
 
+MOST_VALUES = 1_000_000  # of a configuration
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -61,7 +63,8 @@ def parse(
         raise ValueError("--config FILE is missing, a YAML file as in training/configs; with it --help lists settings")
     try:
         values = yaml.safe_load(given.config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        _check_expanded(values)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{given.config} is no YAML of plain values ({' '.join(str(error).split())}); nothing of it was used. "
             "Correct the line, or write a new file as in training/configs"
@@ -69,6 +72,17 @@ def parse(
     given.change(values)
     described = f"Settings of {given.config}, which these options change. Further options: --config FILE, --dry-run."
     return tyro.cli(kind, args=_current_options(kind, rest), default=build(kind, values), description=described), given
+
+
+def _check_expanded(values: Any) -> None:
+    """Raise ValueError where lines that repeat each other (``*name``) stand for more values than memory holds."""
+    waiting, count = [values], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"its repetitions stand for more than {MOST_VALUES} values")
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _current_options(kind: type[Any], arguments: list[str]) -> list[str]:
@@ -137,7 +151,7 @@ def _value(name: str, hint: Any, value: Any) -> Any:
             return int(number)
         if bool in kinds and not isinstance(value, bool):
             raise ValueError("neither true nor false")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} is {value!r}: {error}") from error
     return value
 
