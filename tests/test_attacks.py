@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
+import tempfile
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from data_material import folder_of_videos, preparation
+from training_components import shard_folder
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.checkpoints import CheckpointError
@@ -19,7 +23,8 @@ from vidrd_core.checkpoints.assembly import load_pipeline_parts
 from vidrd_core.cli.models import read_defaults
 from vidrd_core.data.engines import EngineSettings
 from vidrd_core.data.preparation import PreparationSettings, prepare
-from vidrd_core.data.shards import LOCK
+from vidrd_core.data.shards import LOCK, ShardDataset
+from vidrd_core.data.sources import SourceSettings, list_source
 from vidrd_core.data.sources.listing import Item
 from vidrd_core.files import alone, read_tensors, write_json, write_tensors
 from vidrd_core.jobs.folder import JobError, JobFolder
@@ -290,3 +295,72 @@ def test_a_member_of_a_tar_is_unpacked_under_no_name_of_its_own(tmp_path: Path) 
     for name in ("0.tar/..\\..\\evil.mp4", "0.tar/C:evil.mp4", "0.tar/con.mp4"):
         with Item(name, tar, "video", span=(2, 3)).file() as path:
             assert path.name == "video.mp4" and path.read_bytes() == b"234"
+
+
+def huge_header(blob: bytes, at: bytes) -> bytes:
+    """A tar with an extended header of 8 TiB before the member ``at``."""
+    header = tarfile.TarInfo("header")
+    header.type = tarfile.XHDTYPE
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"\x80" + (8 << 40).to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return blob.replace(at, bytes(block) + at, 1)
+
+
+@pytest.mark.parametrize("attack", ["traversal", "links", "well of brackets", "huge header"])
+def test_hostile_members_of_a_tar_cost_only_themselves(tmp_path: Path, attack: str) -> None:
+    root, picture = tmp_path / "raw", b"no picture is opened here"
+    root.mkdir()
+    members = {"a.png": picture, "a.txt": b"a thing", "b.png": picture, "b.json": b"[" * 100_000}
+    if attack == "traversal":
+        members |= {"../../c.png": picture, "../../c.txt": b"out", "/c.png": picture, "/c.txt": b"out"}
+    with tarfile.open(root / "0.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        if attack == "links":
+            for kind, name in ((tarfile.SYMTYPE, "d.png"), (tarfile.LNKTYPE, "e.png"), (tarfile.FIFOTYPE, "f.png")):
+                info = tarfile.TarInfo(name)
+                info.type, info.linkname = kind, "/etc/passwd"
+                tar.addfile(info)
+    blob = (root / "0.tar").read_bytes()
+    if attack == "huge header":
+        (root / "0.tar").write_bytes(huge_header(blob, blob[blob.index(b"b.png") :][:512]))
+    listing = list_source(SourceSettings("laion", root))
+    inside = {item.name: item.read() for item in listing.items}
+    assert inside.pop("0.tar/a.png") == picture
+    for item in listing.items:
+        with item.file() as path:
+            assert path.name == "image.png" and path.parent.parent == Path(tempfile.gettempdir())
+    assert set(inside) == ({"0.tar/../../c.png", "0.tar//c.png"} if attack == "traversal" else set())
+    dropped = {drop.source: drop.reason for drop in listing.dropped}
+    assert dropped == ({"0.tar": "broken"} if attack == "huge header" else {"0.tar/b.png": "no caption"})
+
+
+def edited(folder: Path, name: str, change: Any) -> None:
+    values = json.loads((folder / name).read_text(encoding="utf-8"))
+    change(values)
+    write_json(folder / name, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("index.json", lambda v: v["shards"][0].update(name="../elsewhere.tar")),
+        ("index.json", lambda v: v["shards"][0].update(name="C:\\elsewhere.tar")),
+        ("index.json", lambda v: v.pop("shards")),
+        ("shard-000000.json", lambda v: v["samples"][0]["members"].update(mp4=[-5, 3])),
+        ("shard-000000.json", lambda v: v["samples"][0]["members"].update(mp4=[0, 8 << 40])),
+        ("shard-000000.json", lambda v: v["samples"][0].pop("frames")),
+        ("shard-000000.json", lambda v: v.update(samples=5)),
+    ],
+)
+def test_an_edited_data_set_is_refused_by_the_name_of_its_file(tmp_path: Path, name: str, change: Any) -> None:
+    folder = shard_folder(tmp_path / "set", 2)
+    shutil.copy(folder / "shard-000000.tar", tmp_path / "elsewhere.tar")
+    shutil.copy(folder / "shard-000000.json", tmp_path / "elsewhere.json")
+    edited(folder, name, change)
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*; copy the data set again"):
+        ShardDataset(folder)

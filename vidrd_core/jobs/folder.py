@@ -63,7 +63,7 @@ def read_settings(path: Path, kind: str, owner: str) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(f"{path} is broken ({error}); delete its folder or choose another") from error
     if not isinstance(settings, dict) or settings.get("format") != kind:
         raise JobError(f"{path} does not belong to {owner} ({kind}); choose another folder")
@@ -239,7 +239,7 @@ def latents_digest(clip: Clip) -> str:
 def _advice_on_broken_file(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise JobError(
             f"{path} is broken ({error}); delete it and run the command that made it once more to make the clip again"
         ) from error
