@@ -14,7 +14,7 @@ shared machine's clock says little.
 
 Most of a small command's time is importing torch. So by default each start is a fork of this process, which has
 imported the libraries and done nothing else; the command itself runs from its first line, by the same entry as
-``python -m``. ``--cold`` starts real interpreters instead, and torchrun where there are two processes. POSIX only.
+``python -m``. ``--cold`` starts real interpreters instead, and torchrun where there are two processes. Linux only.
 """
 
 from __future__ import annotations
@@ -120,10 +120,13 @@ class Start:
         while len(self.codes) < len(self.pids):
             for pid in self.pids:
                 if pid not in self.codes:
-                    found, status = os.waitpid(pid, os.WNOHANG)
-                    if found:
-                        self.codes[pid] = os.waitstatus_to_exitcode(status)
-            if not killed and self.used() >= until:
+                    # Left as a zombie, so that nothing else gets its number before its group has been killed.
+                    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                    if ended is not None:
+                        by_itself = ended.si_code == os.CLD_EXITED
+                        self.codes[pid] = ended.si_status if by_itself else -ended.si_status
+            left = until - self.used()
+            if not killed and left <= 0:
                 chosen = [self.pids[number] for number in victims if len(self.pids) > 1] or self.pids
                 alive = [pid for pid in chosen if pid not in self.codes]
                 self._kill(alive)
@@ -132,41 +135,43 @@ class Start:
             if time.monotonic() - began > LIMIT:
                 self._kill(self.pids)
                 raise SystemExit(f"{self.command} has hung for {LIMIT} s:\n{self.tail()}")
-            time.sleep(0.005)
+            # No sooner than every core can have used them up; looking often would cost more than the command itself.
+            time.sleep(min(0.05, max(0.003, left / (os.cpu_count() or 1))))
         self._kill(self.pids)  # what they have started themselves
+        for pid in self.pids:
+            os.waitpid(pid, 0)
         return killed and any(code == -signal.SIGKILL for code in self.codes.values())
 
     def used(self) -> float:
         """Processor seconds so far of the processes and all that they have started."""
         import psutil
 
-        for each in self._family():
+        for each in self._family(self.pids):
             with contextlib.suppress(psutil.Error):
                 times = each.cpu_times()
                 self._used[each.pid] = times.user + times.system
         return sum(self._used.values())
 
-    def _family(self) -> list[Any]:
-        """The processes that run, and those that they have started."""
+    @staticmethod
+    def _family(pids: Sequence[int]) -> list[Any]:
+        """The processes that run, and those that they have started, in other sessions (torchrun's) too."""
         import psutil
 
         found = []
-        for pid in self.pids:
+        for pid in pids:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
                 found += [process, *process.children(recursive=True)]
         return found
 
     def _kill(self, pids: Sequence[int]) -> None:
-        """SIGKILL to processes and all that they have started, those of other sessions (torchrun's) too."""
+        """SIGKILL to processes and all that they have started."""
         import psutil
 
-        for pid in pids:
+        for each in self._family(pids):
             with contextlib.suppress(psutil.Error):
-                process = psutil.Process(pid)
-                for each in (process, *process.children(recursive=True)):
-                    with contextlib.suppress(psutil.Error):
-                        each.kill()
+                each.kill()
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
 
