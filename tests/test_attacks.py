@@ -31,6 +31,8 @@ from vidrd_core.jobs.folder import JobError, JobFolder
 from vidrd_core.jobs.job import JobResult, Plan, open_job, run_job
 from vidrd_core.sampling.settings import SamplingSettings
 from vidrd_core.train.settings import TrainSettings
+from vidrd_core.video import VideoError, probe_output
+from vidrd_core.video.formats import check_name
 
 ROOT = Path(__file__).parent.parent
 SAMPLING = SamplingSettings(4, 16, 16, 2, 3.0, ReuseSettings(2, trim_frames=1))
@@ -364,3 +366,16 @@ def test_an_edited_data_set_is_refused_by_the_name_of_its_file(tmp_path: Path, n
     edited(folder, name, change)
     with pytest.raises(ValueError, match=rf"{name} is damaged .*; copy the data set again"):
         ShardDataset(folder)
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "CON.mp4", "aux", "lpt1.state.gif", "what?.mp4", "end .", "new\nline.mp4"])
+def test_names_that_windows_forbids_are_refused_there(name: str) -> None:
+    check_name(Path("videos") / name, windows=False)
+    with pytest.raises(VideoError, match="cannot be the name of a file or folder on this system; choose another name"):
+        check_name(Path("videos") / name, windows=True)
+    check_name(Path("..") / "videos" / "contact.mp4", windows=True)
+
+
+def test_a_name_with_a_zero_byte_is_refused_before_the_work() -> None:
+    with pytest.raises(VideoError, match=r"'a\\x00.mp4' cannot be the name"):
+        probe_output("a\0.mp4")
