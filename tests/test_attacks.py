@@ -183,7 +183,10 @@ def test_clips_are_kept_where_the_settings_are_lost_or_begin_elsewhere(
 
 def test_one_process_at_a_time_prepares_a_data_set(tmp_path: Path) -> None:
     settings = preparation(folder_of_videos(tmp_path / "raw", 1), tmp_path / "set", engine=EngineSettings(workers=1))
-    with alone(tmp_path / "set" / LOCK, "test"), pytest.raises(ValueError, match="prepare .*: another process does"):
+    with (
+        alone(tmp_path / "set" / LOCK, "test"),
+        pytest.raises(ValueError, match="prepare .*: another process is doing that"),
+    ):
         prepare(settings)
     prepare(settings)
     assert not (tmp_path / "set" / LOCK).exists()
@@ -202,7 +205,10 @@ def test_one_process_at_a_time_trains_in_a_run_folder(tmp_path: Path, monkeypatc
     config.write_text(f"train: {{run: {json.dumps(str(folder))}, samples: 2, batch_size: 1}}\n", encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["train_unet.py", "--config", str(config)])
     monkeypatch.setattr(common, "train", lambda task, settings: trained.append(task))
-    with alone(folder / "train.lock", "test"), pytest.raises(SystemExit, match="train in .*: another process does"):
+    with (
+        alone(folder / "train.lock", "test"),
+        pytest.raises(SystemExit, match="train in .*: another process is doing that"),
+    ):
         common.run(Configuration, lambda _: "task")
     assert not trained and not (folder / "config.txt").exists()
     common.run(Configuration, lambda _: "task")
@@ -329,7 +335,7 @@ def test_hostile_members_of_a_tar_cost_only_themselves(tmp_path: Path, attack: s
                 tar.addfile(info)
     blob = (root / "0.tar").read_bytes()
     if attack == "huge header":
-        (root / "0.tar").write_bytes(huge_header(blob, blob[blob.index(b"b.png") :][:512]))
+        (root / "0.tar").write_bytes(huge_header(blob, blob[blob.index(b"b.json") :][:512]))
     listing = list_source(SourceSettings("laion", root))
     inside = {item.name: item.read() for item in listing.items}
     assert inside.pop("0.tar/a.png") == picture
