@@ -328,11 +328,10 @@ class Train(Work):
 
     def finished(self, folder: Path) -> Files:
         """A run goes on from its checkpoint; its step must never go back."""
-        from vidrd_core.train.checkpoint import stored_step
-
         # Between two renames the checkpoint bears its other name, which a start mends.
-        steps = [stored_step(folder / name) for name in ("checkpoint", "checkpoint.old")]
-        return {f"step {n}": None for n in range(max(step or 0 for step in steps) + 1)}
+        states = [folder / name / "state.json" for name in ("checkpoint", "checkpoint.old")]
+        steps = [json.loads(path.read_text(encoding="utf-8"))["step"] for path in states if path.exists()]
+        return {f"step {n}": None for n in range(1, max(steps, default=0) + 1)}
 
     def result(self, folder: Path) -> Files:
         lines = [json.loads(line) for line in (folder / "statistics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,12 +80,13 @@ def load_pipeline(
 
 def read_defaults(path: Path) -> dict[str, Any]:
     """What a model folder's ``model_index.json`` names under "defaults"."""
-    from ..weight_files import read_json
-
     index = path / "model_index.json"
     if not index.is_file():
         return {}
-    stored = read_json(index).get("defaults") or {}
+    try:
+        stored = json.loads(index.read_text(encoding="utf-8")).get("defaults") or {}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is not readable JSON ({error}): download it again") from error
     if not isinstance(stored, dict):
         raise ValueError(f"{index}: defaults is {stored!r:.60}; expected settings by name, of {', '.join(RELEASED)}")
     defaults = with_current_names(stored)

@@ -261,9 +261,12 @@ def _first_changed_clip(folder: JobFolder, plan: Plan, size: Sequence[int]) -> t
     return None
 
 
-def _check_state(state: VideoState, clip: Clip, folder: JobFolder, plan: Plan) -> None:
-    """Raise :class:`JobError` unless ``state`` is the one after ``clip``, the last finished one of the plan's video."""
-    end = clip.joined(plan.sampling.reuse)
+def _check_state(state: VideoState, clip: Clip, end: torch.Tensor, folder: JobFolder, plan: Plan) -> None:
+    """Raise :class:`JobError` unless ``state`` is the one after ``clip``, the last finished one of the plan's video.
+
+    Args:
+        end: the last latents of the video so far, ``[B, C, T, h, w]``.
+    """
     frames = min(end.shape[2], state.tail.shape[2])
     same = (
         (state.clip_index, state.prompt, state.seeds) == (clip.index, clip.prompt, [plan.base_seed])
@@ -289,8 +292,11 @@ def make_clips(
     """
     finished = plan.num_finished(folder)
     clip: Clip | None = None
+    end = None if plan.start is None else plan.start.tail
     for number in range(finished):
         clip = folder.load(plan.first + number)
+        joined = clip.joined(plan.sampling.reuse)
+        end = joined if end is None else torch.cat((end, joined), dim=2)[:, :, -2 * plan.sampling.num_frames :]
         yield clip
     if finished == len(plan.prompts) or should_stop():
         return
@@ -299,8 +305,8 @@ def make_clips(
         running.interrupt = should_stop()
 
     state = folder.load_state(plan.first + finished - 1) if finished else plan.start
-    if state is not None and clip is not None:
-        _check_state(state, clip, folder, plan)
+    if state is not None and clip is not None and end is not None:
+        _check_state(state, clip, end, folder, plan)
     if state is not None:
         state.check_model(pipe.fingerprint_of("unet"))
     if finished:
