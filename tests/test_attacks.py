@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from training_components import shard_folder
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.checkpoints import CheckpointError
 from vidrd_core.checkpoints.assembly import load_pipeline_parts
+from vidrd_core.cli import running
 from vidrd_core.cli.models import read_defaults
 from vidrd_core.data.engines import EngineSettings
 from vidrd_core.data.preparation import PreparationSettings, prepare
@@ -385,3 +387,18 @@ def test_names_that_windows_forbids_are_refused_there(name: str) -> None:
 def test_a_name_with_a_zero_byte_is_refused_before_the_work() -> None:
     with pytest.raises(VideoError, match=r"'a\\x00.mp4' cannot be the name"):
         probe_output("a\0.mp4")
+
+
+def test_one_process_at_a_time_writes_a_video(pipe: VidRDPipeline, tmp_path: Path) -> None:
+    output = tmp_path / "out.gif"
+    options = SimpleNamespace(output=str(output), quiet=True, contact_sheet=None, model=None)
+    plan = replace(PLAN, prompts=PROMPTS[:1])
+    jobs = [open_job(tmp_path / name, pipe, plan) for name in ("first", "second")]
+    with (
+        alone(tmp_path / "out.gif.lock", "test"),
+        pytest.raises(ValueError, match="write .*out.gif: another process is doing that"),
+    ):
+        running.run(pipe, jobs[0], plan, options, 4.0)  # type: ignore[arg-type]
+    assert not output.exists() and not jobs[0].num_finished()
+    assert running.run(pipe, jobs[1], plan, options, 4.0) == 0  # type: ignore[arg-type]
+    assert output.exists() and not (tmp_path / "out.gif.lock").exists()

@@ -23,7 +23,19 @@ FAILED, INTERRUPTED = 1, 130  # exit codes; 2 is argparse's, for a wrong command
 
 
 def run(pipe: VidRDPipeline, folder: JobFolder, plan: Plan, options: argparse.Namespace, fps: float) -> int:
-    """Make the clips that are missing and write the video; returns the exit code."""
+    """Make the clips that are missing and write the video; returns the exit code.
+
+    Raises:
+        ValueError: another process writes the same video.
+    """
+    from ..files import alone
+
+    output = Path(options.output)
+    with alone(output.with_name(f"{output.name}.lock"), f"write {output}"):
+        return _run(pipe, folder, plan, options, fps)
+
+
+def _run(pipe: VidRDPipeline, folder: JobFolder, plan: Plan, options: argparse.Namespace, fps: float) -> int:
     from ..jobs.job import run_job
 
     finished = plan.num_finished(folder)
