@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -31,8 +31,13 @@ for number in range(4):
 
 @pytest.fixture
 def reliability(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("reliability")
+    # By its file, since the folder of the repository may have the same name.
+    spec = importlib.util.spec_from_file_location("reliability_harness", BENCHMARKS / "reliability.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 def small_work(reliability: ModuleType, folder: Path, script: str) -> Any:
