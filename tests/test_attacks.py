@@ -402,3 +402,16 @@ def test_one_process_at_a_time_writes_a_video(pipe: VidRDPipeline, tmp_path: Pat
     assert not output.exists() and not jobs[0].num_finished()
     assert running.run(pipe, jobs[1], plan, options, 4.0) == 0  # type: ignore[arg-type]
     assert output.exists() and not (tmp_path / "out.gif.lock").exists()
+
+
+def test_a_lock_goes_with_its_work_also_after_an_error_and_no_one_elses_does(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with pytest.raises(RuntimeError, match="in the work"), alone(lock, "work"):
+        raise RuntimeError("in the work")
+    assert not lock.exists()
+    with alone(lock, "work"):
+        with pytest.raises(ValueError, match="work: another process"), alone(lock, "work"):
+            pass
+        assert lock.exists()
+        with pytest.raises(ValueError, match="work: another process"), alone(lock, "work"):
+            pass

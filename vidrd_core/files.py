@@ -46,14 +46,18 @@ def alone(path: Path, what: str) -> Iterator[None]:
         ValueError: another process is at it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with hold(path) as is_locked:
-        if not is_locked:
-            raise ValueError(
-                f"{what}: another process is doing that. Wait until it has ended, or choose another folder"
-            )
-        yield
-    with suppress(OSError):  # Windows: where another process is just looking
-        path.unlink()
+    is_locked = False
+    try:
+        with hold(path) as is_locked:
+            if not is_locked:
+                raise ValueError(
+                    f"{what}: another process is doing that. Wait until it has ended, or choose another folder"
+                )
+            yield
+    finally:
+        if is_locked:
+            with suppress(OSError):  # Windows: where another process is just looking
+                path.unlink()
 
 
 @contextmanager
