@@ -500,13 +500,17 @@ def soak(scratch: Path, clips: int, cold: bool) -> list[Sample]:
     start = Start(work.commands(folder)[0], scratch / "log.txt", cold)
     process, samples, state = psutil.Process(start.pids[0]), [], folder / "video.mp4.state"
     number = 0
-    while not os.waitid(os.P_PID, start.pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        while (state / f"clip_{number:05d}.safetensors").exists():
-            number += 1
-        if number and (not samples or number > samples[-1].clips):
-            with contextlib.suppress(psutil.Error):
-                samples.append(Sample(number, process.memory_info().rss, process.num_fds()))
-        time.sleep(0.02)
+    try:
+        while not os.waitid(os.P_PID, start.pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            while (state / f"clip_{number:05d}.safetensors").exists():
+                number += 1
+            if number and (not samples or number > samples[-1].clips):
+                with contextlib.suppress(psutil.Error):
+                    samples.append(Sample(number, process.memory_info().rss, process.num_fds()))
+            time.sleep(0.02)
+    except KeyboardInterrupt:  # a shorter soak than asked for
+        start.wait(0)
+        return samples
     start.wait(float("inf"))
     _check_codes(start)
     return samples
