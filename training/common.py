@@ -8,6 +8,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import tyro
 import yaml
 from accelerate import PartialState
 
+from vidrd_core.files import alone
 from vidrd_core.reuse.settings import OLD_NAMES as OLD_REUSE_NAMES
 from vidrd_core.train.loop import train
 from vidrd_core.train.task import TrainingTask
@@ -27,6 +29,8 @@ OLD_NAMES = {  # of settings -> current ones; configurations and command lines w
     "anchor_level": "cleaner_frame_level",
     **OLD_REUSE_NAMES,
 }
+
+MOST_VALUES = 1_000_000  # of a configuration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +61,28 @@ def parse(
     given, rest = tyro.cli(options, args=arguments, return_unknown_args=True, add_help=False)
     if given.config is None:
         raise ValueError("--config FILE is missing, a YAML file as in training/configs; with it --help lists settings")
-    values = yaml.safe_load(given.config.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(given.config.read_text(encoding="utf-8"))
+        _check_expanded(values)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{given.config} is no YAML of plain values ({' '.join(str(error).split())}); nothing of it was used. "
+            "Correct the line, or write a new file as in training/configs"
+        ) from error
     given.change(values)
     described = f"Settings of {given.config}, which these options change. Further options: --config FILE, --dry-run."
     return tyro.cli(kind, args=_current_options(kind, rest), default=build(kind, values), description=described), given
+
+
+def _check_expanded(values: Any) -> None:
+    """Raise ValueError where lines that repeat each other (``*name``) stand for more values than memory holds."""
+    waiting, count = [values], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"its repetitions stand for more than {MOST_VALUES} values")
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _current_options(kind: type[Any], arguments: list[str]) -> list[str]:
@@ -129,7 +151,7 @@ def _value(name: str, hint: Any, value: Any) -> Any:
             return int(number)
         if bool in kinds and not isinstance(value, bool):
             raise ValueError("neither true nor false")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} is {value!r}: {error}") from error
     return value
 
@@ -144,10 +166,12 @@ def run(kind: type[Configuration], make_task: Callable[[Configuration], Training
             return
         torch.manual_seed(configuration.train.seed)
         task = make_task(configuration)
-        if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
-            configuration.train.run.mkdir(parents=True, exist_ok=True)
-            (configuration.train.run / "config.txt").write_text(repr(configuration), encoding="utf-8")
-        train(task, configuration.train)
+        folder = configuration.train.run
+        with ExitStack() as stack:
+            if os.environ.get("RANK", "0") == "0":  # of several processes, the first writes
+                stack.enter_context(alone(folder / "train.lock", f"train in {folder}"))
+                (folder / "config.txt").write_text(repr(configuration), encoding="utf-8")
+            train(task, configuration.train)
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     PartialState().destroy_process_group()

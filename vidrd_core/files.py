@@ -1,18 +1,63 @@
-"""Files that appear whole or not at all, whatever interrupts the writing."""
+"""Files that appear whole or not at all, whatever interrupts the writing, and locks between processes."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:  # the processes that prepare media need no torch, and would each take seconds to load it
     from torch import Tensor
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[bool]:
+    """Hold the lock file ``path`` for the length of a ``with`` block; gives False at once where another process does.
+
+    The system releases it when the process ends in whatever way.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Keep other processes from doing the same work for the length of a ``with`` block; the lock file goes with it.
+
+    Args:
+        path: of the lock file.
+        what: the work, for the message.
+
+    Raises:
+        ValueError: another process is at it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_locked = False
+    try:
+        with hold(path) as is_locked:
+            if not is_locked:
+                raise ValueError(
+                    f"{what}: another process is doing that. Wait until it has ended, or choose another folder"
+                )
+            yield
+    finally:
+        if is_locked:
+            with suppress(OSError):  # Windows: where another process is just looking
+                path.unlink()
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is missing: it belongs to every diffusers folder; download it too") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}): download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object: download it again")

@@ -32,6 +32,8 @@ RELEASED_SCHEDULER: dict[str, Any] = {
     "prediction_type": "epsilon",
 }
 
+MOST_TIMESTEPS = 100_000
+
 
 @dataclass(frozen=True)
 class Assembly:
@@ -210,7 +212,7 @@ def _scheduler(sources: Sequence[Checkpoint], everything: Sequence[Checkpoint]) 
         scheduler_folder = checkpoint.part_paths.get("scheduler")
         if scheduler_folder is None or not (scheduler_folder / "scheduler_config.json").is_file():
             continue
-        config = read_json(scheduler_folder / "scheduler_config.json")
+        config = read_schedule(scheduler_folder)
         unet = checkpoint.part("unet") if checkpoint in sources and checkpoint.kind == "model_folder" else None
         if unet is not None and is_temporal(unet.state()):
             return _known_scheduler(scheduler_folder, config), config
@@ -224,6 +226,23 @@ def _scheduler(sources: Sequence[Checkpoint], everything: Sequence[Checkpoint]) 
             )
         return "DDIMScheduler", {**RELEASED_SCHEDULER, **kept, "prediction_type": "epsilon"}
     return "DDIMScheduler", dict(RELEASED_SCHEDULER)
+
+
+def read_schedule(folder: Path) -> dict[str, Any]:
+    """A diffusers scheduler's configuration.
+
+    Raises:
+        CheckpointError: it cannot be read, or has a number of timesteps that no model was trained with.
+    """
+    file = folder / "scheduler_config.json"
+    config = read_json(file)
+    steps = config.get("num_train_timesteps", RELEASED_SCHEDULER["num_train_timesteps"])
+    if type(steps) is not int or not 1 <= steps <= MOST_TIMESTEPS:
+        raise CheckpointError(
+            f"{file} says num_train_timesteps {steps!r}, expected 1 to {MOST_TIMESTEPS} (most models have 1000): "
+            "correct it, or download the folder again"
+        )
+    return config
 
 
 def _known_scheduler(scheduler_folder: Path, config: Mapping[str, Any]) -> str:

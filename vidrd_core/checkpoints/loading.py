@@ -192,19 +192,22 @@ def empty_model(name: str, config: Mapping[str, Any], dtype: torch.dtype | None 
 
         check_settings(VidRDUNet, config, FIXED_SETTINGS)
         return build_empty(VidRDUNet, {**config, **made})
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"its configuration is not one of a VidRD {PART_LABELS[name]}: {error}") from error
 
 
 def _empty_text_encoder(config: Mapping[str, Any], dtype: torch.dtype | None) -> CLIPTextModel:
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from ..models.inflate import check_sizes
+
     settings = config.get("text_config", config)  # of a whole CLIP
     known = {k: v for k, v in settings.items() if k not in ("dtype", "torch_dtype", "architectures")}
     try:
+        check_sizes(known)
         with torch.device("meta"):
             model = CLIPTextModel(CLIPTextConfig(**known))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"its configuration is not one of a CLIP text encoder: {error}") from error
     return model if dtype is None else torch.nn.Module.to(model, dtype=dtype)
 

@@ -83,7 +83,13 @@ def read_defaults(path: Path) -> dict[str, Any]:
     index = path / "model_index.json"
     if not index.is_file():
         return {}
-    defaults = with_current_names(json.loads(index.read_text(encoding="utf-8")).get("defaults") or {})
+    try:
+        stored = json.loads(index.read_text(encoding="utf-8")).get("defaults") or {}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is not readable JSON ({error}): download it again") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{index}: defaults is {stored!r:.60}; expected settings by name, of {', '.join(RELEASED)}")
+    defaults = with_current_names(stored)
     unknown = sorted(set(defaults) - set(RELEASED))
     if unknown:
         raise ValueError(f"{index}: unknown defaults {', '.join(unknown)}; known are {', '.join(RELEASED)}")

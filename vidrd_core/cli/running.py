@@ -34,7 +34,25 @@ def run(
 
     Args:
         around: frames of other videos before and after it, as of :func:`vidrd_core.jobs.job.run_job`.
+
+    Raises:
+        ValueError: another process writes the same video.
     """
+    from ..files import alone
+
+    output = Path(options.output)
+    with alone(output.with_name(f"{output.name}.lock"), f"write {output}"):
+        return _run(pipe, folder, plan, options, fps, around)
+
+
+def _run(
+    pipe: VidRDPipeline,
+    folder: JobFolder,
+    plan: Plan,
+    options: argparse.Namespace,
+    fps: float,
+    around: tuple[Iterable[Any], Iterable[Any]],
+) -> int:
     from ..jobs.job import run_job
 
     finished = plan.num_finished(folder)

@@ -17,11 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import write_tensors
+from ..files import alone, write_tensors
 from ..models.autoencoder import VidRDAutoencoderKL
 from .filters import TOO_SMALL
 from .reports import refuse_empty, write_reports
-from .shards import NULL_CAPTIONS, UNCONDITIONAL, BrokenItem, Dropped, Sample, SampleInfo, ShardDataset, ShardWriter
+from .shards import (
+    LOCK,
+    NULL_CAPTIONS,
+    UNCONDITIONAL,
+    BrokenItem,
+    Dropped,
+    Sample,
+    SampleInfo,
+    ShardDataset,
+    ShardWriter,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,23 +82,24 @@ def embed(
         "text": settings.text,
         "samples_per_shard": settings.samples_per_shard,
     }
-    writer = ShardWriter(output, described, settings.samples_per_shard)
     vae.eval()
-    if encode_text is not None and settings.null_captions != ("",):  # a finished data set may be given more of them
-        _write_null_captions(output, settings.null_captions, encode_text)
-    try:
-        if not writer.finished:
-            if encode_text is not None:
-                (output / UNCONDITIONAL).write_bytes(_npy(_half(encode_text([""])[0])))
-            for index in range(writer.next_item, len(data)):
-                _embed_one(writer, data, index, vae, encode_text, settings, step)
-                if (index + 1) % _REPORT_SAMPLES == 0:
-                    logger.info("%d of %d samples", index + 1, len(data))
-            refuse_empty(output, writer, [])
-            writer.finish()
-    finally:
-        writer.close()
-    return write_reports(output, writer, [], len(data), media=data)
+    with alone(output / LOCK, f"prepare {output}"):
+        writer = ShardWriter(output, described, settings.samples_per_shard)
+        if encode_text is not None and settings.null_captions != ("",):  # a finished data set may be given more of them
+            _write_null_captions(output, settings.null_captions, encode_text)
+        try:
+            if not writer.finished:
+                if encode_text is not None:
+                    (output / UNCONDITIONAL).write_bytes(_npy(_half(encode_text([""])[0])))
+                for index in range(writer.next_item, len(data)):
+                    _embed_one(writer, data, index, vae, encode_text, settings, step)
+                    if (index + 1) % _REPORT_SAMPLES == 0:
+                        logger.info("%d of %d samples", index + 1, len(data))
+                refuse_empty(output, writer, [])
+                writer.finish()
+        finally:
+            writer.close()
+        return write_reports(output, writer, [], len(data), media=data)
 
 
 @torch.no_grad()

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from ..files import alone
 from .clips import ClipSettings, Window, choose, windows
 from .engines import EngineSettings, run_in_order
 from .filters import CAPTION_TOO_LONG, TOO_SHORT, FilterSettings, check_frames, check_size
 from .media import FILE_ERRORS, decode_image, encode_image, encode_mp4, fit
 from .reports import refuse_empty, write_reports
-from .shards import Dropped, Sample, ShardWriter
+from .shards import LOCK, Dropped, Sample, ShardWriter
 from .sources import Item, Listing, SourceSettings, list_source
 from .sources.listing import BROKEN, NO_CAPTION
 from .sources.tables import is_utf8, read_rows, texts
@@ -75,21 +76,23 @@ def prepare(settings: PreparationSettings) -> dict[str, Any]:
     """Make the data set, or continue it, and return its statistics.
 
     Raises:
-        ValueError: the output was begun with other settings, or nothing is left of the source.
+        ValueError: the output was begun with other settings, or is being made by another process, or nothing is left of
+            the source.
         FileNotFoundError: the source is not there.
     """
     items, dropped = list_items(settings)
-    writer = ShardWriter(settings.output, _description(settings, items), settings.samples_per_shard)
-    if writer.finished:
-        logger.info("%s is finished already", settings.output)
-    else:
-        try:
-            _write(writer, items, settings)
-            refuse_empty(settings.output, writer, dropped)
-            writer.finish()
-        finally:
-            writer.close()
-    return write_reports(settings.output, writer, dropped, len(items) + len(dropped))
+    with alone(settings.output / LOCK, f"prepare {settings.output}"):
+        writer = ShardWriter(settings.output, _description(settings, items), settings.samples_per_shard)
+        if writer.finished:
+            logger.info("%s is finished already", settings.output)
+        else:
+            try:
+                _write(writer, items, settings)
+                refuse_empty(settings.output, writer, dropped)
+                writer.finish()
+            finally:
+                writer.close()
+        return write_reports(settings.output, writer, dropped, len(items) + len(dropped))
 
 
 def list_items(settings: PreparationSettings) -> tuple[list[Item], list[Dropped]]:

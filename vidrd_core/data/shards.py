@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -34,6 +36,8 @@ INDEX = "index.json"
 UNCONDITIONAL = "unconditional.npy"
 NULL_CAPTIONS = "null_captions.safetensors"
 _RUN = "run.json"
+_SHARD = re.compile(r"[\w-]+\.tar")
+LOCK = "run.lock"  # while a process writes the folder
 
 
 class BrokenItem(ValueError):
@@ -239,11 +243,16 @@ class ShardDataset:
             raise FileNotFoundError(f"{self.folder}: no such data set")
         if not (self.folder / INDEX).exists():
             raise ValueError(f"{self.folder} is no finished data set; run its preparation again: it continues")
-        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        if index["version"] != VERSION:
-            raise ValueError(f"{self.folder} is a data set of version {index['version']}, this reads {VERSION}")
-        self.settings: dict[str, Any] = index["settings"]
-        self.shards: list[dict[str, Any]] = index["shards"]
+        with _naming(self.folder / INDEX):
+            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            version: int = index["version"]
+            self.settings: dict[str, Any] = index["settings"]
+            self.shards: list[dict[str, Any]] = index["shards"]
+            outside = [shard["name"] for shard in self.shards if not _SHARD.fullmatch(shard["name"])]
+            if outside:
+                raise ValueError(f"{outside[0]!r} is no shard")
+        if version != VERSION:
+            raise ValueError(f"{self.folder} is a data set of version {version}, this reads {VERSION}")
         self.samples: list[SampleInfo] = []
         for number, shard in enumerate(self.shards):
             self.samples += self._load(number, shard)
@@ -327,7 +336,7 @@ class ShardDataset:
     def _array(self, sample: SampleInfo, suffix: str) -> torch.Tensor:
         try:
             return _tensor(self.member(sample, suffix))
-        except (ValueError, EOFError) as error:
+        except (ValueError, EOFError, MemoryError, OverflowError) as error:
             raise BrokenItem(sample.key, f"{suffix} is damaged ({error})") from error
 
     def member(self, sample: SampleInfo, suffix: str) -> bytes:
@@ -350,8 +359,24 @@ class ShardDataset:
         if size != shard["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
             raise ValueError(f"{path} {found}; copy the data set again or prepare it anew")
-        table = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return [_info(row, number) for row in table["samples"]]
+        with _naming(path.with_suffix(".json")):
+            table = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            samples = [_info(row, number) for row in table["samples"]]
+            for sample in samples:
+                if any(
+                    offset < 0 or length < 0 or offset + length > size for offset, length in sample.members.values()
+                ):
+                    raise ValueError(f"{sample.key} does not lie in the shard")
+        return samples
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors over the content of a JSON file as a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy the data set again or prepare it anew") from error
 
 
 def _info(row: Mapping[str, Any], shard: int) -> SampleInfo:

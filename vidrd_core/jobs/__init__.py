@@ -1,1 +1,1 @@
-"""Long jobs: clips in a state folder, resume, many videos, locks."""
+"""Long jobs: clips in a state folder, resume, many videos."""

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ..files import write_json
+from ..files import hold, write_json
 from ..sampling.settings import SamplingSettings
 from .folder import JobError, JobFolder, read_settings
 from .job import Advice, Plan, check_space, compare, made_with, open_job, run_job
-from .locks import hold
 
 if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline

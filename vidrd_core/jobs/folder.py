@@ -1,31 +1,48 @@
 """The state folder of a long job.
 
 It holds ``settings.json`` (what the clips were made with), and for each finished clip its latents
-(``clip_00000.safetensors``) and the state that the next clip continues (``state_00000.safetensors``, for
-:meth:`VideoState.load`).
+(``clip_00000.safetensors``, with a hash of those of the clip before) and the state that the next clip continues
+(``state_00000.safetensors``, for :meth:`VideoState.load`).
 Every file is written atomically, and a clip counts as finished once its latents are there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import read_tensors, write_json, write_tensors
+import torch
+
+from ..files import hold, read_tensors, write_json, write_tensors
 from ..sampling.settings import with_interval_of
 from ..sampling.state import Clip, VideoState
-from .locks import hold
 
 SETTINGS_FORMAT = "vidrd-job-1"
 CLIP_FORMAT = "vidrd-clip-1"
 SETTINGS = "settings.json"
 LOCK = "job.lock"
 OWN_FILES = re.compile(r"(settings\.json|(clip|state)_\d{5,}\.safetensors|start\.safetensors)(\.partial)?|job\.lock")
+
+
+LOADING = {"model", "base", "vae", "scheduler", "scheduler_options"}
+FITS: dict[str, Callable[[Any], bool]] = {  # what entries of the settings can be
+    "made": lambda v: (
+        isinstance(v, dict) and isinstance(v.get("sampling"), dict) and isinstance(v.get("scheduler"), dict)
+    ),
+    "first": lambda v: type(v) is int and 0 <= v < 10**9,
+    "planned": lambda v: isinstance(v, list) and all(isinstance(prompt, str) for prompt in v),
+    "complete": lambda v: isinstance(v, bool),
+    "fps": lambda v: type(v) in (int, float) and 0 < v < 1e6,
+    "loading": lambda v: isinstance(v, dict) and set(v) <= LOADING,
+    "extended_from": lambda v: v is None or (type(v) is int and v >= 1),
+    "videos": lambda v: isinstance(v, list) and all(isinstance(x, dict) and {"prompts", "seed"} <= set(x) for x in v),
+}
 
 
 class JobError(ValueError):
@@ -46,11 +63,24 @@ def read_settings(path: Path, kind: str, owner: str) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(f"{path} is broken ({error}); delete its folder or choose another") from error
     if not isinstance(settings, dict) or settings.get("format") != kind:
         raise JobError(f"{path} does not belong to {owner} ({kind}); choose another folder")
-    return with_current_made(settings)
+    try:
+        odd = [
+            f"{key} is {settings[key]!r:.60}"
+            for key, fits in FITS.items()
+            if key in settings and not fits(settings[key])
+        ]
+        if odd:
+            raise ValueError(", ".join(odd))
+        return with_current_made(settings)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JobError(
+            f"{path} is broken ({type(error).__name__}: {error}); put the right file back, delete its folder or choose "
+            "another"
+        ) from error
 
 
 def with_current_made(settings: dict[str, Any]) -> dict[str, Any]:
@@ -139,10 +169,20 @@ class JobFolder:
         if clip.goal:
             values |= {"goal": clip.goal, "skipped": list(clip.skipped)}
         metadata = {"format": CLIP_FORMAT, "clip": json.dumps(values, ensure_ascii=False)}
+        if self.clip_path(clip.index - 1).is_file():
+            metadata["after"] = latents_digest(self.load(clip.index - 1))
         write_tensors(self.clip_path(clip.index), {"latents": clip.latents}, metadata)
 
     def load(self, index: int) -> Clip:
         """A finished clip, without its state.
+
+        Raises:
+            JobError: its file is broken.
+        """
+        return self.load_linked(index)[0]
+
+    def load_linked(self, index: int) -> tuple[Clip, str | None]:
+        """A finished clip and the :func:`latents_digest` of the one that it continued, where that is known.
 
         Raises:
             JobError: its file is broken.
@@ -152,7 +192,10 @@ class JobFolder:
             tensors, metadata = read_tensors(path)
             if metadata.get("format") != CLIP_FORMAT:
                 raise ValueError(f"{path} is not a clip of a VidRD job")
-            return Clip(tensors["latents"], **json.loads(metadata["clip"]))
+            clip = Clip(tensors["latents"], **json.loads(metadata["clip"]))
+            if clip.latents.ndim != 5 or not clip.seeds:
+                raise ValueError(f"latents of shape {list(clip.latents.shape)} and seeds {clip.seeds} are no clip's")
+            return clip, metadata.get("after")
 
     def load_state(self, index: int) -> VideoState:
         """The state after a finished clip.
@@ -186,11 +229,19 @@ class JobFolder:
             self.path.rmdir()
 
 
+def latents_digest(clip: Clip) -> str:
+    """A hash of a clip's latents."""
+    values = clip.latents.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{values.dtype} {list(values.shape)}".encode())
+    digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
 @contextmanager
 def _advice_on_broken_file(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise JobError(
             f"{path} is broken ({error}); delete it and run the command that made it once more to make the clip again"
         ) from error

@@ -26,7 +26,7 @@ from ..sampling.schedulers import scheduler_context
 from ..sampling.seeds import clip_seed
 from ..sampling.settings import SamplingSettings
 from ..sampling.state import Clip, VideoState
-from .folder import SETTINGS, JobError, JobFolder
+from .folder import SETTINGS, JobError, JobFolder, latents_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,7 +184,18 @@ def open_job(
     """
     folder, advice = JobFolder(path), advice or Advice()
     settings, made = folder.read(), made_with(pipe, plan)
+    if not settings and folder.num_finished():
+        raise JobError(
+            f"{folder.path} holds clips but no {SETTINGS}, so what they were made with is not known. Put that file "
+            "back, delete the folder or choose another"
+        )
     if not folder.num_finished():
+        if folder.clip_path(plan.first).is_file() and folder.state_path(plan.first).is_file():
+            first = settings.get("first", 0)
+            raise JobError(
+                f"{folder.path / SETTINGS} says that the clips begin at {first}, but clip {plan.first} is there. Put "
+                "the right file back, delete the folder or choose another"
+            )
         folder.clear()
         settings = {}
     if settings:
@@ -194,11 +205,13 @@ def open_job(
             differences.insert(0, f"it begins at clip {settings.get('first', 0)} and not at {plan.first}")
         if differences:
             raise JobError(f"{folder.path} was made with other settings: {'; '.join(differences)}. {advice.settings}")
-    changed = _first_changed_clip(folder, plan)
+    factor, sampling = pipe.vae.spatial_factor, plan.sampling
+    size = (sampling.num_frames, sampling.height // factor, sampling.width // factor)
+    changed = _first_changed_clip(folder, plan, size)
     if changed is not None:
         index, difference = changed
         if not redo:
-            raise JobError(f"{folder.path}: clip {index} was made with {difference}. {advice.clips}")
+            raise JobError(f"{folder.path}: clip {index} {difference}. {advice.clips}")
         folder.drop_from(index)
     if not settings and plan.start is not None:
         plan.start.save(folder.start_path)
@@ -244,17 +257,45 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
     return differences
 
 
-def _first_changed_clip(folder: JobFolder, plan: Plan) -> tuple[int, str] | None:
+def _first_changed_clip(folder: JobFolder, plan: Plan, size: Sequence[int]) -> tuple[int, str] | None:
+    """The first finished clip that is not the plan's, and how it differs; ``size`` of latents: ``[N, h, w]``."""
+    before: Clip | None = None
     for number, prompt in enumerate(plan.prompts[: folder.num_finished()]):
         index = plan.first + number
-        clip = folder.load(index)
+        clip, after = folder.load_linked(index)
+        found = list(clip.latents.shape[2:])
         if clip.prompt != prompt:
-            return index, f"the prompt {clip.prompt!r}, not {prompt!r}"
+            return index, f"was made with the prompt {clip.prompt!r}, not {prompt!r}"
         if clip.seeds != [plan.seed_of(index)]:
-            return index, f"the seed {clip.seeds[0]}, not {plan.seed_of(index)}"
+            return index, f"was made with the seed {clip.seeds[0]}, not {plan.seed_of(index)}"
         if clip.goal != plan.goal_of(index):
-            return index, f"{clip.goal or 'no goal'}, not {plan.goal_of(index) or 'no goal'}"
+            return index, f"was made with {clip.goal or 'no goal'}, not {plan.goal_of(index) or 'no goal'}"
+        if clip.index != index or found != list(size):
+            return index, f"is another video's: it says clip {clip.index}, latents {found}, not {index}, {list(size)}"
+        if before is not None and after not in (None, latents_digest(before)):
+            return index, f"did not continue clip {index - 1} as it is now: one of the two is another video's or edited"
+        before = clip
     return None
+
+
+def _check_state(state: VideoState, clip: Clip, end: torch.Tensor, folder: JobFolder, plan: Plan) -> None:
+    """Raise :class:`JobError` unless ``state`` is the one after ``clip``, the last finished one of the plan's video.
+
+    Args:
+        end: the last latents of the video so far, ``[B, C, T, h, w]``.
+    """
+    frames = min(end.shape[2], state.tail.shape[2])
+    same = (
+        (state.clip_index, state.prompt, state.seeds) == (clip.index, clip.prompt, [plan.base_seed])
+        and compare(state.sampling.to_json(), plan.sampling.to_json()) == []
+        and torch.equal(state.tail[:, :, -frames:].float(), end[:, :, -frames:].float())
+    )
+    if not same:
+        raise JobError(
+            f"{folder.state_path(clip.index)} is not the state after clip {clip.index} of this video: it says clip "
+            f"{state.clip_index}, prompt {state.prompt!r}, seed {state.seeds}, or was edited. Put the right file back, "
+            f"or delete it and {folder.clip_path(clip.index).name} to make the clip again"
+        )
 
 
 def make_clips(
@@ -267,8 +308,13 @@ def make_clips(
             finished come nevertheless, so that a video never gets shorter.
     """
     finished = plan.num_finished(folder)
+    clip: Clip | None = None
+    end = None if plan.start is None else plan.start.tail
     for number in range(finished):
-        yield folder.load(plan.first + number)
+        clip = folder.load(plan.first + number)
+        joined = clip.joined(plan.sampling.reuse)
+        end = joined if end is None else torch.cat((end, joined), dim=2)[:, :, -2 * plan.sampling.num_frames :]
+        yield clip
     if finished == len(plan.prompts) or should_stop():
         return
 
@@ -276,6 +322,8 @@ def make_clips(
         running.interrupt = should_stop()
 
     state = folder.load_state(plan.first + finished - 1) if finished else plan.start
+    if state is not None and clip is not None and end is not None:
+        _check_state(state, clip, end, folder, plan)
     if state is not None:
         state.check_model(pipe.fingerprint_of("unet"))
     if finished:

@@ -21,6 +21,9 @@ from .old_names import rename_old_attention
 
 Model = TypeVar("Model", bound=nn.Module)
 
+LARGEST = 2**24  # number in a configuration
+MOST_LAYERS = 512  # of a model; those of Stable Diffusion have a dozen
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -88,8 +91,29 @@ def check_settings(cls: type, config: Mapping[str, Any], fixed: Mapping[str, Any
         raise ValueError(f"{cls.__name__} needs { ({k: fixed[k] for k in wrong}) }, the image model has {wrong}")
 
 
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Raise ValueError where sizes of a configuration are no model's, before layers without end are built from them."""
+    blocks = 1
+    for name, value in config.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        blocks = max(blocks, len(numbers) if name == "block_out_channels" else 1)
+        odd = [n for n in numbers if isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) > LARGEST]
+        if odd or len(numbers) > MOST_LAYERS:
+            raise ValueError(
+                f"{name} is {f'{odd[0]}' if odd else f'a list of {len(numbers)}'}, which no such model has"
+            )
+    for name in ("layers_per_block", "num_hidden_layers"):
+        if isinstance(config.get(name), int) and config[name] * blocks > MOST_LAYERS:
+            raise ValueError(f"{name} is {config[name]}, which no such model has")
+
+
 def build_empty(cls: type[Model], config: Mapping[str, Any]) -> Model:
-    """``cls`` on the meta device, without weights; settings that it does not know are left out."""
+    """``cls`` on the meta device, without weights; settings that it does not know are left out.
+
+    Raises:
+        ValueError: sizes are beyond any such model's.
+    """
+    check_sizes({k: v for k, v in config.items() if k not in ("operations", "dtype")})
     accepted = inspect.signature(cls.__init__).parameters
     known = {k: v for k, v in config.items() if k in accepted and k != "device"}
     return cls(**known, device="meta")

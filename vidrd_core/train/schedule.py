@@ -9,9 +9,8 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 
-from ..checkpoints.assembly import RELEASED_SCHEDULER
+from ..checkpoints.assembly import RELEASED_SCHEDULER, read_schedule
 from ..checkpoints.recognition import recognise
-from ..weight_files import read_json
 from .objective import PREDICTIONS
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ def stored_schedule(place: Path) -> dict[str, Any] | None:
     around = [place.parent] if (place / "config.json").is_file() else []
     for folder in [place, place / "scheduler", *(a / "scheduler" for a in around)]:
         if (folder / "scheduler_config.json").is_file():
-            config = read_json(folder / "scheduler_config.json")
+            config = read_schedule(folder)
             return {k: v for k, v in config.items() if k in (*SCHEDULE, *SAMPLING)}
     if place.name == "scheduler":
         return None

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 FRAME_NAME = "frame_{:05d}.png"
+# https://learn.microsoft.com/en-us/windows/win32/fileio/naming-a-file
+_WINDOWS_FORBIDS = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)', re.IGNORECASE)
 FRAME_PATTERN = re.compile(r"frame_(\d{5,})\.png")
 
 # libx264 and libvpx have no common scale: both lines give "visually lossless" at 8 and small files at 3.
@@ -92,6 +94,7 @@ def probe_output(path: str | os.PathLike[str], estimated_bytes: int = 0, fps: fl
     write into it, what already has that name, and that the disk has `estimated_bytes` left. Raises VideoError,
     which names the reason and says what to do.
     """
+    check_name(Path(path))  # as it was given: Windows' abspath hides what is odd about it
     path = absolute(path)
     kind = format_of(path)
     if fps is not None:
@@ -105,6 +108,14 @@ def probe_output(path: str | os.PathLike[str], estimated_bytes: int = 0, fps: fl
             f"{path}: about {_size(estimated_bytes)} are needed but the disk has {_size(free)} left; "
             "free some space, make fewer or smaller frames, or choose another disk"
         )
+
+
+def check_name(path: Path, windows: bool = os.name == "nt") -> None:
+    """VideoError for a name that cannot be: on Windows it would be a device's, or become a stream of another file."""
+    names = [name for name in (path.parts[1:] if path.anchor else path.parts) if name != ".."]
+    odd = next((name for name in names if "\0" in name or (windows and _WINDOWS_FORBIDS.search(name))), None)
+    if odd is not None:
+        raise VideoError(f"{path}: {odd!r} cannot be the name of a file or folder on this system; choose another name")
 
 
 def clear_frame_folder(folder: Path) -> None:

@@ -129,8 +129,8 @@ def _list_tar(listing: Listing, media: MediaFiles, path: Path) -> None:
                     group, current = {}, (folder, key)
                 group[f".{suffix.lower()}"] = member
             _add_group(listing, media, path, tar, group)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        listing.drop(path.name, BROKEN, str(error))
+    except (tarfile.TarError, OSError, EOFError, ValueError, MemoryError, OverflowError, RecursionError) as error:
+        listing.drop(path.name, BROKEN, str(error) or type(error).__name__)
 
 
 def _add_group(
@@ -162,7 +162,7 @@ def _caption(facts: dict[str, bytes]) -> tuple[tuple[str, ...], str]:
             captions = texts(row.get("caption")) if isinstance(row, dict) else ()
     except UnicodeDecodeError:
         return (), NOT_UTF8
-    except ValueError:
+    except (ValueError, RecursionError):
         return (), NO_CAPTION
     return captions, NO_CAPTION
 

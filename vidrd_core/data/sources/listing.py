@@ -67,7 +67,8 @@ class Item:
             yield self.path
             return
         with tempfile.TemporaryDirectory(prefix="vidrd-") as folder:
-            copy = Path(folder) / PurePosixPath(self.name).name
+            # Not under its own name, which may be one that this system forbids or that leads out of the folder.
+            copy = Path(folder) / f"{self.kind}{PurePosixPath(self.name).suffix}"
             copy.write_bytes(self.read())
             yield copy
 

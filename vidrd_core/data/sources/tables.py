@@ -151,7 +151,7 @@ def _jsonl_rows(path: Path, listing: Listing) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line.decode("utf-8-sig", "surrogateescape"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 listing.drop(f"{path.name}:{number}", BAD_ROW, str(error))
                 continue
             if isinstance(row, dict):
@@ -163,7 +163,7 @@ def _jsonl_rows(path: Path, listing: Listing) -> Iterator[dict[str, Any]]:
 def _json_rows(path: Path, listing: Listing) -> Iterator[dict[str, Any]]:
     try:
         rows = json.loads(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path} must hold a list of objects, it holds a {type(rows).__name__}")
