@@ -163,6 +163,45 @@ def test_metadata_say_how_the_scheduler_was_set_and_stay_json(model_folder: Path
     assert metadata["frames"] == 4
 
 
+# -- given frames ------------------------------------------------------------------------------------------------------
+
+FORWARD = ("--order", "forward", "--overlap-frames", "1", "--trim-frames", "1")
+
+
+def test_generate_arrives_at_an_image_and_closes_a_loop(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (40, 20), (250, 10, 10)).save(tmp_path / "end.png")
+    output, ends = tmp_path / "out.mp4", ("--end-image", str(tmp_path / "end.png"))
+    assert generate(model_folder, output, "--clips", "3", *FORWARD) == 0
+    assert len(read_video(output).frames) == 10
+    assert generate(model_folder, output, "--clips", "3", *FORWARD, "--loop") == 1
+    assert "clip 2 was made with no goal, not a loop of 2 frames" in capsys.readouterr().err
+    assert generate(model_folder, output, "--clips", "3", *FORWARD, "--loop", "--redo") == 0
+    assert len(read_video(output).frames) == 8 and read_metadata(output)["goals"]["loop"] is True
+    assert generate(model_folder, output, "--clips", "3", *FORWARD, *ends, "--redo") == 0
+    assert read_metadata(output)["goals"]["end_image"] == "end.png"
+    call = ["extend", str(tmp_path / "out.mp4.state"), "--output", str(tmp_path / "long.mp4"), "--quiet"]
+    assert main([*call, "--device", "cpu"]) == 1
+    assert "extend the state file" in capsys.readouterr().err
+    for wrong, message in ((("--loop", *ends), "leave out one"), (("--start-image", "no.png"), "does not exist")):
+        assert generate(model_folder, tmp_path / "other.mp4", *wrong) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_bridge_joins_two_videos(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        assert generate(model_folder, tmp_path / name, "--clips", "2", prompts=(name,)) == 0
+    call = ["bridge", str(tmp_path / "a"), str(tmp_path / "b"), "--model", str(model_folder), "--prompt", "a red dot",
+            "--frames", "8", "--steps", "2", "--device", "cpu", "--quiet"]  # fmt: skip
+    assert main([*call, "--output", str(tmp_path / "joined")]) == 0
+    a, b, joined = (read_video(tmp_path / name).frames for name in ("a", "b", "joined"))
+    assert len(joined) == 8 + 3 + 8 and (joined[:8] == a).all() and (joined[-8:] == b).all()
+    assert read_metadata(tmp_path / "joined")["frames"] == 19
+    assert main([*call, "--output", str(tmp_path / "a")]) == 1
+    assert "would replace A" in capsys.readouterr().err
+
+
 # -- extend ------------------------------------------------------------------------------------------------------------
 
 

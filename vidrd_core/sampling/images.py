@@ -44,7 +44,7 @@ def pixels_of(images: Images, height: int, width: int) -> Tensor:
                 "floats in [0, 1]"
             )
         scale = 255.0 if frames_of_clip.dtype == np.uint8 else 1.0
-        values = torch.from_numpy(np.ascontiguousarray(frames_of_clip)).float() / scale
+        values = torch.from_numpy(np.array(frames_of_clip)).float() / scale
         return fitted(rearrange(values, "t h w c -> 1 c t h w") * 2 - 1, height, width)
     given: list[Any] = list(images)
     if not given or not all(isinstance(image, Image.Image) for image in given):
