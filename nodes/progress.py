@@ -57,7 +57,7 @@ def prepare_callback(model: Any, first: int, last: int, steps: int) -> Callable[
 
 def say(text: str) -> None:
     """Show a line in the node that runs; ComfyUI without a server or without progress text shows nothing."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     running = get_executing_context()
     if running is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text, running.node_id, server.client_id)

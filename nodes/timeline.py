@@ -228,7 +228,7 @@ class Maker:
         begun = time.monotonic()
         if before is None and self.fresh:
             overrides = self.overrides()
-            schedule = overrides.schedule({}, usual_schedule(self.family))
+            schedule = overrides.schedule({}, usual_schedule(request.models.high, self.family))
             if request.sigmas is not None:
                 schedule = Schedule.of_levels(request.sigmas, schedule.sampler)
             cfg = request.settings.cfg

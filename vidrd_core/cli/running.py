@@ -16,7 +16,7 @@ from .outputs import save_image
 
 if TYPE_CHECKING:
     from ..jobs.folder import JobFolder
-    from ..jobs.job import Plan
+    from ..jobs.job import Advice, Plan
     from ..pipeline import VidRDPipeline
 
 FAILED, INTERRUPTED = 1, 130  # exit codes; 2 is argparse's, for a wrong command line
@@ -152,3 +152,19 @@ def say(text: str) -> None:
     """Write a message to standard error; standard output is for results only."""
     sys.stderr.write(f"vidrd: {text}\n")
     sys.stderr.flush()
+
+
+def advice_for(command: str) -> Advice:
+    """What to do about a state folder of another video, by command."""
+    from ..jobs.job import Advice
+
+    if command == "generate":
+        return Advice(
+            "Set them back, choose another --output or --state, or start over with --restart",
+            "Set it back, choose another --output or --state, make the clips from there on again with --redo, or start "
+            "over with --restart",
+        )
+    if command == "extend":
+        return Advice("Leave out the options that changed them, or name the model that made the video with --model")
+    advice = "Choose another --output or --state, or delete that folder"
+    return Advice(advice, advice)

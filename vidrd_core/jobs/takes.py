@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
-from .locks import hold
+from ..files import hold, write_json
 from .timeline import TAKE_ID
 
 FORMAT = "vidrd-take-1"
@@ -62,9 +61,7 @@ class TakeFolder:
         path = self.file(take, ".json")
         record = _read(path, FORMAT)
         if not record:
-            raise ValueError(
-                f"{path} is gone or broken: delete the take, and the next run makes it again"
-            )
+            raise ValueError(f"{path} is gone or broken: delete the take, and the next run makes it again")
         return record
 
     def is_finished(self, take: str) -> bool:
