@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 import folder_paths
 
 BUNDLED = "bundled demo model"
+BUNDLED_FLOW = "bundled flow model"
 KIND = "vidrd"  # models/vidrd/: model folders in diffusers' layout
 WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".ckpt", ".bin"}
 # Files inside a component's folder, for which the folder is offered as a whole.
@@ -21,7 +22,8 @@ JOB_CLIP = re.compile(r"(^|/)clip_\d{5,}\.safetensors$")  # of a job of the vidr
 FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, with any ending
 LONGEST = 200  # bytes of a file name, which the endings make longer; file systems allow 255
-BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "vidrd_core" / "demo_model"
+CORE = Path(__file__).resolve().parent.parent / "vidrd_core"
+BUNDLED_FOLDERS = {BUNDLED: CORE / "demo_model", BUNDLED_FLOW: CORE / "demo_flow"}
 
 
 def register_folders() -> None:
@@ -33,13 +35,13 @@ def register_folders() -> None:
 
 
 def model_folders() -> list[str]:
-    """The bundled model and the model folders under models/vidrd, by their paths relative to it."""
+    """The bundled models and the model folders under models/vidrd, by their paths relative to it."""
     found = set()
     for root in folder_paths.get_folder_paths(KIND):
         if Path(root).is_dir():
             found |= {p.parent.relative_to(root).as_posix() for p in Path(root).glob("*/model_index.json")}
             found |= {p.parent.relative_to(root).as_posix() for p in Path(root).glob("*/*/model_index.json")}
-    return [BUNDLED, *sorted(found)]
+    return [*BUNDLED_FOLDERS, *sorted(found)]
 
 
 def check_inside(name: str) -> None:
@@ -61,11 +63,11 @@ def model_folder(name: str) -> Path:
     """
     check_inside(name)
     roots = folder_paths.get_folder_paths(KIND)
-    candidates = [BUNDLED_FOLDER] if name == BUNDLED else [Path(root) / name for root in roots]
+    candidates = [BUNDLED_FOLDERS[name]] if name in BUNDLED_FOLDERS else [Path(root) / name for root in roots]
     for folder in candidates:
         if (folder / "model_index.json").is_file():
             return folder
-    where = str(BUNDLED_FOLDER) if name == BUNDLED else f"{name} in {' or '.join(roots)}"
+    where = str(BUNDLED_FOLDERS[name]) if name in BUNDLED_FOLDERS else f"{name} in {' or '.join(roots)}"
     raise FileNotFoundError(
         f"there is no model folder with a model_index.json at {where}: put it there, or choose another"
     )

@@ -31,7 +31,8 @@ class LoadModel(io.ComfyNode):
                     default=files.BUNDLED,
                     tooltip=(
                         "A model folder (diffusers layout with model_index.json) under ComfyUI/models/vidrd, "
-                        "or the small bundled model, which runs on a CPU at 64x64 with 8 frames."
+                        "or a small bundled model, which runs on a CPU at 64x64: the demo model with 8 frames, or the "
+                        "flow model, one of Wan's kind, with 29."
                     ),
                 ),
                 io.Combo.Input("weight_dtype", options=WEIGHT_DTYPES, default="default", tooltip=DTYPE_TIP),

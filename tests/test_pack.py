@@ -92,7 +92,7 @@ def test_the_registry_archive_holds_the_modules_that_nodes_import_and_no_others(
 
 
 def test_the_registry_archive_holds_help_pages_labels_examples_and_the_bundled_model() -> None:
-    for folder in ("web", "locales", "example_workflows", "vidrd_core/demo_model"):
+    for folder in ("web", "locales", "example_workflows", "vidrd_core/demo_model", "vidrd_core/demo_flow"):
         files = [file for file in (ROOT / folder).rglob("*") if file.is_file()]
         assert files and all(map(archived, files)), folder
     for name in ("__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):

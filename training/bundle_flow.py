@@ -1,6 +1,6 @@
 """Put the trained flow transformer, causal VAE and text encoder together as a model folder of diffusers, in float16.
 
-    python training/bundle_flow.py --flow runs/flow_polish --output runs/demo_flow
+    python training/bundle_flow.py --flow runs/flow --output runs/demo_flow
 
 The folder is one of diffusers' ``WanPipeline``; give it prompts as ``prompt_embeds``, states of all the text encoder's
 tokens, since the model is trained on those (the pipeline itself drops the states of padding). The VAE's latents are
@@ -9,6 +9,7 @@ given Wan 2.1's mean and deviation, so that ComfyUI's latent format of Wan suits
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ class Arguments:
     output: Path  # model folder to write
     vae: Path | None = None  # run of another VAE with the same latents; None: the one that the transformer's run names
     shift: float = 3.0  # of the noise levels in sampling
+    size: int = 64  # pixels, of training
+    frames: int = 29  # of a clip
+    steps: int = 20
+    guidance_scale: float = 4.0
+    fps: float = 12.0
 
 
 def main(arguments: Arguments) -> None:
@@ -53,6 +59,18 @@ def main(arguments: Arguments) -> None:
     pipe.save_pretrained(fresh)
     # vocab.json and merges.txt too, for older libraries.
     pipe.tokenizer.backend_tokenizer.model.save(str(fresh / "tokenizer"))
+    index = fresh / "model_index.json"
+    settings = {
+        "width": arguments.size,
+        "height": arguments.size,
+        "num_frames": arguments.frames,
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance_scale,
+        "fps": arguments.fps,
+        "negative_prompt": "",
+    }
+    known = json.loads(index.read_text(encoding="utf-8"))
+    index.write_text(json.dumps({**known, "defaults": settings}, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(arguments.output, ignore_errors=True)
     os.replace(fresh, arguments.output)
 
