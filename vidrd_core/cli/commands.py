@@ -15,11 +15,10 @@ from .inputs import DEFAULT_CLIPS, check_clip_seeds, read_prompts, repeat_last, 
 from .loading import absolute, fps_of, load, loading_of_options, loading_of_state, stored_fps
 from .models import model_path
 from .outputs import check_outputs
-from .running import run, say
+from .running import advice_for, run, say
 
 if TYPE_CHECKING:
     from ..jobs.folder import JobFolder
-    from ..jobs.job import Advice
 
 
 def generate(options: argparse.Namespace) -> int:
@@ -110,21 +109,6 @@ def info(options: argparse.Namespace) -> int:
     for path in options.path:
         sys.stdout.write(describe(model_path(path)) + "\n")
     return 0
-
-
-def advice_for(command: str) -> Advice:
-    from ..jobs.job import Advice
-
-    if command == "generate":
-        return Advice(
-            "Set them back, choose another --output or --state, or start over with --restart",
-            "Set it back, choose another --output or --state, make the clips from there on again with --redo, or start "
-            "over with --restart",
-        )
-    if command == "extend":
-        return Advice("Leave out the options that changed them, or name the model that made the video with --model")
-    advice = "Choose another --output or --state, or delete that folder"
-    return Advice(advice, advice)
 
 
 def _job_of(source: Path) -> JobFolder | None:

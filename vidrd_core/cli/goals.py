@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .inputs import read_prompts, repeat_last, sampling_settings
 from .loading import absolute, fps_of, load, loading_of_options
 from .outputs import check_outputs
-from .running import run
+from .running import advice_for, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,6 @@ def bridge(options: argparse.Namespace) -> int:
     from ..jobs.job import Plan, check_job, open_job
     from ..reuse.goal import GoalSettings
     from ..video.reading import read_rate
-    from .commands import advice_for
 
     prompts = read_prompts(options.prompt, options.prompts)
     prompts = repeat_last(prompts, options.clips or max(1, len(prompts)))

@@ -16,7 +16,7 @@ from .outputs import save_image
 
 if TYPE_CHECKING:
     from ..jobs.folder import JobFolder
-    from ..jobs.job import Plan
+    from ..jobs.job import Advice, Plan
     from ..pipeline import VidRDPipeline
 
 FAILED, INTERRUPTED = 1, 130  # exit codes; 2 is argparse's, for a wrong command line
@@ -106,6 +106,22 @@ def goals_of_video(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     names = ("start_image", "end_image", "first", "second")
     given = {name: Path(path).name for name in names if (path := getattr(options, name, None)) is not None}
     return {**given, "loop": plan.goals.loop, "joins": plan.goals.joins}
+
+
+def advice_for(command: str) -> Advice:
+    """What a user of a command can do about a state folder that does not fit."""
+    from ..jobs.job import Advice
+
+    if command == "generate":
+        return Advice(
+            "Set them back, choose another --output or --state, or start over with --restart",
+            "Set it back, choose another --output or --state, make the clips from there on again with --redo, or start "
+            "over with --restart",
+        )
+    if command == "extend":
+        return Advice("Leave out the options that changed them, or name the model that made the video with --model")
+    advice = "Choose another --output or --state, or delete that folder"
+    return Advice(advice, advice)
 
 
 @contextmanager
