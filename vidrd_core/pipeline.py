@@ -369,9 +369,9 @@ class VidRDPipeline(DiffusionPipeline):
         size = sampling.height, sampling.width
         start = None if start_image is None else pixels_of(start_image, *size)[:, :, -settings.start_frames :]
         end = None if end_image is None else pixels_of(end_image, *size)[:, :, : settings.frames]
-        names = tuple("" if frames is None else frames_hash(frames) for frames in (start, end))
-        encoded = [None if frames is None else self.encode_frames(frames) for frames in (start, end)]
-        return Goals(*encoded, loop, joins, settings, (names[0], names[1]))
+        names = ["" if frames is None else frames_hash(frames) for frames in (start, end)]
+        first, last = (None if frames is None else self.encode_frames(frames) for frames in (start, end))
+        return Goals(first, last, loop, joins, settings, (names[0], names[1]))
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
