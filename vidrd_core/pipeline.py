@@ -39,7 +39,7 @@ from .sampling.windows import WindowDecoder, cut_stream, decode_stream, joined
 NoiseSource = Callable[[int, Sequence[int]], Tensor]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 OUTPUT_TYPES = ("np", "pt", "latent")
-__all__ = ["VidRDPipeline", "VidRDPipelineOutput", "denoise_clip"]
+__all__ = ["Goals", "VidRDPipeline", "VidRDPipelineOutput", "denoise_clip"]
 
 
 @dataclass

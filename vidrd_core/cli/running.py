@@ -126,6 +126,22 @@ def goals_of_video(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     return {**given, "loop": plan.goals.loop, "joins": plan.goals.joins}
 
 
+def advice_for(command: str) -> Advice:
+    """What a user of a command can do about a state folder that does not fit."""
+    from ..jobs.job import Advice
+
+    if command == "generate":
+        return Advice(
+            "Set them back, choose another --output or --state, or start over with --restart",
+            "Set it back, choose another --output or --state, make the clips from there on again with --redo, or start "
+            "over with --restart",
+        )
+    if command == "extend":
+        return Advice("Leave out the options that changed them, or name the model that made the video with --model")
+    advice = "Choose another --output or --state, or delete that folder"
+    return Advice(advice, advice)
+
+
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Ctrl-C (SIGINT) or SIGTERM asks to stop after the current step; a second one stops at once."""
@@ -152,19 +168,3 @@ def say(text: str) -> None:
     """Write a message to standard error; standard output is for results only."""
     sys.stderr.write(f"vidrd: {text}\n")
     sys.stderr.flush()
-
-
-def advice_for(command: str) -> Advice:
-    """What to do about a state folder of another video, by command."""
-    from ..jobs.job import Advice
-
-    if command == "generate":
-        return Advice(
-            "Set them back, choose another --output or --state, or start over with --restart",
-            "Set it back, choose another --output or --state, make the clips from there on again with --redo, or start "
-            "over with --restart",
-        )
-    if command == "extend":
-        return Advice("Leave out the options that changed them, or name the model that made the video with --model")
-    advice = "Choose another --output or --state, or delete that folder"
-    return Advice(advice, advice)

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..models.fingerprints import same_model
-from ..pipeline import VidRDPipeline
-from ..reuse.goal import Goals
+from ..pipeline import Goals, VidRDPipeline
 from ..sampling.schedulers import scheduler_context
 from ..sampling.seeds import clip_seed
 from ..sampling.settings import SamplingSettings
