@@ -159,7 +159,8 @@ def test_advanced_inputs_are_folded_until_they_are_asked_for(graph: Graph, kind:
         element(graph, node).get_by_text("overlap frames").wait_for()
     unfold(graph, kind, node)
     assert "overlap_frames" not in graph.run(SHOWN, node)
-    assert graph.describe(node)["box"][3] < folded + 60
+    if kind == "drawn":  # Nodes 2.0 folds by its own button, and leaves the node as high as it was
+        assert graph.describe(node)["box"][3] < folded + 60
 
 
 def test_a_loaded_workflow_keeps_its_values_and_opens_what_was_set_by_hand(graph: Graph, built: dict[str, str]) -> None:
@@ -184,6 +185,7 @@ def test_a_run_tells_what_it_took_and_where_it_is(graph: Graph, built: dict[str,
             .widgets.find((one) => one.name === name);
         for (const id of [ids.first, ids.next]) widget(id, "control_after_generate").value = "fixed";
         widget(ids.first, "steps").value = 4;
+        widget(ids.first, "seed").value = Math.floor(Math.random() * 1e9);  // so that no run before is found again
         app.api.addEventListener("progress_text", ({ detail }) => window.vidrdTexts.push(detail.text));
         for (const kind of ["execution_success", "execution_error"])
             app.api.addEventListener(kind, ({ detail }) => { window.vidrdEnd = { kind, ...detail }; });
