@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -103,11 +104,7 @@ def deletions(run: Path) -> str:
 
 def teller(node: str) -> Callable[[str, str, str], None]:
     """A function that tells the browser what becomes of a clip of a node."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return lambda *_: None
-    server = getattr(PromptServer, "instance", None)
+    server = running_server()
 
     def tell(clip: str, state: str, take: str) -> None:
         if server is not None:
@@ -116,16 +113,17 @@ def teller(node: str) -> Callable[[str, str, str], None]:
     return tell
 
 
+def running_server() -> Any:
+    """ComfyUI's server; None where only its nodes are loaded."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def register_routes() -> None:
     """Let ComfyUI's server answer what the display asks; without a server nothing happens."""
-    try:
-        from aiohttp import web
-        from server import PromptServer
-    except ImportError:
-        return
-    server = getattr(PromptServer, "instance", None)
+    server = running_server()
     if server is None:
         return
+    from aiohttp import web
 
     def answering(work: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
         async def answer(request: web.Request) -> web.Response:

@@ -15,7 +15,7 @@ import torch
 
 SHOWN = {  # widgets of a fresh node that are not folded
     "VidRDReuseAndDiffuse": ["seed", "cfg", "preset"],
-    "VidRDManyClips": ["prompts", "num_clips", "seed", "cfg", "preset", "run_name"],
+    "VidRDManyClips": ["prompts", "num_clips", "seed", "cfg", "preset", "run_name", "loop"],
     "VidRDReusePrepare": ["preset", "clip_frames"],
 }
 SOCKETS = ("MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "SIGMAS", "VIDRD_SESSION")
