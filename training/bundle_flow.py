@@ -59,6 +59,10 @@ def main(arguments: Arguments) -> None:
     pipe.save_pretrained(fresh)
     # vocab.json and merges.txt too, for older libraries.
     pipe.tokenizer.backend_tokenizer.model.save(str(fresh / "tokenizer"))
+    for file in fresh.glob("*/config.json"):  # the folder that a part was trained in is nobody's business
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     index = fresh / "model_index.json"
     settings = {
         "width": arguments.size,
