@@ -43,15 +43,15 @@ def work_of(name: str) -> Callable[[], Any]:
 
 
 def unet(dtype: torch.dtype) -> Callable[[], Any]:
-    model = make_unet("small", dtype)
-    return lambda: model(*unet_inputs(dtype))
+    model, inputs = make_unet("small", dtype), unet_inputs(dtype)
+    return lambda: model(*inputs)
 
 
 def unet3d(dtype: torch.dtype) -> Callable[[], Any]:
     from unet_step import make_unet3d
 
-    model = make_unet3d(SIZE.unet, dtype, "cpu")
-    return lambda: model(*unet_inputs(dtype))
+    model, inputs = make_unet3d(SIZE.unet, dtype, "cpu"), unet_inputs(dtype)
+    return lambda: model(*inputs)
 
 
 def unet_inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

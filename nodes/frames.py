@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from einops import rearrange
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def decoded(vae: Any, samples: Tensor) -> Tensor:
+    """Frames ``[T, H, W, 3]`` of latents as on a wire, of several videos one after the other."""
+    return rearrange(vae.decode(samples), "... h w c -> (...) h w c")
 
 
 def in_colour(images: Tensor) -> Tensor:

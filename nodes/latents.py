@@ -7,7 +7,6 @@ LATENT wire and laid out as the model has them (:mod:`.any_model.layouts`). The 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vidrd_core.reuse.trajectory import Trajectory
+from ..vidrd_core.reuse.trajectory import Trajectory, frames_hash
 from ..vidrd_core.sampling.interchange import FACTOR
 from .any_model.families import NATIVE, Family
 from .any_model.layouts import Layout, layout_of
@@ -271,10 +270,7 @@ def video_hashes(samples: Tensor, frames: int) -> tuple[str, ...]:
 
 def tail_hash(samples: Tensor, frames: int) -> str:
     """A hash of the shape and of the last ``frames`` frames."""
-    tail = samples[:, :, samples.shape[2] - frames :].detach().float().cpu().contiguous()
-    digest = hashlib.sha256(str(list(tail.shape)).encode())
-    digest.update(tail.numpy().tobytes())
-    return digest.hexdigest()
+    return frames_hash(samples[:, :, samples.shape[2] - frames :])
 
 
 def check_layout(latent: dict[str, Any], name: str) -> None:

@@ -23,7 +23,7 @@ from .identity import as_json, conditioning_hash, json_hash, model_identity, old
 from .latents import VideoLatent, tail_hash
 from .planning import lead_in
 from .progress import making
-from .schedules import NO_OVERRIDES, Models, Overrides, Schedule, usual_schedule
+from .schedules import NO_OVERRIDES, Models, Overrides, first_schedule
 from .words import AUTO
 
 logger = logging.getLogger(__name__)
@@ -234,9 +234,7 @@ def _make(
 ) -> VideoLatent:
     seed = run.seeds[number]
     if begins:
-        schedule = run.overrides.schedule({}, usual_schedule(models.high, family_of(models.high)))
-        if run.sigmas is not None:
-            schedule = Schedule.of_levels(run.sigmas, schedule.sampler)
+        schedule = first_schedule(models.high, family_of(models.high), run.overrides, run.sigmas)
         return first_clip(models, positive, negative, before, seed, schedule, run.cfg)
     overrides = NO_OVERRIDES if number else run.overrides
     asked = (run.sigmas, run.tell_levels, run.preset, goal)

@@ -1,4 +1,4 @@
-"""What suits the model of a folder: its size, frames, steps, guidance, frame rate, negative prompt and way of chaining.
+"""What suits a VidRD model: its size, frames, steps, guidance, frame rate, negative prompt and way of chaining.
 
 A model folder says it in "defaults" of its ``model_index.json``; where it does not, the released values hold. New nodes
 start with these values in the browser (``web/js/widgets.js``), and nodes that run with others far from them say so.
@@ -73,8 +73,8 @@ def defaults_of(path: Path) -> ModelDefaults:
     size = model_file(path, "unet/config.json").get("sample_size") or (released.height // PIXELS)
     height, width = size if isinstance(size, list) else (size, size)
     return ModelDefaults(
-        known.get("width", width * PIXELS),
-        known.get("height", height * PIXELS),
+        width * PIXELS,
+        height * PIXELS,
         known.get("num_frames", released.frames),
         known.get("num_inference_steps", released.steps),
         known.get("guidance_scale", released.cfg),

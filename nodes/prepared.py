@@ -112,8 +112,8 @@ def prepare(
     return made
 
 
-def join(latent: dict[str, Any], prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """The video so far and the clip that was sampled, as on a wire, and a report.
+def join(latent: dict[str, Any], prepared: Prepared) -> tuple[VideoLatent, VideoLatent, str]:
+    """The video so far and the clip that was sampled, and a report.
 
     Raises:
         ValueError: the latent is not the clip that was sampled.
@@ -155,4 +155,4 @@ def join(latent: dict[str, Any], prepared: Prepared) -> tuple[dict[str, Any], di
             "what changes it behind Reuse: Join."
         )
         video, alone = (replace(one, prior=None, stored=None) for one in (video, alone))
-    return video.to_wire(), alone.to_wire(), prepared.report
+    return video, alone, prepared.report

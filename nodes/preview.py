@@ -9,10 +9,9 @@ from typing import Any
 
 import folder_paths
 from comfy_api.latest import InputImpl, Types, io, ui
-from einops import rearrange
 from torch import Tensor
 
-from .frames import in_colour
+from .frames import decoded, in_colour
 
 
 def images_of(images: Tensor | None, latent: dict[str, Any] | None, vae: Any) -> Tensor:
@@ -25,7 +24,7 @@ def images_of(images: Tensor | None, latent: dict[str, Any] | None, vae: Any) ->
         return images
     if latent is None or vae is None:
         raise ValueError("there is nothing to show: connect images, or samples together with vae")
-    return rearrange(vae.decode(latent["samples"][:1]), "... h w c -> (...) h w c")
+    return decoded(vae, latent["samples"][:1])
 
 
 def write_preview(images: Tensor, fps: float) -> ui.PreviewVideo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 
 import latent_preview
 from comfy_execution.utils import get_executing_context
+
+from .server import running_server
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def prepare_callback(model: Any, first: int, last: int, steps: int) -> Callable[
 
 def say(text: str) -> None:
     """Show a line in the node that runs; ComfyUI without a server or without progress text shows nothing."""
-    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = running_server()
     running = get_executing_context()
     if running is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text, running.node_id, server.client_id)

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vidrd_core.reuse.settings import ReuseSettings
-from .sampling_inputs import MODEL_TIP, advanced, found_by, reuse_inputs, tell_input
+from .sampling_inputs import EXTENDING, MODEL_TIP, advanced, found_by, reuse_inputs, tell_input
 from .words import AUTO, CATEGORY, STRAIGHT
 
 
@@ -78,7 +78,7 @@ class ReusePrepare(io.ComfyNode):
                 ),
             ],
         )
-        return found_by(schema, "extend video", "continue video", "long video", "chain clips", "reuse and diffuse")
+        return found_by(schema, *EXTENDING, "reuse and diffuse")
 
     @classmethod
     def execute(
@@ -128,15 +128,15 @@ class ReuseJoin(io.ComfyNode):
                 ),
             ],
         )
-        return found_by(schema, "extend video", "continue video", "long video", "chain clips", "reuse and diffuse")
+        return found_by(schema, *EXTENDING, "reuse and diffuse")
 
     @classmethod
     def execute(cls, latent: Any, session: Any) -> io.NodeOutput:
-        from .latents import VideoLatent
         from .prepared import join
         from .said import ran
 
         video, clip, report = join(latent, session)
-        latents = VideoLatent.read(video, "LATENT", session.family).samples.shape[2]
+        latents = video.samples.shape[2]
         added = None if session.settings is None else latents - session.prior.samples.shape[2]
-        return io.NodeOutput(video, clip, report, ui=ran(latents, added, session.family, report=report))
+        shown = ran(latents, added, session.family, report=report)
+        return io.NodeOutput(video.to_wire(), clip.to_wire(), report, ui=shown)

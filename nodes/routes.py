@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import files
 from .model_defaults import ModelDefaults, defaults_of, presets
+from .server import running_server
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +43,12 @@ def known(paths: dict[str, Path]) -> dict[str, Any]:
 
 def add_route() -> None:
     """Answer ``ROUTE`` where this runs in ComfyUI's server; it is loaded without one in tests and by other tools."""
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
-    instance = getattr(server, "instance", None)
-    if instance is None:
+    server = running_server()
+    if server is None:
         return
     from aiohttp import web
 
-    routes: Callable[..., Any] = instance.routes.get
-
-    @routes(ROUTE)
     async def answer(_: Any) -> Any:
-        return web.json_response(settings())
+        return web.json_response(await asyncio.to_thread(settings))  # which reads files, while the server goes on
+
+    server.routes.get(ROUTE)(answer)

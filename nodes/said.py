@@ -40,7 +40,7 @@ def ran(
     frames = layout.num_frames(latents)
     told = {
         "frames": frames,
-        "added": frames if added is None else frames - (layout.num_frames(latents - added) if latents > added else 0),
+        "added": frames if added is None else layout.num_added(latents, latents - added),
         "took": "" if settings is None or preset == CUSTOM else took(preset, settings, family),
         "report": report,
         "warnings": warnings or [],

@@ -31,6 +31,8 @@ SCHEDULER_TIP = (
     "ddim_uniform makes a few more of them, as in KSampler: 16 of 15."
 )
 
+EXTENDING = ("extend video", "continue video", "long video", "chain clips")  # what people search for
+
 
 def advanced(inputs: list[Any], but: tuple[str, ...] = ()) -> list[Any]:
     """The same inputs; their widgets, but for those named, are shown only when the user asks for the advanced ones."""
@@ -176,21 +178,7 @@ def override_inputs() -> list[Any]:
                 "noise."
             ),
         ),
-        io.Combo.Input(
-            "sampler_name",
-            options=[FROM_PRIOR, *sampler_names()],
-            default=FROM_PRIOR,
-            tooltip="from prior takes the one that made the prior (else ddim, of other families euler). " + SAMPLER_TIP,
-        ),
-        io.Combo.Input(
-            "scheduler",
-            options=[FROM_PRIOR, *comfy.samplers.SCHEDULER_NAMES],
-            default=FROM_PRIOR,
-            tooltip=(
-                "from prior takes the one that made the prior (else ddim_uniform, of other families simple). "
-                + SCHEDULER_TIP
-            ),
-        ),
+        *prior_sampler_inputs(),
         io.Combo.Input(
             "prior_trajectory",
             options=[AUTO, *METHODS],
@@ -210,6 +198,27 @@ def override_inputs() -> list[Any]:
                 "Frames per clip. 0 takes the prior's clip length, else what is usual for the model's family (Wan 81). "
                 "Of VidRD: at most 32 and those of the prior unless it is an image; 0 takes the last 8 frames where it "
                 "has no trajectory (all of a shorter one), and only such a prior can be continued with another length."
+            ),
+        ),
+    ]
+
+
+def prior_sampler_inputs() -> list[Any]:
+    """Sampler and scheduler, which normally come from the prior."""
+    return [
+        io.Combo.Input(
+            "sampler_name",
+            options=[FROM_PRIOR, *sampler_names()],
+            default=FROM_PRIOR,
+            tooltip="from prior takes the one that made the prior (else ddim, of other families euler). " + SAMPLER_TIP,
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=[FROM_PRIOR, *comfy.samplers.SCHEDULER_NAMES],
+            default=FROM_PRIOR,
+            tooltip=(
+                "from prior takes the one that made the prior (else ddim_uniform, of other families simple). "
+                + SCHEDULER_TIP
             ),
         ),
     ]
@@ -261,5 +270,30 @@ def tell_input() -> Any:
             "Whether the network is told that the overlap is cleaner than the new frames. auto: where it was trained "
             "for that (LTX-Video, Wan 2.2 5B, Cosmos Predict2). on also suits Wan models trained by Diffusion Forcing "
             "(SkyReels-V2-DF)."
+        ),
+    )
+
+
+def goal_input() -> Any:
+    return io.Latent.Input(
+        "goal",
+        optional=True,
+        tooltip=(
+            "What the new clip arrives at: an image or a clip (VAE Encode, of the video's size), whose first 2 frames "
+            "become the clip's last ones. With an image as prior: in-betweening. Families with several frames per "
+            "latent need a clip here and leave its first frame out."
+        ),
+    )
+
+
+def loop_input() -> Any:
+    return io.Boolean.Input(
+        "loop",
+        default=False,
+        optional=True,
+        tooltip=(
+            "The last clip arrives at the video's beginning and is cut there, so that the video repeats without a "
+            "seam. It is 2 frames (of families with several frames per latent 2 latents) shorter than without, and its "
+            "outputs cannot be continued."
         ),
     )

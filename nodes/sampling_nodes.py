@@ -8,9 +8,9 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..vidrd_core.reuse.settings import ReuseSettings
-from .goal_inputs import goal_input, loop_input
 from .samplers import sampler_names
 from .sampling_inputs import (
+    EXTENDING,
     MODEL_TIP,
     NEGATIVE_TIP,
     POSITIVE_TIP,
@@ -20,6 +20,8 @@ from .sampling_inputs import (
     cfg_input,
     expert_inputs,
     found_by,
+    goal_input,
+    loop_input,
     override_inputs,
     prior_positive_input,
     reuse_inputs,
@@ -174,10 +176,7 @@ class ReuseAndDiffuse(io.ComfyNode):
         )
         return found_by(
             schema,
-            "extend video",
-            "continue video",
-            "long video",
-            "chain clips",
+            *EXTENDING,
             "next clip",
             "video extension",
             "image to video",
@@ -321,10 +320,7 @@ class ManyClips(io.ComfyNode):
         )
         return found_by(
             schema,
-            "extend video",
-            "continue video",
-            "long video",
-            "chain clips",
+            *EXTENDING,
             "text to video",
             "prompt per clip",
             "prompt schedule",

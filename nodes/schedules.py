@@ -128,6 +128,12 @@ def usual_schedule(model: Any, family: Family) -> Schedule:
     return RELEASED_SCHEDULE if known is None else replace(RELEASED_SCHEDULE, steps=known.steps)
 
 
+def first_schedule(model: Any, family: Family, overrides: Overrides, sigmas: Tensor | None) -> Schedule:
+    """How a video's first clip is sampled: as the node asks, else as usual; ``sigmas`` replace steps and scheduler."""
+    schedule = overrides.schedule({}, usual_schedule(model, family))
+    return schedule if sigmas is None else Schedule.of_levels(sigmas, schedule.sampler)
+
+
 def made_by(model: Any, family: Family) -> dict[str, Any]:
     """What a trajectory remembers of its model."""
     inner = model.model

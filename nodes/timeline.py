@@ -10,7 +10,6 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -21,11 +20,12 @@ from . import states
 from .any_model.families import family_of
 from .clips import first_clip, next_clip
 from .files import output_path
+from .frames import decoded
 from .identity import as_json, conditioning_hash, json_hash, model_identity
 from .latents import VideoLatent
 from .many import encode, start_of
 from .planning import lead_in, num_latents, reuse_settings
-from .schedules import NO_OVERRIDES, Models, Overrides, Schedule, usual_schedule
+from .schedules import NO_OVERRIDES, Models, Overrides, first_schedule
 from .timeline_files import write_take_video, write_video_of
 from .words import AUTO, FROM_PRIOR, REUSE_PRESETS
 
@@ -61,11 +61,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Made:
-    """A timeline's video: frames ``[T, H, W, 3]`` in 0 to 1, latents, the last clip alone, and a report."""
+    """A timeline's video: frames ``[T, H, W, 3]`` in 0 to 1, latents, and a report."""
 
     images: Tensor
     video: VideoLatent
-    last: VideoLatent
     report: str
 
 
@@ -227,17 +226,14 @@ class Maker:
         prior = self.start if before is None else self.latent(before)
         begun = time.monotonic()
         if before is None and self.fresh:
-            overrides = self.overrides()
-            schedule = overrides.schedule({}, usual_schedule(request.models.high, self.family))
-            if request.sigmas is not None:
-                schedule = Schedule.of_levels(request.sigmas, schedule.sampler)
+            schedule = first_schedule(self.model, self.family, self.overrides(), request.sigmas)
             cfg = request.settings.cfg
             latent, trim = first_clip(request.models, positive, self.negative, prior, clip.seed, schedule, cfg), 0
         else:
             latent, trim = self.following(prior, positive, one, before is None)
         sound_trim = latent.context.get("sound_trim", 0)
         states.save(latent, self.takes.file(one.take, ".safetensors"), {"prompt": clip.prompt, "seed": clip.seed})
-        new_frames = self.num_new_frames(latent, trim)
+        new_frames = self.family.layout.num_added(latent.samples.shape[2], trim)
         frames = self.decoded(latent)
         write_take_video(frames[len(frames) - new_frames :], self.takes, one.take, request.fps)
         values = {"clip": clip.id, "prompt": clip.prompt, "seed": clip.seed, "frames": clip.frames, "follows": before}
@@ -280,10 +276,6 @@ class Maker:
             if latents - trim >= wanted:
                 return frames
         return layout.num_frames(usual + wanted)
-
-    def num_new_frames(self, latent: VideoLatent, trim: int) -> int:
-        layout, latents = self.family.layout, latent.samples.shape[2]
-        return layout.num_frames(latents) - (layout.num_frames(trim) if trim else 0)
 
     def latent(self, take: str) -> VideoLatent:
         """A finished take with its trajectory.
@@ -332,16 +324,15 @@ class Maker:
         heard = [piece.sound for piece in self.pieces if piece.sound is not None]
         sound = torch.cat(heard, dim=2) if len(heard) == len(self.pieces) else None
         tail = self.pieces[-1].samples.shape[2]
-        last = latent.following(latent.samples, tail, latent.sound)
         video = latent.following(samples, tail, sound)
         images = self.decoded(video)
         write_video_of(images, self.takes, takes, self.seams, self.request.fps)
         lines.append(f"{len(images)} frames, {len(images) / self.request.fps:.1f} s at {self.request.fps:g} per second")
-        return Made(images, video, last, "\n".join(lines))
+        return Made(images, video, "\n".join(lines))
 
     def decoded(self, latent: VideoLatent) -> Tensor:
         """Frames ``[T, H, W, 3]``."""
-        return rearrange(self.request.vae.decode(latent.layout.from_video(latent.samples)), "... h w c -> (...) h w c")
+        return decoded(self.request.vae, latent.layout.from_video(latent.samples))
 
 
 def _wait(seconds: float) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.samplers
 from comfy_api.latest import io
 
 from ..vidrd_core.jobs.timeline import Timeline as TimelineData
-from .samplers import sampler_names
-from .sampling_inputs import MODEL_TIP, cfg_input, expert_inputs, tell_input
-from .words import AUTO, CATEGORY, FROM_PRIOR, REUSE_PRESETS
+from .sampling_inputs import MODEL_TIP, cfg_input, expert_inputs, prior_sampler_inputs, tell_input
+from .words import AUTO, CATEGORY, REUSE_PRESETS
 
 NEW_TIMELINE = '{"version": 1, "clips": [\n{"id": "a1", "prompt": "", "seed": 1}\n]}'
+
+SIZE_TIP = "Pixels of a new video. The released model was trained on 256, the bundled one on 64."
 
 
 class Timeline(io.ComfyNode):
@@ -54,22 +54,8 @@ class Timeline(io.ComfyNode):
                     default="watermark",
                     tooltip="What all clips steer away from. The released model was used with the word watermark.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=256,
-                    min=16,
-                    max=8192,
-                    step=8,
-                    tooltip="Pixels of a new video. The released model was trained on 256, the bundled one on 64.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=256,
-                    min=16,
-                    max=8192,
-                    step=8,
-                    tooltip="Pixels of a new video. The released model was trained on 256, the bundled one on 64.",
-                ),
+                io.Int.Input("width", default=256, min=16, max=8192, step=8, tooltip=SIZE_TIP),
+                io.Int.Input("height", default=256, min=16, max=8192, step=8, tooltip=SIZE_TIP),
                 cfg_input(),
                 io.Int.Input(
                     "steps",
@@ -81,18 +67,7 @@ class Timeline(io.ComfyNode):
                         "for other families than VidRD 20."
                     ),
                 ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=[FROM_PRIOR, *sampler_names()],
-                    default=FROM_PRIOR,
-                    tooltip="from prior takes the one that made the prior (else ddim, of other families euler).",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=[FROM_PRIOR, *comfy.samplers.SCHEDULER_NAMES],
-                    default=FROM_PRIOR,
-                    tooltip="from prior takes the one that made the prior (else ddim_uniform; other families simple).",
-                ),
+                *prior_sampler_inputs(),
                 io.Combo.Input(
                     "preset",
                     options=[AUTO, *REUSE_PRESETS],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from ..vidrd_core.jobs.takes import TakeFolder
 from ..vidrd_core.jobs.timeline import FINISHED, Settings, Surroundings, Timeline, plan, takes_of
 from .files import STATES, output_path
+from .server import running_server
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +111,6 @@ def teller(node: str) -> Callable[[str, str, str], None]:
             server.send_sync(EVENT, {"node": node, "clip": clip, "state": state, "take": take})
 
     return tell
-
-
-def running_server() -> Any:
-    """ComfyUI's server; None where only its nodes are loaded."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def register_routes() -> None:

@@ -33,11 +33,6 @@ class Arguments:
     output: Path  # model folder to write
     vae: Path | None = None  # run of another VAE with the same latents; None: the one that the transformer's run names
     shift: float = 3.0  # of the noise levels in sampling
-    size: int = 64  # pixels, of training
-    frames: int = 29  # of a clip
-    steps: int = 20
-    guidance_scale: float = 4.0
-    fps: float = 12.0
 
 
 def main(arguments: Arguments) -> None:
@@ -63,18 +58,6 @@ def main(arguments: Arguments) -> None:
         config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    index = fresh / "model_index.json"
-    settings = {
-        "width": arguments.size,
-        "height": arguments.size,
-        "num_frames": arguments.frames,
-        "num_inference_steps": arguments.steps,
-        "guidance_scale": arguments.guidance_scale,
-        "fps": arguments.fps,
-        "negative_prompt": "",
-    }
-    known = json.loads(index.read_text(encoding="utf-8"))
-    index.write_text(json.dumps({**known, "defaults": settings}, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(arguments.output, ignore_errors=True)
     os.replace(fresh, arguments.output)
 

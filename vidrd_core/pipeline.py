@@ -21,11 +21,11 @@ from torch import Tensor
 from .models.autoencoder import VidRDAutoencoderKL
 from .models.fingerprints import fingerprint
 from .models.unet import VidRDUNet
-from .reuse.goal import Goal, Goals, GoalSettings, frames_hash
+from .reuse.goal import SHORT, Goal, Goals, GoalSettings
 from .reuse.noise import initial_noise
 from .reuse.presets import PRESETS, find_preset
 from .reuse.settings import ReuseSettings
-from .reuse.trajectory import Trajectory
+from .reuse.trajectory import Trajectory, frames_hash
 from .sampling.denoising import denoise_clip
 from .sampling.guidance import GuidedDenoiser
 from .sampling.images import Images, pixels_of
@@ -370,26 +370,28 @@ class VidRDPipeline(DiffusionPipeline):
         start = None if start_image is None else pixels_of(start_image, *size)[:, :, -settings.start_frames :]
         end = None if end_image is None else pixels_of(end_image, *size)[:, :, : settings.frames]
         begins, ends = (None if frames is None else self.encode_frames(frames) for frames in (start, end))
-        first, last = ("" if frames is None else frames_hash(frames) for frames in (start, end))
+        first, last = ("" if frames is None else frames_hash(frames)[:SHORT] for frames in (start, end))
         return Goals(begins, ends, loop, joins, settings, (first, last))
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Latents ``[B, C, T, h, w]`` as the diffusion model makes them, on the CPU, of frames ``[B, 3, T, H, W]``."""
-        offloading: Any = getattr(self.vae, "_hf_hook", None)
-        if hasattr(offloading, "pre_forward"):  # encode is no forward, for which offloading would bring the VAE in
-            offloading.pre_forward(self.vae)
+        self._bring_vae()
         encoded = self.vae.encode(frames.to(self._execution_device, self.vae.dtype)).latent_dist.mode()
         return encoded.float().cpu() * self.vae.config["scaling_factor"]
+
+    def _bring_vae(self) -> None:
+        """Have the VAE on its device: encode and decode are no forward, for which offloading would bring it in."""
+        offloading: Any = getattr(self.vae, "_hf_hook", None)
+        if hasattr(offloading, "pre_forward"):
+            offloading.pre_forward(self.vae)
 
     def make_decoder(self, sampling: SamplingSettings) -> WindowDecoder:
         """A streaming decoder of the clips' latents (as :class:`Clip` holds them) to frames on the CPU."""
 
         @torch.no_grad()
         def decode(latents: Tensor) -> Tensor:
-            offloading: Any = getattr(self.vae, "_hf_hook", None)
-            if hasattr(offloading, "pre_forward"):  # decode is no forward, for which offloading would bring the VAE in
-                offloading.pre_forward(self.vae)
+            self._bring_vae()
             latents = latents.to(self._execution_device, self.vae.dtype) / self.vae.config["scaling_factor"]
             return self.vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1).cpu()
 

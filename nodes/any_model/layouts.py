@@ -66,6 +66,10 @@ class Layout:
         """Frames of a clip of so many latents."""
         return (latents - 1) * self.frames_per_latent + 1
 
+    def num_added(self, latents: int, before: int) -> int:
+        """Frames of a video of so many latents that come after its first ``before`` ones."""
+        return self.num_frames(latents) - (self.num_frames(before) if before else 0)
+
     def overlap_latents(self, frames: int) -> int:
         """Latents, none of them a clip's first, that hold at least so many frames."""
         return -(-frames // self.frames_per_latent)

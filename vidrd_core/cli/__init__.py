@@ -9,8 +9,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from .commands import bridge, convert, extend, generate, info
+from .commands import convert, extend, generate, info
 from .evaluate import evaluate
+from .goals import bridge
 from .parser import build
 from .running import FAILED, INTERRUPTED, say
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .extending import extended_plan
-from .goals import bridge as bridge
 from .goals import check_given, goals_of
 from .inputs import DEFAULT_CLIPS, check_clip_seeds, read_prompts, repeat_last, sampling_settings
-from .loading import absolute, fps_of, load, loading_of_options, loading_of_state, stored_fps
+from .loading import fps_of, load, loading_of_state, stored_fps
 from .models import model_path
 from .outputs import check_outputs
-from .running import advice_for, run, say
+from .running import advice_for, run, say, start
 
 if TYPE_CHECKING:
     from ..jobs.folder import JobFolder
@@ -28,7 +27,7 @@ def generate(options: argparse.Namespace) -> int:
 
         return generate_videos(options)
     from ..jobs.folder import JobFolder, default_folder
-    from ..jobs.job import Plan, check_job, open_job
+    from ..jobs.job import Plan
 
     prompts = read_prompts(options.prompt, options.prompts)
     prompts = repeat_last(prompts, _number_of_clips(options.clips, prompts))
@@ -40,13 +39,7 @@ def generate(options: argparse.Namespace) -> int:
     pipe, defaults = load(options)
     sampling, fps = sampling_settings(options, defaults, pipe), fps_of(options, defaults)
     plan = Plan(prompts, sampling, options.seed, clip_seeds, goals=goals_of(options, pipe, sampling))
-    check_job(pipe, plan, folder.path, options.output, fps)
-    with folder.locked():
-        if options.restart:
-            folder.clear()
-        open_job(folder.path, pipe, plan, options.redo, advice_for("generate"))
-        folder.write(loading=absolute(loading_of_options(options)), extended_from=None)
-        return run(pipe, folder, plan, options, fps)
+    return start(pipe, folder, plan, options, fps)
 
 
 def extend(options: argparse.Namespace) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .inputs import read_prompts, repeat_last, sampling_settings
-from .loading import absolute, fps_of, load, loading_of_options
+from .loading import fps_of, load
 from .outputs import check_outputs
-from .running import advice_for, run
+from .running import start
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +71,7 @@ def read_frames(path: str, first: int | None = None, last: int | None = None) ->
 def bridge(options: argparse.Namespace) -> int:
     """Join two videos by clips that begin as the one ends and end as the other begins."""
     from ..jobs.folder import JobFolder, default_folder
-    from ..jobs.job import Plan, check_job, open_job
+    from ..jobs.job import Plan
     from ..reuse.goal import GoalSettings
     from ..video.reading import read_rate
 
@@ -93,14 +93,8 @@ def bridge(options: argparse.Namespace) -> int:
     sampling = sampling_settings(options, defaults, pipe)
     goals = pipe.make_goals(sampling, *given, joins=True)
     plan = Plan(prompts, sampling, options.seed, dict(options.clip_seed), goals=goals)
-    check_job(pipe, plan, folder.path, options.output, fps)
     size = sampling.height, sampling.width
-    with folder.locked():
-        if options.restart:
-            folder.clear()
-        open_job(folder.path, pipe, plan, options.redo, advice_for("generate"))
-        folder.write(loading=absolute(loading_of_options(options)), extended_from=None)
-        return run(pipe, folder, plan, options, fps, (resized(options.first, *size), resized(options.second, *size)))
+    return start(pipe, folder, plan, options, fps, (resized(options.first, *size), resized(options.second, *size)))
 
 
 def resized(path: str, height: int, width: int) -> Iterator[Any]:

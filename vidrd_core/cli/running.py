@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from .loading import absolute, loading_of_options
 from .outputs import save_image
 
 if TYPE_CHECKING:
@@ -20,6 +21,30 @@ if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
 
 FAILED, INTERRUPTED = 1, 130  # exit codes; 2 is argparse's, for a wrong command line
+
+
+def start(
+    pipe: VidRDPipeline,
+    folder: JobFolder,
+    plan: Plan,
+    options: argparse.Namespace,
+    fps: float,
+    around: tuple[Iterable[Any], Iterable[Any]] = ((), ()),
+) -> int:
+    """:func:`run` in a state folder that the options begin, or go on with; returns the exit code.
+
+    Raises:
+        ValueError: the video cannot be made or written, or the folder is another one's.
+    """
+    from ..jobs.job import check_job, open_job
+
+    check_job(pipe, plan, folder.path, options.output, fps)
+    with folder.locked():
+        if options.restart:
+            folder.clear()
+        open_job(folder.path, pipe, plan, options.redo, advice_for("generate"))
+        folder.write(loading=absolute(loading_of_options(options)), extended_from=None)
+        return run(pipe, folder, plan, options, fps, around)
 
 
 def run(

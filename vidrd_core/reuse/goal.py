@@ -7,7 +7,6 @@ these are denoised towards frames that can be made out already (:mod:`vidrd_core
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from torch import Tensor
 
 from .settings import ReuseSettings
+from .trajectory import frames_hash
 
 SHORT = 12  # digits of a hash that tells goals apart
 
@@ -217,9 +217,9 @@ class Goals:
         """A text that is equal for equal goals of a clip; "" where it has none."""
         parts = []
         if is_first and self.start is not None:
-            parts.append(f"the start {self.names[0] or frames_hash(self.start)}")
+            parts.append(f"the start {self.names[0] or frames_hash(self.start)[:SHORT]}")
         if is_last and self.end is not None:
-            parts.append(f"the end {self.names[1] or frames_hash(self.end)}")
+            parts.append(f"the end {self.names[1] or frames_hash(self.end)[:SHORT]}")
         if is_last and self.loop:
             parts.append(f"a loop of {self.num_end} frames")
         if parts and self.joins:
@@ -231,11 +231,3 @@ class Goals:
     def without_end(self) -> Goals:
         """Those of a video that was stopped before its last clip."""
         return replace(self, end=None, loop=False)
-
-
-def frames_hash(frames: Tensor) -> str:
-    """A short hash of frames."""
-    values = frames.detach().float().cpu().contiguous()
-    digest = hashlib.sha256(str(list(values.shape)).encode())
-    digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:SHORT]

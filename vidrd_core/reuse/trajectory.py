@@ -5,6 +5,7 @@ Notation: N frames per clip, M overlap frames, S denoising steps, ``z[s]`` the l
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -160,3 +161,11 @@ class TrajectoryRecorder:
     def finish(self) -> Trajectory:
         """The trajectory; call after the last step."""
         return Trajectory(self.noise, self.states, self.settings, self.num_steps)
+
+
+def frames_hash(frames: Tensor) -> str:
+    """A hash of the shape and the values, in float32, of frames or latents."""
+    values = frames.detach().float().cpu().contiguous()
+    digest = hashlib.sha256(str(list(values.shape)).encode())
+    digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
