@@ -11,7 +11,7 @@ import folder_paths
 from ..vidrd_core.checkpoints import loading as checkpoints
 from ..vidrd_core.checkpoints.assembly import RELEASED_SCHEDULER
 from ..vidrd_core.checkpoints.recognition import recognise
-from .model_defaults import defaults_of, folder_defaults, model_file, reuse_of
+from .model_defaults import defaults_of, family_defaults, folder_defaults, model_file, reuse_of
 from .native.clip import build_clip
 from .native.flow import build_transformer, build_vae
 from .native.model import build_model
@@ -23,7 +23,9 @@ def load_folder(path: Path, weight_dtype: str) -> tuple[Any, Any, Any]:
     if (path / "transformer").is_dir():
         text, text_config = checkpoints.text_encoder_state_dict(path)
         clip = build_clip(text, text_config, path / "tokenizer", folder_paths.get_folder_paths("embeddings"))
-        return build_transformer(path, weight_dtype), clip, build_vae(path)
+        model = build_transformer(path, weight_dtype)
+        model.model.family_defaults = family_defaults(path)
+        return model, clip, build_vae(path)
     unet, unet_config = checkpoints.unet_state_dict(path)
     vae, vae_config = checkpoints.vae_state_dict(path)
     text, text_config = checkpoints.text_encoder_state_dict(path)

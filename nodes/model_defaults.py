@@ -85,6 +85,20 @@ def defaults_of(path: Path) -> ModelDefaults:
     )
 
 
+def sampling_defaults(path: Path) -> dict[str, Any]:
+    """What a model folder of Wan's kind says of sampling, under the names of :class:`ModelDefaults`."""
+    known = folder_defaults(path)
+    names = {"num_inference_steps": "steps", "guidance_scale": "cfg", "fps": "fps", "negative_prompt": "negative"}
+    return {name: known[stored] for stored, name in names.items() if stored in known}
+
+
+def family_defaults(path: Path) -> dict[str, Any]:
+    """What a model folder of Wan's kind says in place of its family's: arguments of ``any_model.families.Family``."""
+    known = folder_defaults(path)
+    names = {"num_frames": "clip_frames", "overlap_frames": "overlap_frames", "tell_levels": "tells_by_default"}
+    return {name: known[stored] for stored, name in names.items() if stored in known}
+
+
 def presets() -> dict[str, dict[str, Any]]:
     """The settings of the presets that nodes offer."""
     return {name: asdict(PRESETS[name].reuse) for name in REUSE_PRESETS}

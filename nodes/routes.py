@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .model_defaults import ModelDefaults, defaults_of, presets
+from .model_defaults import ModelDefaults, defaults_of, presets, sampling_defaults
 from .server import running_server
 
 logger = logging.getLogger(__name__)
@@ -19,14 +19,12 @@ ROUTE = "/vidrd/settings"
 def settings() -> dict[str, Any]:
     """The presets' values, and by the id of a loader node and the name it is set to, what suits that model.
 
-    A folder with a ``transformer`` is of Wan's kind, whose settings ComfyUI's own nodes give.
+    A folder with a ``transformer`` is of Wan's kind: its latents come from ComfyUI's own nodes, and its clips are
+    chained as its family's.
     """
     folders = {name: files.model_folder(name) for name in files.model_folders()}
     unets = {name: files.weights_path("diffusion_models", name) for name in files.weights("diffusion_models")}
-    of_loaders = {
-        "VidRDLoadModel": known({name: path for name, path in folders.items() if not (path / "transformer").is_dir()}),
-        "VidRDLoadUNet": known(unets),
-    }
+    of_loaders = {"VidRDLoadModel": known(folders), "VidRDLoadUNet": known(unets)}
     return {"presets": presets(), "models": of_loaders, "released": ModelDefaults().to_json()}
 
 
@@ -35,7 +33,8 @@ def known(paths: dict[str, Path]) -> dict[str, Any]:
     found = {}
     for name, path in paths.items():
         try:
-            found[name] = defaults_of(path).to_json()
+            flow = (path / "transformer").is_dir()
+            found[name] = sampling_defaults(path) if flow else defaults_of(path).to_json()
         except (OSError, ValueError, TypeError) as error:
             logger.warning("What suits the model %s cannot be read: %s", name, error)
     return found

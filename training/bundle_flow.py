@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,25 @@ from vidrd_core.models.wan_latents import take_wan_statistics
 
 
 @dataclass(frozen=True)
+class Defaults:
+    """What suits the model: the nodes read it as "defaults" of the folder's ``model_index.json``."""
+
+    num_frames: int = 29  # of a clip
+    num_inference_steps: int = 20
+    guidance_scale: float = 4.0
+    fps: int = 16
+    negative_prompt: str = ""
+    overlap_frames: int = 8  # that a clip repeats of the one before
+    tell_levels: bool = True  # whether the network is told that they are cleaner than the new ones
+
+
+@dataclass(frozen=True)
 class Arguments:
     flow: Path  # run of the transformer
     output: Path  # model folder to write
     vae: Path | None = None  # run of another VAE with the same latents; None: the one that the transformer's run names
     shift: float = 3.0  # of the noise levels in sampling
+    defaults: Defaults = Defaults()
 
 
 def main(arguments: Arguments) -> None:
@@ -58,6 +72,9 @@ def main(arguments: Arguments) -> None:
         config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    index = fresh / "model_index.json"
+    known = json.loads(index.read_text(encoding="utf-8")) | {"defaults": asdict(arguments.defaults)}
+    index.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(arguments.output, ignore_errors=True)
     os.replace(fresh, arguments.output)
 

@@ -125,7 +125,8 @@ def family_of(model: Any) -> Family:
 
 
 def as_built(family: Family, inner: Any) -> Family:
-    """The family with what its model and the installed ComfyUI say themselves."""
+    """The family with what its model, the model's folder and the installed ComfyUI say themselves."""
+    family = replace(family, **getattr(inner, "family_defaults", {}))
     stated = getattr(inner.latent_format, "temporal_downscale_ratio", 0)
     if family.layout.is_temporal and stated not in (0, 1, family.layout.frames_per_latent):
         family = replace(family, layout=replace(family.layout, frames_per_latent=stated))

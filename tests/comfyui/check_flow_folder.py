@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,31 @@ def test_a_chain_of_it_is_sampled_joined_and_decoded_once(loaded_wan: Any, nodes
         frames, before = (stock.VAEDecode().decode(vae, one)[0] for one in (video, first))
     assert len(frames) == 29 + 20
     torch.testing.assert_close(frames[:29], before, rtol=1e-3, atol=1e-3)
+
+
+def test_the_folder_says_how_its_clips_are_chained(base: Path, wan: Any, nodes: dict[str, Any], part: Any) -> None:
+    family_of = part("nodes.any_model.families").family_of
+    unsaid = family_of(nodes["VidRDLoadModel"](model_name="wan", weight_dtype="fp32")[0])
+    assert (unsaid.clip_frames, unsaid.overlap_frames, unsaid.tells_by_default) == (81, 16, False)
+    index = base / "models" / "vidrd" / "wan" / "model_index.json"
+    before = index.read_text(encoding="utf-8")
+    said = {"num_frames": 29, "overlap_frames": 8, "tell_levels": True, "fps": 16}
+    index.write_text(json.dumps({**json.loads(before), "defaults": said}), encoding="utf-8")
+    try:
+        model, clip, _ = nodes["VidRDLoadModel"](model_name="wan", weight_dtype="fp32")
+    finally:
+        index.write_text(before, encoding="utf-8")
+    family = family_of(model)
+    assert (family.name, family.clip_frames, family.tells_by_default) == ("Wan", 29, True)
+    settings = family.settings()
+    assert (settings.overlap_frames, settings.cleaner_overlap) == (2, 1.0)
+    positive, negative = texts(clip)
+    given = {"model": model, "positive": positive, "negative": negative, "cfg": 3.0}
+    empty = {"samples": torch.zeros(1, 16, 8, 4, 4)}
+    sampling = {"steps": 2, "sampler_name": "euler", "scheduler": "simple"}
+    (first,) = nodes["VidRDSampleFirstClip"](**given, latent=empty, seed=1, **sampling)
+    *_, report = nodes["VidRDReuseAndDiffuse"](**given, prior=first, seed=2, preset="auto")
+    assert "keeps 8 frames (2 latents), adds 20 frames (5 latents)" in report
 
 
 def test_its_latents_are_not_those_of_wan(loaded_wan: Any, nodes: dict[str, Any], part: Any) -> None:

@@ -44,7 +44,7 @@ const runs = new WeakMap(); // what a node said of its last run, and what was pl
 function modelOfNegative(node) {
   const fed = consumers(node, 0).map((next) => ({ ...next, name: next.node.inputs[next.slot].name }));
   if (!fed.length || fed.some(({ name }) => name !== "negative")) return undefined;
-  return fed.map((next) => modelOf(next.node)).find((model) => model?.width);
+  return fed.map((next) => modelOf(next.node)).find((model) => model?.cfg);
 }
 
 function isLinked(node, name) {
