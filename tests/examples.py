@@ -31,6 +31,9 @@ BUNDLED = "bundled demo model"
 CLIP = 8  # frames of a clip in every example
 OWN_FRAMES = 12  # of own_video.mp4
 FACTOR = 4  # of the interpolation in the released example
+FLOW = "14_bundled_flow_model"
+FLOW_BUNDLED = "bundled flow model"
+FLOW_CLIP, FLOW_ADDED, FLOW_RATIO = 29, 20, 4  # frames of a clip, that a later clip adds, and of a latent
 
 
 def seams(clips: int, first: int = CLIP, preset: str = "smooth") -> list[int]:
@@ -46,6 +49,7 @@ CLIPS = {
     "4_continue_your_own_video": seams(2, first=OWN_FRAMES),
     "6_save_a_video_to_continue_later": seams(1),
     "7_continue_a_saved_video": seams(2),
+    FLOW: [0, *(FLOW_CLIP + n * FLOW_ADDED for n in range(4))],
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 STATED_NUMBERS = re.compile(rf"\b(\d+|{'|'.join(NUMBERS)})\W* (frames each|frames|in all|clips)\b", re.IGNORECASE)
@@ -200,8 +204,13 @@ def latents(history: dict[str, Any], output: Path, label: str = "latents of ") -
 
 def made(prompt: Prompt, history: dict[str, Any], output: Path) -> dict[str, set[int]]:
     """The numbers of frames and clips that a run really made, by the words of :func:`stated_numbers`."""
-    videos = sorted(samples.shape[2] for samples in latents(history, output, "video after ").values())
-    clips = {samples.shape[2] for samples in latents(history, output, "clip of ").values()}
+    loaded = [prompt[identity]["inputs"]["model_name"] for identity in of_type(prompt, "VidRDLoadModel")]
+
+    def counted(label: str) -> list[int]:
+        found = sorted(samples.shape[2] for samples in latents(history, output, label).values())
+        return [1 + (count - 1) * FLOW_RATIO for count in found] if FLOW_BUNDLED in loaded else found
+
+    videos, clips = counted("video after "), set(counted("clip of "))
     finished = {video.shape[1] for video in frames(history, output).values()}
     many = [prompt[identity]["inputs"]["num_clips"] for identity in of_type(prompt, "VidRDManyClips")]
     return {

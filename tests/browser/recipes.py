@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from examples import CLIP, CLIPS, FACTOR, NUMBERS, seams
+from examples import CLIP, CLIPS, FACTOR, FLOW, FLOW_ADDED, FLOW_BUNDLED, FLOW_CLIP, NUMBERS, seams
 
 from vidrd_core.reuse.settings import ReuseSettings
 from vidrd_core.shapes.scenes import COLORS, SHAPES
@@ -329,6 +329,44 @@ def continue_state() -> Rows:
     return [[notes, model, clips, finish("third.0", "vidrd_continued_later")]]
 
 
+def flow_model() -> Rows:
+    total = CLIPS[FLOW][-1]
+    further = (total - FLOW_CLIP) // FLOW_ADDED
+    notes = note(
+        "# A model of Wan's kind that runs at once\n\n"
+        "Press **Run**. Nothing needs to be downloaded: a small flow transformer and a causal video VAE of Wan's kind "
+        "come with this pack, loaded into ComfyUI's own classes for Wan. What works here works the same with Wan's "
+        "weights (examples 8 and 9).\n\n"
+        f"A clip of {FLOW_CLIP} frames, and {NUMBERS[further]} that add {FLOW_ADDED} frames each, {total} in all. A "
+        "latent holds 4 frames, only the first holds 1. *Reuse and Diffuse* repeats the last two latents of the video, "
+        "tells the network that they are clean, and joins latents, so that the video is decoded once.\n\n"
+        "- The preset *auto* is what the model's folder says.\n"
+        "- Every clip may have another prompt; seeds are free.\n"
+        "- The report under each node says what is kept and what is added.",
+        (380, 520),
+    )
+    words = "a green circle orbits the center over a dark blue background"
+    size = {"width": 64, "height": 64, "length": FLOW_CLIP, "batch_size": 1}
+    start = Node("empty", "EmptyHunyuanLatentVideo", size, title="Size and frames of a clip")
+    loads = Node("load", "VidRDLoadModel", {"model_name": FLOW_BUNDLED, "weight_dtype": "default"})
+    inputs = [[loads, start, text("positive", words), text("negative", "", title="Negative prompt")]]
+    sampling = {"seed": 1, **FIXED, "steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple"}
+    wires = {"model": "load.0", "positive": "positive.0", "negative": "negative.0"}
+    first_clip = Node("clip1", "VidRDSampleFirstClip", sampling, {**wires, "latent": "empty.0"})
+    clips = [Group("2 - First clip", [[first_clip]])]
+    for number in range(2, further + 2):
+        before = f"clip{number - 1}.0"
+        node = following(f"clip{number}", before, number, preset="auto")
+        report = Node(f"report{number}", "PreviewAny", {}, {"source": f"clip{number}.2"}, size=(300, 140))
+        clips.append(Group(f"{number + 1} - Clip {number}", [[node, report]]))
+    end = finish(f"clip{further + 1}.0", "vidrd_flow_model")
+    for column in end.columns:
+        for node in column:
+            if "fps" in node.values:
+                node.values["fps"] = 16
+    return [[notes, Group("1 - Model, size and prompts", inputs), *clips, end]]
+
+
 RECIPES = {
     "1_chained_demo": chained_demo,
     "2_prompt_per_clip": prompt_per_clip,
@@ -337,4 +375,5 @@ RECIPES = {
     "5_released_weights_upscaled_and_interpolated": released,
     "6_save_a_video_to_continue_later": save_state,
     "7_continue_a_saved_video": continue_state,
+    FLOW: flow_model,
 }
