@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup setup-browser demo test test-slow test-comfyui style quality train-demo train-flow-demo evaluate-demo evaluate clean
+.PHONY: setup setup-browser demo test test-slow test-comfyui style quality train-demo train-flow-demo evaluate-demo evaluate bench-quick clean
 .NOTPARALLEL:
 
 setup: $(VENV)/.ready
@@ -66,6 +66,9 @@ train-flow-demo: setup  ## train the small flow transformer and causal VAE of Wa
 	$(BIN)/python training/train_flow.py --config training/configs/flow.yaml
 	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae_decoder.yaml
 	$(BIN)/python training/bundle_flow.py --flow runs/flow --vae runs/flow_vae_decoder --output runs/demo_flow
+
+bench-quick: setup  ## a few ratios to plain implementations against benchmarks/quick.json, before a release; on a quiet machine
+	$(BIN)/python benchmarks/quick.py
 
 evaluate-demo: setup
 	$(BIN)/python training/evaluate.py shapes --model vidrd_core/demo_model --steps 15 --dtype bf16 --output docs/demo_evaluation
