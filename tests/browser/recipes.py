@@ -345,7 +345,7 @@ def flow_model() -> Rows:
         "- The report under each node says what is kept and what is added.",
         (380, 520),
     )
-    words = "a green circle orbits the center over a dark blue background"
+    words = "a white cross moves up over a checkered gray background"
     size = {"width": 64, "height": 64, "length": FLOW_CLIP, "batch_size": 1}
     start = Node("empty", "EmptyHunyuanLatentVideo", size, title="Size and frames of a clip")
     loads = Node("load", "VidRDLoadModel", {"model_name": FLOW_BUNDLED, "weight_dtype": "default"})
