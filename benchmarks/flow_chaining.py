@@ -36,7 +36,8 @@ class Method:
     """One way to make a long video.
 
     Args:
-        how: "independent", "last frame", "straight line", "fresh noise", "replay" or "windows".
+        how: "ground truth" (encoded and decoded), "independent", "last frame", "straight line", "fresh noise",
+            "replay" or "windows".
         cleaner: how much cleaner than the new frames the overlap is shown.
         tells: whether the network is given a timestep for every latent.
         overlap: latents that a clip repeats.
@@ -69,6 +70,7 @@ class Method:
 
 TOLD, UNTOLD = Method("replay", 1.0, True), Method("replay", 0.8)
 METHODS: dict[str, Method] = {
+    "ground truth, encoded and decoded": Method("ground truth"),
     "independent clips": Method("independent", joined=False),
     "last frame as the next clip's first": Method("last frame", 1.0, True, 1, 0, joined=False),
     "context windows": Method("windows"),
@@ -136,10 +138,21 @@ class Study:
         batch = 1 if method.how == "windows" else self.batch  # ComfyUI's context windows fail with more
         for first in range(0, len(self.scenes), batch):
             scenes = self.scenes[first : first + batch]
-            videos = self.videos(method, [scene.caption for scene in scenes], 10_000 * (1 + first))
             starts = method.starts(self.clips)
+            if method.how == "ground truth":
+                videos = self.truth(scenes, starts[-1] + 4 * method.added)
+            else:
+                videos = self.videos(method, [scene.caption for scene in scenes], 10_000 * (1 + first))
             found += [measure(scene, video, starts, SPEED) for scene, video in zip(scenes, videos, strict=True)]
         return found
+
+    def truth(self, scenes: Sequence[Any], frames: int) -> list[Any]:
+        """The rendered videos, through the VAE and back."""
+        from vidrd_core.shapes.scenes import render
+
+        rendered = [render([scene], frames, speed=SPEED)[0] for scene in scenes]
+        latents = [self.vae.encode((one.movedim(0, -1) + 1) / 2) for one in rendered]
+        return self.decoded([self.torch.cat(latents)], 0)
 
     def videos(self, method: Method, captions: Sequence[str], seed: int) -> list[Any]:
         """Frames ``[3, T, 64, 64]`` in [-1, 1] of each caption."""
@@ -259,11 +272,16 @@ def document(results: Path) -> str:
         cells = []
         for column in COLUMNS.values():
             low, high = intervals.get(column, (None, None))
-            spread = "" if low is None else f" ({low:.2f} to {high:.2f})"
-            cells.append("-" if figures[column] is None else f"{figures[column]:.2f}{spread}")
+            spread = "" if low is None else f" ({shown(column, low)} to {shown(column, high)})"
+            cells.append("-" if figures[column] is None else f"{shown(column, figures[column])}{spread}")
         adds = FRAMES if method.how == "independent" else 4 * method.added
         lines.append(f"| {name} | {adds} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def shown(column: str, value: float) -> str:
+    """A figure of the table; shares of videos, clips or seams in per cent."""
+    return f"{value:.2f}" if column in (COLUMNS["seam ratio"], COLUMNS["drift"]) else f"{100 * value:.1f}%"
 
 
 def file_of(results: Path, name: str) -> Path:
@@ -304,8 +322,8 @@ def main() -> int:
             seconds = round(time.perf_counter() - started)
             found = {"method": asdict(METHODS[name]), "seconds": seconds, "cfg": given.cfg, **summary}
             file_of(given.results, name).write_text(json.dumps(found, indent=1), encoding="utf-8")
-            shown = {column: found["figures"][key] for column, key in COLUMNS.items()}
-            print(f"{name}: {shown}, {seconds} s", flush=True)
+            figures = {column: found["figures"][key] for column, key in COLUMNS.items()}
+            print(f"{name}: {figures}, {seconds} s", flush=True)
     print(document(given.results))
     return 0
 

@@ -337,9 +337,10 @@ def flow_model() -> Rows:
         "Press **Run**. Nothing needs to be downloaded: a small flow transformer and a causal video VAE of Wan's kind "
         "come with this pack, loaded into ComfyUI's own classes for Wan. What works here works the same with Wan's "
         "weights (examples 8 and 9).\n\n"
-        f"A clip of {FLOW_CLIP} frames, and {NUMBERS[further]} that add {FLOW_ADDED} frames each, {total} in all. A "
-        "latent holds 4 frames, only the first holds 1. *Reuse and Diffuse* repeats the last two latents of the video, "
-        "tells the network that they are clean, and joins latents, so that the video is decoded once.\n\n"
+        f"A clip of {FLOW_CLIP} frames, and {NUMBERS[further]} that add {FLOW_ADDED} frames each, {total} in all. "
+        "The first latent stands for one frame, every other for four of them. *Reuse and Diffuse* repeats the last two "
+        "latents of the video, tells the network that they are clean, and joins latents, so that the video is decoded "
+        "once.\n\n"
         "- The preset *auto* is what the model's folder says.\n"
         "- Every clip may have another prompt; seeds are free.\n"
         "- The report under each node says what is kept and what is added.",
