@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..vidrd_core.files import write_json
 from . import states
-from .files import output_path
+from .files import output_path, temporary_folder
 from .identity import json_hash
 from .latents import VideoLatent, tail_hash
 
@@ -44,7 +44,7 @@ class KeptClip:
 
 
 class ClipStore:
-    """Finished clips of a run that continue one video or begin new ones; without a name none is kept.
+    """Finished clips of a run that continue one video or begin new ones; without a name, until ComfyUI starts again.
 
     Each clip has a file of its own, ``clip_0000_<hash>.safetensors``, which says which one it follows, and nothing is
     ever overwritten: two nodes of one run name, a node whose prior, prompts or seeds changed, and a clip that is made
@@ -59,7 +59,7 @@ class ClipStore:
     def __init__(self, name: str, start: str, old_start: str | None = None, node: str = ""):
         self.name = name
         self.node = node
-        self.root: Path | None = output_path(name) / "clips" if name else None
+        self.root = (output_path(name) if name else temporary_folder()) / "clips"
         self.folders = [json_hash(one)[:12] for one in dict.fromkeys((start, old_start or start))]
         self.line: list[str] = []  # files of the clips so far
         self.kept_line: list[str] = []
@@ -72,10 +72,9 @@ class ClipStore:
         return self.load(max(used, key=lambda file: used[file])) if used else None
 
     def save(self, number: int, clip: KeptClip) -> None:
-        if self.root is not None:
-            follows = self.line[-1] if self.line else None
-            digest = json_hash([clip.content(), clip.signatures, follows])[:12]
-            self.write(replace(clip, follows=follows, file=f"{self.folders[0]}/clip_{number:04d}_{digest}.safetensors"))
+        follows = self.line[-1] if self.line else None
+        digest = json_hash([clip.content(), clip.signatures, follows])[:12]
+        self.write(replace(clip, follows=follows, file=f"{self.folders[0]}/clip_{number:04d}_{digest}.safetensors"))
 
     def adopt(self, clip: KeptClip, signature: str) -> None:
         """Make a kept clip part of the plan that this is the signature of, so that a later run finds it."""
@@ -83,7 +82,7 @@ class ClipStore:
 
     def write(self, clip: KeptClip, *added: str) -> None:
         """Keep a clip, or the signatures that are added to a kept one, and remember that this node uses it."""
-        assert self.root is not None and clip.file is not None
+        assert clip.file is not None
         path = self.root / clip.file
         if added or not path.is_file():
             extra = {"signatures": (*clip.signatures, *added), "prompt": clip.prompt, "seed": clip.seed}
@@ -103,10 +102,10 @@ class ClipStore:
         Raises:
             ValueError: there is none.
         """
-        if self.root is None:
+        if not self.name:
             raise ValueError(
-                f"regenerate_from is {regenerate_from} but run_name is empty, so that no clips are kept: set run_name "
-                "to that of an earlier run, or regenerate_from to 0"
+                f"regenerate_from is {regenerate_from} but run_name is empty, so that clips are kept for this session "
+                "only: set run_name to that of an earlier run, or regenerate_from to 0"
             )
         if not number:
             self.kept_line = self.choose_line(min(regenerate_from - 1, num_clips), signatures)
@@ -139,8 +138,6 @@ class ClipStore:
 
     def files(self, number: int) -> list[str]:
         """All clips that were ever saved at a place in the video."""
-        if self.root is None:
-            return []
         pattern = f"clip_{number:04d}*.safetensors"
         paths = sorted(path for folder in self.folders for path in (self.root / folder).glob(pattern))
         files = [path.relative_to(self.root).as_posix() for path in paths]
@@ -154,28 +151,22 @@ class ClipStore:
         return f"{folder}/clip_{int(name[5:9]) - 1:04d}.safetensors"  # an earlier version's, one video to a folder
 
     def extra(self, file: str) -> dict[str, Any]:
-        assert self.root is not None
         return states.read_extra(self.root / file)
 
     def time(self, file: str) -> int:
-        assert self.root is not None
         return (self.root / file).stat().st_mtime_ns
 
     def load(self, file: str) -> KeptClip:
-        assert self.root is not None
         extra = self.extra(file)
         signatures = tuple(extra["signatures"])
         latent = states.load(self.root / file)
         return KeptClip(latent, extra["seed"], extra["prompt"], signatures, extra.get("follows"), file)
 
     def lines_path(self) -> Path:
-        assert self.root is not None
         return self.root / self.folders[0] / "lines.json"
 
     def lines(self) -> dict[str, list[str]]:
         """Node -> files of the clips that it used last; the latest comes last."""
-        if self.root is None:
-            return {}
         try:
             lines = json.loads(self.lines_path().read_text(encoding="utf-8"))
             return {str(node): [str(file) for file in line] for node, line in lines.items()}

@@ -138,6 +138,11 @@ def output_path(name: str, suffix: str = "") -> Path:
     return path.with_name(path.name + suffix)
 
 
+def temporary_folder() -> Path:
+    """A place for what has no name, which ComfyUI empties when it starts."""
+    return Path(folder_paths.get_temp_directory(), STATES)
+
+
 def saved_states() -> list[str]:
     """State files under output/vidrd, and in the input folder with a mark behind their names."""
     root = Path(folder_paths.get_output_directory()) / STATES

@@ -127,7 +127,7 @@ def make_clips(
     Args:
         encoded: (prompt, positive conditioning) of each clip.
         prior: what the clips continue; zeros begin a new video, whose first clip is then sampled from noise.
-        run_name: where finished clips are kept; empty keeps nothing.
+        run_name: where finished clips are kept; empty keeps them until ComfyUI starts again.
         node: the id of the node in its workflow, which tells nodes that share a run name apart.
         prior_positive: as of :func:`nodes.clips.next_clip`, for the first of the clips.
     """

@@ -280,7 +280,7 @@ class ManyClips(io.ComfyNode):
                     tooltip=(
                         "Where finished clips are kept: ComfyUI/output/vidrd/<run name>. Running again reuses"
                         " every clip that nothing changed for. Clips that continue different priors are kept apart."
-                        " Empty keeps nothing."
+                        " Empty keeps them until ComfyUI starts again."
                     ),
                 ),
                 *advanced(

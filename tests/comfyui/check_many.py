@@ -12,6 +12,14 @@ import torch
 KEY = "vidrd_trajectory"
 
 
+@pytest.fixture(autouse=True)
+def fresh_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without a name find no clips of other tests."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+
+
 @pytest.fixture
 def many(nodes: dict[str, Any], loaded: Any, conds: Any) -> Any:
     empty = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
@@ -256,7 +264,7 @@ def test_the_first_clip_of_a_new_video_depends_on_no_reuse_setting(many: Any) ->
         ({"size": {"width": 128}}, "never saved for this prior at this size"),
         ({"size": {"frames": 4}}, "never saved for this prior at this size"),
         ({"size": {"batch_size": 2}}, "never saved for this prior at this size"),
-        ({"run_name": ""}, "run_name is empty, so that no clips are kept"),
+        ({"run_name": ""}, "run_name is empty, so that clips are kept for this session"),
     ],
     ids=["steps", "sampler", "scheduler", "width", "frames", "batch", "no run"],
 )
@@ -386,11 +394,12 @@ def test_masks_and_hooks_of_a_conditioning_count(many: Any, conds: Any, part: An
         assert made(many(run_name="masks", prompts="", positive=masked(mask), num_clips=1)) == "1 made, 0 reused"
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(many: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["broken_off", ""])
+def test_an_interrupted_run_goes_on_where_it_stopped(many: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     import comfy.model_management as management
     import comfy.utils
 
-    whole = many()[0]
+    whole = many(run_name="whole")[0]
     steps: list[int] = []
 
     def cancel(value: int, total: int, *_: Any, **__: Any) -> None:
@@ -403,11 +412,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(many: Any, monkeypatch: pyt
     comfy.utils.set_progress_bar_global_hook(cancel)
     try:
         with pytest.raises(management.InterruptProcessingException):
-            many(run_name="broken_off")
+            many(run_name=name)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
         management.interrupt_current_processing(False)
-    resumed = many(run_name="broken_off")
+    resumed = many(run_name=name)
     assert made(resumed) == "2 made, 1 reused"
     torch.testing.assert_close(resumed[0]["samples"], whole["samples"], rtol=0, atol=0)
 
