@@ -1,7 +1,7 @@
 """A denoising step in ComfyUI against the pipeline's, alternating in one process. Runs in ComfyUI's own interpreter.
 
     ~/comfy/ComfyUI/.venv/bin/python benchmarks/comfyui_step.py
-    ~/comfy/ComfyUI/.venv/bin/python benchmarks/comfyui_step.py --attention own
+    ~/comfy/ComfyUI/.venv/bin/python benchmarks/comfyui_step.py --attention quad
     COMFYUI_PATH=TREE PYTHON_OF_COMFYUI benchmarks/comfyui_step.py --size released --device cuda --dtype bf16
 
 The tree is COMFYUI_PATH, else the current folder if it is one, else ~/comfy/ComfyUI. ComfyUI's turn is what its
@@ -27,6 +27,7 @@ from models import DTYPES, SIZES, model_folder
 from rebuild_comparison import TREE, load_pack
 
 AIM = 1.05
+ATTENTION = {"own": [], "pytorch": ["--use-pytorch-cross-attention"], "quad": ["--use-quad-cross-attention"]}
 SCALE = 4.0
 
 
@@ -102,13 +103,13 @@ def main() -> int:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--attention", choices=("own", "pytorch"), default="pytorch",
-        help="ComfyUI's choice for the device (on a CPU a slow one), or torch's, as the pipeline has (pytorch)",
+        "--attention", choices=tuple(ATTENTION), default="own",
+        help="what ComfyUI is started with: nothing (own), torch's kernel as the pipeline has, or slices (quad)",
     )  # fmt: skip
     options = parser.parse_args()
     options.timestep = 500
     flags = ["--cpu"] if options.device == "cpu" else []
-    load_pack(*flags, *(["--use-pytorch-cross-attention"] if options.attention == "pytorch" else []))
+    load_pack(*flags, *ATTENTION[options.attention])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
     pixels = options.pixels or SIZES[options.size].pixels
     torch.manual_seed(0)

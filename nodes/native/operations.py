@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from comfy.ldm.modules.attention import optimized_attention
+import comfy.ldm.modules.attention as kernels
+import comfy.model_management
+from comfy.cli_args import args
 from torch import Tensor
 
 
@@ -20,8 +23,21 @@ class UsesWeightsInPlace:
 
 
 def host_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """The host's attention on ``[B, N, heads * d]``, whichever kernel the user started ComfyUI with."""
-    return optimized_attention(q, k, v, heads=heads)
+    """The host's attention on ``[B, N, heads * d]``."""
+    return host_kernel()(q, k, v, heads=heads)
+
+
+def host_kernel() -> Callable[..., Tensor]:
+    """The kernel that the user started ComfyUI with; on a CPU, where the user chose none, torch's own.
+
+    There ComfyUI computes attention in slices (``attention_sub_quad``), which saves memory that a CPU has and takes
+    longer: benchmarks/README.md, "In ComfyUI".
+    """
+    chosen = args.use_quad_cross_attention or args.use_split_cross_attention
+    sliced = kernels.optimized_attention is kernels.attention_sub_quad
+    if sliced and not chosen and comfy.model_management.cpu_mode():
+        return kernels.attention_pytorch
+    return kernels.optimized_attention
 
 
 def core_operations(operations: Any, **more: Any) -> Any:

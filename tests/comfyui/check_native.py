@@ -120,6 +120,31 @@ def test_free_u_does_nothing_and_says_so(
     assert "has no place for the patches output_block_patch, so they do nothing" in caplog.text
 
 
+def test_on_a_cpu_attention_is_torch_s_unless_the_user_chose_another(
+    part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.ldm.modules.attention as kernels
+    import comfy.model_management as management
+    from comfy.cli_args import args
+
+    operations = part("nodes.native.operations")
+    monkeypatch.setattr(kernels, "optimized_attention", kernels.attention_sub_quad)
+    for flag in ("use_quad_cross_attention", "use_split_cross_attention"):
+        monkeypatch.setattr(args, flag, False)
+    assert operations.host_kernel() is kernels.attention_pytorch
+    q, k, v = torch.randn(3, 2, 24, 32)
+    fast = operations.host_attention(q, k, v, 4)
+    monkeypatch.setattr(args, "use_quad_cross_attention", True)
+    assert operations.host_kernel() is kernels.attention_sub_quad
+    torch.testing.assert_close(operations.host_attention(q, k, v, 4), fast, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(args, "use_quad_cross_attention", False)
+    monkeypatch.setattr(kernels, "optimized_attention", kernels.attention_split)
+    assert operations.host_kernel() is kernels.attention_split
+    monkeypatch.setattr(kernels, "optimized_attention", kernels.attention_sub_quad)
+    monkeypatch.setattr(management, "cpu_mode", lambda: False)
+    assert operations.host_kernel() is kernels.attention_sub_quad
+
+
 def test_self_attention_guidance_is_refused_in_a_sentence(model: Any, first: Any) -> None:
     import comfy_extras.nodes_sag as stock
 
