@@ -83,6 +83,25 @@ def test_a_goal_of_the_first_frames_along_a_recorded_path_is_the_overlap_to_the_
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
+def test_what_a_sampler_makes_of_the_overlap_does_not_reach_the_new_frames(pipe: VidRDPipeline, name: str) -> None:
+    """Their history is their own also in multistep samplers: a step takes frame by frame."""
+    noise, other = torch.randn(2, 1, 4, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    made = []
+    for garbage in (0.0, 100.0):
+
+        def denoiser(latents: torch.Tensor, timestep: Any, progress: float, garbage: float = garbage) -> torch.Tensor:
+            predicted = Fake()(latents, timestep, progress)
+            predicted[:, :, :2] += garbage
+            return predicted
+
+        schedulers = [prepare_scheduler(make_scheduler(name, pipe.scheduler.config), SAMPLING, "cpu") for _ in "ab"]
+        _, past = denoise_clip(Fake(), schedulers[0], noise, REUSE)
+        made.append(denoise_clip(denoiser, schedulers[1], other, REUSE, past=past)[0])
+    assert torch.equal(made[0][:, :, 2:], made[1][:, :, 2:])
+    assert not torch.equal(made[0][:, :, :2], made[1][:, :, :2])
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_goal_walks_the_straight_line_and_ends_on_its_frames(pipe: VidRDPipeline, name: str) -> None:
     noise, data = torch.randn(2, 1, 4, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     data = data[:, :, :2]
