@@ -33,7 +33,7 @@ OWN_FRAMES = 12  # of own_video.mp4
 FACTOR = 4  # of the interpolation in the released example
 FLOW = "14_bundled_flow_model"
 FLOW_BUNDLED = "bundled flow model"
-FLOW_CLIP, FLOW_ADDED, FLOW_RATIO = 29, 20, 4  # frames of a clip, that a later clip adds, and of a latent
+FLOW_CLIP, FLOW_ADDED, FLOW_RATIO = 29, 16, 4  # frames of a clip, that a later clip adds, and of a latent
 
 
 def seams(clips: int, first: int = CLIP, preset: str = "smooth") -> list[int]:

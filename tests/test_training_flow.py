@@ -466,7 +466,7 @@ def test_the_bundled_folder_is_half_as_large_and_samples_in_diffusers(script, tm
     stored = tmp_path / "folder" / "transformer" / "diffusion_pytorch_model.safetensors"
     assert {str(weight.dtype) for weight in load_file(stored).values()} == {"torch.float16"}
     said = json.loads((tmp_path / "folder" / "model_index.json").read_text())["defaults"]
-    assert (said["num_frames"], said["overlap_frames"], said["tell_levels"]) == (29, 8, True)
+    assert (said["num_frames"], said["overlap_frames"], said["tell_levels"]) == (29, 12, True)
 
 
 def test_a_run_is_measured(flow_task, script, tmp_path):

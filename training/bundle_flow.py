@@ -36,7 +36,7 @@ class Defaults:
     guidance_scale: float = 4.0
     fps: int = 16
     negative_prompt: str = ""
-    overlap_frames: int = 8  # that a clip repeats of the one before
+    overlap_frames: int = 12  # that a clip repeats of the one before
     tell_levels: bool = True  # whether the network is told that they are cleaner than the new ones
 
 

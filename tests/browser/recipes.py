@@ -338,7 +338,7 @@ def flow_model() -> Rows:
         "come with this pack, loaded into ComfyUI's own classes for Wan. What works here works the same with Wan's "
         "weights (examples 8 and 9).\n\n"
         f"A clip of {FLOW_CLIP} frames, and {NUMBERS[further]} that add {FLOW_ADDED} frames each, {total} in all. "
-        "The first latent stands for one frame, every other for four of them. *Reuse and Diffuse* repeats the last two "
+        "The first latent stands for one frame, every other for four of them. *Reuse and Diffuse* repeats the last three "
         "latents of the video, tells the network that they are clean, and joins latents, so that the video is decoded "
         "once.\n\n"
         "- The preset *auto* is what the model's folder says.\n"
