@@ -9,7 +9,7 @@ const EVENT = "vidrd.timeline";
 const HEIGHT = 520; // pixels, the least of the strip and what is below it
 const WIDTH = 900;
 const INTERVAL = 400; // milliseconds between two looks whether the text was changed elsewhere
-const SETTINGS = ["negative_prompt", "width", "height", "cfg", "steps", "sampler_name", "scheduler", "preset"];
+const SETTINGS = ["negative_prompt", "width", "height", "cfg", "steps", "sampler_name", "scheduler", "preset", "loop"];
 
 const views = new Map(); // node -> its view
 
