@@ -59,6 +59,12 @@ function hostOf(node) {
   };
 }
 
+// Whether a node is in the open workflow, or in one of its subgraphs.
+function isOpen(node) {
+  const root = app.rootGraph ?? app.graph;
+  return !!node.graph && (node.graph === root || root.subgraphs?.get(node.graph.id) === node.graph);
+}
+
 function addStrip(node) {
   const text = widgetOf(node, "timeline");
   if (!text || views.has(node)) return;
@@ -72,19 +78,24 @@ function addStrip(node) {
   widget.computeLayoutSize = () => ({ minHeight: HEIGHT, minWidth: WIDTH - 40 });
   const least = node.computeSize();
   node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], least[1])]);
-  let others = "";
+  let [others, wasOpen] = ["", false];
   const look = setInterval(() => {
+    if (wasOpen && !isOpen(node)) return forget(); // nodes in a subgraph are not told that their workflow was closed
+    wasOpen ||= isOpen(node);
     if (!view.reread()) {
       const now = JSON.stringify([hostOf(node).run(), hostOf(node).settings(), hostOf(node).fps()]);
       if (now !== others) view.refreshSoon();
       others = now;
     }
   }, INTERVAL);
-  const removed = node.onRemoved;
-  node.onRemoved = function () {
+  function forget() {
     clearInterval(look);
     view.gone = true;
     views.delete(node);
+  }
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    forget();
     return removed?.apply(this, arguments);
   };
 }

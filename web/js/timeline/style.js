@@ -87,3 +87,12 @@ export function make(tag, properties = {}, ...children) {
   element.append(...children.filter((child) => child !== null && child !== undefined));
   return element;
 }
+
+// Properties and attributes, of which only those are touched that change.
+export function update(element, properties) {
+  for (const [name, value] of Object.entries(properties)) {
+    if (!name.includes("-")) {
+      if (element[name] !== value) element[name] = value;
+    } else if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+  }
+}

@@ -6,7 +6,7 @@ import {
 } from "./data.js";
 import { Player } from "./player.js";
 import { deleteTake, fileUrl, status } from "./server.js";
-import { addStyle, make } from "./style.js";
+import { addStyle, make, update } from "./style.js";
 
 const WAIT = 200; // milliseconds after an edit until the server is asked again
 const ALONE = { finished: "finished", changed: "changed", waiting: "waiting", running: "running", lost: "take is gone" };
@@ -344,27 +344,24 @@ export class TimelineView {
     const take = this.known.takes[known.seen];
     const url = known.seen ? fileUrl(this.known.folder, "takes", `${known.seen}.jpg`) : "";
     if ((card.image.getAttribute("src") ?? "") !== url) url ? card.image.setAttribute("src", url) : card.image.removeAttribute("src");
-    card.image.hidden = !url;
-    card.picture.classList.toggle("vidrd-stale", known.state !== "finished");
-    card.number.textContent = number + 1;
-    card.lock.hidden = !clip.lock;
-    card.lock.textContent = known.joins ? "locked" : "locked, seam may show";
-    card.state.dataset.state = known.state;
-    card.state.textContent = ALONE[known.state];
-    card.words.textContent = clip.prompt ?? "";
-    card.words.title = clip.prompt ?? "";
-    card.seed.textContent = `seed ${clip.seed ?? 0}`;
-    const frames = known.state === "finished" ? take?.new_frames : clip.frames;
-    card.frames.textContent = frames ? `${frames} new` : "";
+    const isStale = known.state !== "finished";
+    if (card.picture.classList.contains("vidrd-stale") !== isStale) card.picture.classList.toggle("vidrd-stale");
+    update(card.image, { hidden: !url });
+    update(card.number, { textContent: String(number + 1) });
+    update(card.lock, { hidden: !clip.lock, textContent: known.joins ? "locked" : "locked, seam may show" });
+    update(card.state, { textContent: ALONE[known.state], "data-state": known.state });
+    update(card.words, { textContent: clip.prompt ?? "", title: clip.prompt ?? "" });
+    update(card.seed, { textContent: `seed ${clip.seed ?? 0}` });
+    const frames = isStale ? clip.frames : take?.new_frames;
+    update(card.frames, { textContent: frames ? `${frames} new` : "" });
     const label = `clip ${number + 1}, ${ALONE[known.state]}${clip.lock ? ", locked" : ""}: ${clip.prompt || "no prompt"}`;
-    card.element.setAttribute("aria-label", label);
+    update(card.element, { "aria-label": label });
     this.markChosen(clip.id, card);
   }
 
   markChosen(id, card) {
     const isChosen = id === this.chosen;
-    card.element.setAttribute("aria-selected", isChosen);
-    card.element.tabIndex = isChosen ? 0 : -1;
+    update(card.element, { "aria-selected": String(isChosen), tabIndex: isChosen ? 0 : -1 });
   }
 
   drawDetails() {
