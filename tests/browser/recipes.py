@@ -345,7 +345,7 @@ def timeline() -> Rows:
         "# A video on a timeline\n\n"
         f"Press **Run**: *Timeline* makes {NUMBERS[len(moves)]} clips with the bundled model, {begins[-1]} frames in "
         "all; on a CPU that takes a minute or two. Every finished clip is kept in `ComfyUI/output/vidrd/my_film`.\n\n"
-        "- Choose a card, and change its prompt or press **New seed**: it and the cards after it say *changed*. The next "
+        "- Choose a card, and change its prompt or press **New seed**: it and those after it say *changed*. The next "
         "run makes those alone.\n"
         "- **Lock** keeps a clip whatever changes before it. **Branch** tries another ending; the list above the cards "
         "chooses between them, and one is there to try.\n"

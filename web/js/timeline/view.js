@@ -324,7 +324,7 @@ export class TimelineView {
     const [seed, frames] = [make("span"), make("span")];
     const facts = make("div", { className: "vidrd-facts" }, seed, frames);
     const element = make("div", {
-      className: "vidrd-card", role: "option", "data-clip": id,
+      className: "vidrd-card", role: "option", tabIndex: -1, "data-clip": id,
       onclick: () => this.choose(id), ondblclick: () => this.prompt.focus(), onfocus: () => this.choose(id),
       onpointerenter: () => this.hover(id, picture, true), onpointerleave: () => this.hover(id, picture, false),
     }, picture, words, facts);
