@@ -107,6 +107,18 @@ def test_edits_by_mouse_change_the_text_and_mark_what_is_stale(strip: Strip) -> 
     assert not own_complaints(strip.page)
 
 
+def test_what_is_typed_stays_when_the_server_answers(strip: Strip) -> None:
+    strip.choose(1)
+    strip.field("seed of the clip").fill("1234")
+    strip.field("new frames").fill("6")
+    with strip.page.expect_response("**/vidrd/timeline"):
+        strip.look_again()
+    strip.page.wait_for_timeout(300)
+    assert strip.field("new frames").input_value() == "6"
+    strip.field("seed of the clip").focus()
+    assert strip.data().clips[1].frames == 6 and strip.data().clips[1].seed == 1234
+
+
 def test_a_locked_clip_keeps_its_take(strip: Strip) -> None:
     strip.choose(1)
     strip.button("Lock").click()

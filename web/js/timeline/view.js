@@ -19,6 +19,7 @@ export class TimelineView {
     addStyle();
     this.host = host;
     this.cards = new Map(); // clip id -> card
+    this.drawn = new WeakMap(); // field -> the clip and the value that it was given last
     this.known = { clips: [], takes: {}, video: null, folder: "" };
     this.running = "";
     this.compared = "";
@@ -67,7 +68,7 @@ export class TimelineView {
     this.frames = make("input", {
       className: "vidrd-frames", type: "number", min: 0, max: 4096, placeholder: "usual",
       title: "New frames that the clip adds; empty: as many as usual for the model",
-      onchange: () => this.set({ frames: Math.min(4096, Math.max(0, Math.round(Number(this.frames.value) || 0))) }),
+      onchange: () => this.setFrames(),
     });
     const button = (textContent, title, onclick) => make("button", { textContent, title, onclick });
     this.lockButton = button("Lock", "Keep this take whatever changes (L)", () => this.lock());
@@ -137,6 +138,12 @@ export class TimelineView {
       return;
     }
     this.set({ seed: Number.isSafeInteger(Number(text)) ? Number(text) : text });
+  }
+
+  setFrames() {
+    const frames = Math.min(4096, Math.max(0, Math.round(Number(this.frames.value) || 0)));
+    this.frames.value = frames || "";
+    this.set({ frames });
   }
 
   reseed() {
@@ -366,7 +373,13 @@ export class TimelineView {
 
   drawDetails() {
     const clip = clipOf(this.timeline, this.chosen);
-    const fill = (field, value) => { if (field.value !== value) field.value = value; };
+    // What is being typed stays while an answer of the server has the strip drawn again.
+    const fill = (field, value) => {
+      const drawn = JSON.stringify([clip.id, value]);
+      if (this.drawn.get(field) === drawn) return;
+      this.drawn.set(field, drawn);
+      if (field.value !== value) field.value = value;
+    };
     fill(this.prompt, clip.prompt ?? "");
     fill(this.seed, String(clip.seed ?? 0));
     fill(this.frames, clip.frames ? String(clip.frames) : "");
