@@ -47,7 +47,7 @@ CLIPS = {
     "4_continue_your_own_video": seams(2, first=OWN_FRAMES),
     "6_save_a_video_to_continue_later": seams(1),
     "7_continue_a_saved_video": seams(2),
-    "13_timeline": seams(5),
+    "13_timeline": seams(4),
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 STATED_NUMBERS = re.compile(rf"\b(\d+|{'|'.join(NUMBERS)})\W* (frames each|frames|in all|clips)\b", re.IGNORECASE)

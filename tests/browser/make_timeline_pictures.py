@@ -1,12 +1,14 @@
 """Make the pictures of the Timeline node: docs/timeline.png for the README, and those of its help page.
 
-    python tests/browser/make_timeline_pictures.py   # after a change of the strip's look; a few minutes on a CPU
+    python tests/browser/make_timeline_pictures.py             # after a change of the look; minutes on a CPU
+    python tests/browser/make_timeline_pictures.py --base DIR  # keeps ComfyUI's folders there, and what was sampled
 
 They show example 13 after a run, with a second take of a clip. Needs what make_workflows.py needs.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import sys
@@ -62,13 +64,17 @@ def save(page: Any, path: Path) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, help="where ComfyUI's folders are kept; by default they are deleted")
+    given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     static = frontends.find(frontends.CURRENT)
     if static is None:
         raise SystemExit(frontends.missing_version(frontends.CURRENT))
     with tempfile.TemporaryDirectory() as temporary:
-        base = make_base(Path(temporary) / "base")
-        examples.prepare(base)
+        base = given.base or Path(temporary) / "base"
+        if not base.exists():
+            examples.prepare(make_base(base))
         with (
             running_server(base, str(static)) as server,
             sync_playwright() as playwright,

@@ -333,7 +333,7 @@ def continue_state() -> Rows:
 
 def timeline() -> Rows:
     begins = CLIPS["13_timeline"]
-    moves = ("right", "diagonally down and right", "down", "diagonally down and left", "left", "diagonally up and left")
+    moves = ("right", "diagonally down and right", "down", "diagonally down and left", "left")
     assert len(moves) == len(begins) - 1
     clips = [
         TimelineClip(f"clip{n}", f"a yellow triangle moves {move} over a dark blue background", n)
@@ -357,7 +357,7 @@ def timeline() -> Rows:
     )
     settings = {
         "cfg": 4.0,
-        "steps": 25,
+        "steps": 15,
         "width": 64,
         "height": 64,
         "negative_prompt": "",

@@ -12,6 +12,7 @@ const INTERVAL = 400; // milliseconds between two looks whether the text was cha
 const SETTINGS = ["negative_prompt", "width", "height", "cfg", "steps", "sampler_name", "scheduler", "preset", "loop"];
 
 const views = new Map(); // node -> its view
+const former = new Map(); // id of a node that was removed -> its view
 
 function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
@@ -65,6 +66,14 @@ function isOpen(node) {
   return !!node.graph && (node.graph === root || root.subgraphs?.get(node.graph.id) === node.graph);
 }
 
+// Nodes 2.0 goes on showing the element of a node whose place another one of its id has taken, as undo does it.
+function takePlace(node) {
+  const [view, old] = [views.get(node), former.get(String(node.id))];
+  if (!view || !old || view.element.isConnected) return;
+  if (old.element.isConnected) old.element.replaceWith(view.element);
+  former.delete(String(node.id));
+}
+
 function addStrip(node) {
   const text = widgetOf(node, "timeline");
   if (!text || views.has(node)) return;
@@ -82,6 +91,7 @@ function addStrip(node) {
   const look = setInterval(() => {
     if (wasOpen && !isOpen(node)) return forget(); // nodes in a subgraph are not told that their workflow was closed
     wasOpen ||= isOpen(node);
+    takePlace(node);
     if (!view.reread()) {
       const now = JSON.stringify([hostOf(node).run(), hostOf(node).settings(), hostOf(node).fps()]);
       if (now !== others) view.refreshSoon();
@@ -92,6 +102,8 @@ function addStrip(node) {
     clearInterval(look);
     view.gone = true;
     views.delete(node);
+    for (const [id, one] of former) if (!one.element.isConnected) former.delete(id);
+    former.set(String(node.id), view);
   }
   const removed = node.onRemoved;
   node.onRemoved = function () {
@@ -114,9 +126,13 @@ app.registerExtension({
       const result = configured?.apply(this, arguments);
       const view = views.get(this);
       view?.reread();
+      setTimeout(() => takePlace(this));
       if (view && focused && String(focused.node) === String(this.id) && Date.now() - focused.time < 3000) {
         if (view.cards.has(focused.clip)) view.choose(focused.clip);
-        setTimeout(() => view.focusCard(), 50);
+        setTimeout(() => {
+          takePlace(this);
+          view.focusCard();
+        }, 50);
       }
       return result;
     };
