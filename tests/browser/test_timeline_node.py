@@ -228,9 +228,10 @@ def test_a_copy_holds_the_timeline_and_goes_its_own_way(strip: Strip) -> None:
     values = "app.graph.nodes.map((node) => node.widgets.find((one) => one.name === 'timeline').value)"
     pasted = strip.graph.run(f"""() => {{ const [node] = app.graph.nodes;
         app.canvas.selectItems([node]); app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard();
-        const [, copy] = app.graph.nodes; copy.pos = [node.pos[0], node.pos[1] + node.size[1] + 60];
-        vidrdCheck.fit(); return {values}; }}""")
+        const [, copy] = app.graph.nodes; copy.pos = [node.pos[0] + node.size[0] + 60, node.pos[1]];
+        return {values}; }}""")
     assert pasted == [text, text]
+    strip.into_view()
     strip.page.wait_for_timeout(800)
     copy = strip.root.nth(1)
     copy.locator(".vidrd-card").nth(0).click()
@@ -251,7 +252,7 @@ def test_in_a_subgraph_it_edits_and_is_queued(strip: Strip) -> None:
         const { subgraph } = app.graph.convertToSubgraph(new Set([node])); app.canvas.setGraph(subgraph); }""")
     page.wait_for_timeout(800)
     assert strip.text() == text
-    graph.call("fit")
+    strip.into_view()
     strip.wait("finished", "changed", "changed")
     strip.choose(2)
     strip.press("i")
@@ -309,6 +310,7 @@ def test_a_picture_plays_under_the_pointer(strip: Strip) -> None:
 
 
 def test_a_text_that_is_no_timeline_is_named_and_left_alone(strip: Strip) -> None:
+    strip.choose(1)
     strip.graph.run(SPOIL)
     strip.root.get_by_text("cannot be read").wait_for()
     strip.press("n")

@@ -79,9 +79,17 @@ class Strip:
         self.id = graph.run("(values) => String(vidrdCheck.make('VidRDTimeline', 60, 60, values).id)", values)
         self.root = self.page.locator(".vidrd-timeline:visible")
         self.root.locator(".vidrd-card").first.wait_for()
-        graph.call("fit")
+        self.into_view()
         # What was built by script becomes a state that undo can come back to.
         graph.run("() => { app.canvas.emitBeforeChange(); app.canvas.emitAfterChange(); }")
+
+    def into_view(self) -> None:
+        """Nodes 2.0 makes the node higher than the graph says."""
+        self.graph.call("fit")
+        self.page.wait_for_timeout(300)
+        self.graph.run("""() => { const { ds } = app.canvas, { bottom } = vidrdCheck.strip().getBoundingClientRect();
+            ds.offset[1] -= Math.max(0, bottom - innerHeight + 15) / ds.scale; app.canvas.setDirty(true, true); }""")
+        self.page.wait_for_timeout(100)
 
     def text(self) -> str:
         return self.graph.run("() => vidrdCheck.timeline().widgets.find((one) => one.name === 'timeline').value")
