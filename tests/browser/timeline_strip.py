@@ -106,9 +106,10 @@ class Strip:
         self.page.wait_for_function(f"(wanted) => JSON.stringify(({STATES})()) === wanted", arg=wanted)
 
     def wait_text(self, text: str) -> None:
-        """Until the node holds this text."""
+        """Until the node holds this text, and a key would not be lost while the state before is being put back."""
         held = "vidrdCheck.timeline()?.widgets.find((one) => one.name === 'timeline').value"
-        self.page.wait_for_function(f"(text) => {held} === text", arg=text)
+        busy = "app.extensionManager.workflow.activeWorkflow?.changeTracker?._restoringState"
+        self.page.wait_for_function(f"(text) => {held} === text && !{busy}", arg=text)
 
     def chosen(self) -> str:
         return self.graph.run("() => vidrdCheck.strip().querySelector('.vidrd-card[aria-selected=true]').dataset.clip")
