@@ -92,7 +92,7 @@ def main() -> None:
             cards.nth(count - 1).click()
             details.get_by_label("seed of the clip").fill("60")
             details.get_by_label("seed of the clip").press("Enter")
-            wait(page, *["finished"] * (count - 1), "changed")
+            page.wait_for_timeout(1500)
             run(graph)
             wait(page, *["finished"] * count)
             page.locator(".vidrd-seam").nth(2).click()

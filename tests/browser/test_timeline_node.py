@@ -32,7 +32,8 @@ SPOIL = """() => { vidrdCheck.timeline().widgets.find((widget) => widget.name ==
 # WCAG's contrast of the text of elements with what is behind it: selector -> ratio, of those that are there.
 CONTRAST = """(selectors) => {
     const parse = (colour) => { const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number);
-        return { rgb: [r, g, b], a }; };
+        const most = colour.startsWith("color(") ? 255 : 1; // of color(srgb 0.5 0.5 0.5)
+        return { rgb: [r, g, b].map((value) => value * most), a }; };
     const over = (front, back) => front.rgb.map((value, n) => value * front.a + back[n] * (1 - front.a));
     const behind = (element) => { const seen = [];
         for (let one = element; one; one = one.parentElement) seen.push(parse(getComputedStyle(one).backgroundColor));

@@ -149,7 +149,10 @@ app.registerExtension({
       });
     }
     document.addEventListener("keydown", (event) => {
-      if (!(event.ctrlKey || event.metaKey)) return;
+      if (!(event.ctrlKey || event.metaKey) || !views.size) return;
+      // The browser's own undo would go back in a field that was left, and focus it, while the graph's is at work.
+      const isTyping = document.activeElement?.matches("input, textarea, [contenteditable]");
+      if (["z", "y"].includes(event.key.toLowerCase()) && !isTyping) event.preventDefault();
       const found = [...views].find(([, view]) => view.element.contains(document.activeElement));
       if (found) focused = { node: found[0].id, clip: found[1].chosen, time: Date.now() };
     }, true);

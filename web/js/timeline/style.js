@@ -54,7 +54,7 @@ const STYLE = `
 .vidrd-player { flex: 1; min-width: 0; display: flex; flex-direction: column; gap: 5px; }
 .vidrd-screens { flex: 1; min-height: 60px; display: flex; gap: 6px; }
 .vidrd-screens figure { flex: 1; min-width: 0; margin: 0; display: flex; flex-direction: column; }
-.vidrd-screens video { flex: 1; min-height: 0; width: 100%; object-fit: contain; background: #000; border-radius: 5px; cursor: pointer; }
+.vidrd-screens video { flex: 1 1 0; height: 0; min-height: 0; width: 100%; object-fit: contain; background: #000; border-radius: 5px; cursor: pointer; }
 .vidrd-screens figcaption { flex: none; color: var(--soft); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: center; }
 .vidrd-empty { flex: 1; display: grid; place-items: center; text-align: center; border: 1px dashed var(--line); border-radius: 6px; color: var(--soft); padding: 8px; }
 .vidrd-track { position: relative; flex: none; height: 20px; border-radius: 5px; background: var(--back); border: 1px solid var(--line); cursor: pointer; overflow: hidden; }

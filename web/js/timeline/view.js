@@ -113,7 +113,7 @@ export class TimelineView {
 
   // One step of undo; then the clip `choose` is chosen ("": the last).
   edit(work, choose = this.chosen) {
-    if (this.problem) return;
+    if (this.problem || this.gone) return;
     const edited = work(this.timeline);
     const text = stringify(edited);
     if (text === this.text && text === this.written) return;
