@@ -33,11 +33,13 @@ logger = logging.getLogger("make_timeline_pictures")
 EXAMPLE = "13_timeline"
 README = examples.ROOT / "docs" / "timeline.png"
 HELP = examples.ROOT / "web" / "docs"
-COLOURS = 256  # of a picture, so that it stays small
-MARGIN = 10  # pixels around the node
+MARGIN = 6  # pixels around what is shown
 FIT = """() => { const node = vidrdCheck.timeline(), { ds } = app.canvas;
-    ds.scale = 1; ds.offset[0] = 120 - node.pos[0]; ds.offset[1] = 110 - node.pos[1]; app.canvas.setDirty(true, true);
-    return [node.size[0], node.size[1]]; }"""
+    ds.scale = 1; ds.offset[0] = 120 - node.pos[0]; ds.offset[1] = 200 - node.pos[1]; app.canvas.setDirty(true, true);
+    return [120, 170, node.size[0], node.size[1] + 30]; }"""  # with its title
+STRIP = (
+    "() => { const box = vidrdCheck.strip().getBoundingClientRect(); return [box.x, box.y, box.width, box.height]; }"
+)
 
 
 def wait(page: Any, *states: str) -> None:
@@ -53,13 +55,13 @@ def wait(page: Any, *states: str) -> None:
     page.wait_for_timeout(1500)
 
 
-def save(page: Any, path: Path) -> None:
-    width, height = page.evaluate(FIT)
+def save(page: Any, path: Path, what: str = STRIP) -> None:
+    page.evaluate(FIT)
     page.mouse.move(5, 500)
     page.wait_for_timeout(1000)
-    box = {"x": 120 - MARGIN, "y": 110 - 30 - MARGIN, "width": width + 2 * MARGIN, "height": height + 30 + 2 * MARGIN}
-    picture = Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB")
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    x, y, width, height = page.evaluate(what)
+    box = {"x": x - MARGIN, "y": y - MARGIN, "width": width + 2 * MARGIN, "height": height + 2 * MARGIN}
+    Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB").save(path, optimize=True)
     logger.info("%s: %d kB", path.relative_to(examples.ROOT), path.stat().st_size // 1000)
 
 
@@ -101,8 +103,8 @@ def main() -> None:
             details.get_by_role("button", name="New seed").click()
             cards.nth(4).click()
             details.get_by_role("button", name="Lock").click()
-            wait(page, *["finished"] * 2, "changed", "changed", "finished", "finished")
-            save(page, HELP / "timeline.png")
+            wait(page, *["finished"] * 2, "changed", "changed", "finished")
+            save(page, HELP / "timeline.png", FIT)
             cards.nth(count - 1).click()
             for take in page.locator(".vidrd-take").all():
                 take.get_by_role("button", name="Compare").click()
