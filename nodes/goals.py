@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..vidrd_core.reuse.goal import GoalSettings
@@ -79,3 +80,18 @@ def loop_start(family: Family, video: VideoLatent, samples: Tensor) -> Tensor:
             "set loop to false"
         )
     return goal_latents(family, VideoLatent(samples, layout=family.layout), len(samples), "the video's beginning")
+
+
+def cut_loop(family: Family, pieces: list[Tensor], repeated: int) -> tuple[VideoLatent, VideoLatent]:
+    """A loop and its last clip, cut where they repeat the beginning.
+
+    Without a trajectory, as nothing follows its end but itself. Of a family with a temporal VAE the last frame that is
+    left shows what the first one shows.
+
+    Args:
+        pieces: what each clip adds, ``[B, C, T, h, w]``.
+        repeated: latents at the end that the beginning has already.
+    """
+    last = pieces[-1][:, :, : pieces[-1].shape[2] - repeated]
+    whole = torch.cat([*pieces[:-1], last], dim=2)
+    return VideoLatent(whole, layout=family.layout), VideoLatent(last, layout=family.layout)

@@ -18,7 +18,7 @@ from ..vidrd_core.sampling.seeds import MAX_SEED, clip_seed
 from .any_model.families import Family, family_of
 from .clip_store import ClipStore, KeptClip
 from .clips import first_clip, next_clip
-from .goals import loop_start
+from .goals import cut_loop, loop_start
 from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
 from .latents import VideoLatent, tail_hash
 from .planning import lead_in
@@ -196,9 +196,8 @@ def make_clips(
 def closed(
     family: Family, pieces: list[Tensor], repeated: int, lines: list[str], made: int
 ) -> tuple[VideoLatent, VideoLatent, str]:
-    """A loop, cut where it repeats its beginning; without a trajectory, as nothing follows its end but itself."""
-    pieces[-1] = pieces[-1][:, :, : pieces[-1].shape[2] - repeated]
-    video, last = (VideoLatent(samples, layout=family.layout) for samples in (torch.cat(pieces, dim=2), pieces[-1]))
+    """A loop, its last clip and a report."""
+    video, last = cut_loop(family, pieces, repeated)
     told = f"{made} made, {len(lines) - made} reused; {video.samples.shape[2]} frames in all, a loop"
     if family.layout.is_temporal:
         told += "; leave out the first frame after decoding, which the last one shows already"

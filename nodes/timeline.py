@@ -21,10 +21,12 @@ from .any_model.families import family_of
 from .clips import first_clip, next_clip
 from .files import output_path
 from .frames import decoded
+from .goals import cut_loop, loop_start
 from .identity import as_json, conditioning_hash, json_hash, model_identity
 from .latents import VideoLatent
 from .many import encode, start_of
 from .planning import lead_in, num_latents, reuse_settings
+from .progress import making
 from .schedules import NO_OVERRIDES, Models, Overrides, first_schedule
 from .timeline_files import write_take_video, write_video_of
 from .words import AUTO, FROM_PRIOR, REUSE_PRESETS
@@ -103,15 +105,18 @@ def make_video(request: Request, tell: Tell = lambda *_: None) -> Made:
             with takes.making(one.take, _wait) as is_missing:
                 if is_missing:
                     tell(one.clip.id, RUNNING, one.take)
-                    maker.make(one, before, number)
+                    with making(number + 1, len(planned)):
+                        maker.make(one, before, number)
                     made, did = made + 1, "made"
             tell(one.clip.id, FINISHED, one.take)
         record = maker.add(one.take)
         shown = f"seed {record['seed']}, {record['new_frames']} new frames, {record['prompt'] or 'no prompt'}"
         lines.append(f"clip {number + 1}: {did}, {shown}")
-        if not one.joins:
+        if not one.joins and record["follows"] != before:
             lines.append(f"    it was made after another take than clip {number}'s, so that the seam may show")
-    return maker.joined([one.take for one in planned], [*lines, f"{made} made, {len(planned) - made} kept"])
+    if request.settings.loop and not planned[-1].closes:
+        lines.append("    it is locked to a take that does not arrive at the beginning, so that the video is no loop")
+    return maker.joined(planned, [*lines, f"{made} made, {len(planned) - made} kept"])
 
 
 class Maker:
@@ -195,6 +200,8 @@ class Maker:
                     f"{self.takes.takes_path}: unlock it, or choose another of its takes"
                 )
         first = planned[0].clip
+        if self.request.settings.loop and self.fresh and len(planned) == 1:
+            raise ValueError("loop is on, but a loop of one clip would be a goal of its own: add a second clip")
         if self.request.prior is not None and self.fresh and first.frames and planned[0].state != FINISHED:
             held = self.family.layout.num_frames(self.start.samples.shape[2])
             if first.frames != held:
@@ -225,12 +232,13 @@ class Maker:
         positive = encode(request.text_encoder, [clip.prompt])[0][1]
         prior = self.start if before is None else self.latent(before)
         begun = time.monotonic()
+        goal = loop_start(self.family, prior, self.beginning_of_loop()) if one.closes else None
         if before is None and self.fresh:
             schedule = first_schedule(self.model, self.family, self.overrides(), request.sigmas)
             cfg = request.settings.cfg
             latent, trim = first_clip(request.models, positive, self.negative, prior, clip.seed, schedule, cfg), 0
         else:
-            latent, trim = self.following(prior, positive, one, before is None)
+            latent, trim = self.following(prior, positive, one, before is None, goal)
         sound_trim = latent.context.get("sound_trim", 0)
         states.save(latent, self.takes.file(one.take, ".safetensors"), {"prompt": clip.prompt, "seed": clip.seed})
         new_frames = self.family.layout.num_added(latent.samples.shape[2], trim)
@@ -238,25 +246,32 @@ class Maker:
         write_take_video(frames[len(frames) - new_frames :], self.takes, one.take, request.fps)
         values = {"clip": clip.id, "prompt": clip.prompt, "seed": clip.seed, "frames": clip.frames, "follows": before}
         values |= {"new_frames": new_frames, "trim": trim, "sound_trim": sound_trim, "number": number}
+        values |= {"closes": one.closes, "repeated": 0 if goal is None else goal.shape[2]}
         values |= {"settings": asdict(request.settings), "seconds": round(time.monotonic() - begun, 1)}
         self.takes.finish(one.take, values)
         self.last = (one.take, latent)
+
+    def beginning_of_loop(self) -> Tensor:
+        return self.pieces[0].samples if self.pieces else self.start.samples
 
     def overrides(self) -> Overrides:
         settings = self.request.settings
         return Overrides(settings.steps, settings.sampler_name or FROM_PRIOR, settings.scheduler or FROM_PRIOR)
 
-    def following(self, prior: VideoLatent, positive: Any, one: Planned, is_first: bool) -> tuple[VideoLatent, int]:
+    def following(
+        self, prior: VideoLatent, positive: Any, one: Planned, is_first: bool, goal: Tensor | None
+    ) -> tuple[VideoLatent, int]:
         """A clip that continues another, and its latents that are not joined.
 
         Args:
             is_first: whether it continues the node's own prior, whose schedule the settings may replace.
+            goal: what it arrives at, unscaled.
         """
         request, settings, clip = self.request, self.request.settings, one.clip
         clip_frames = self.frames_of_clip(prior, clip.frames)
         reuse = self.reuse(settings.preset, prior, clip_frames)
         overrides = replace(self.overrides() if is_first else NO_OVERRIDES, clip_frames=clip_frames)
-        asked = (None, request.sigmas, request.tell_levels, settings.preset)
+        asked = (None, request.sigmas, request.tell_levels, settings.preset, goal)
         _, latent, report = next_clip(
             request.models, positive, self.negative, prior, clip.seed, settings.cfg, reuse, overrides, *asked
         )
@@ -317,18 +332,30 @@ class Maker:
         self.pieces.append(Piece(samples, sound, record["new_frames"]))
         return record
 
-    def joined(self, takes: list[str], lines: list[str]) -> Made:
+    def joined(self, planned: list[Planned], lines: list[str]) -> Made:
         """The video of all takes that were added."""
-        latent = self.latent(takes[-1])
+        takes = [one.take for one in planned]
+        if planned[-1].closes:
+            repeated = self.takes.record(takes[-1])["repeated"]
+            video = cut_loop(self.family, [piece.samples for piece in self.pieces], repeated)[0]
+        else:
+            video = self.open_video(takes[-1])
+        images = self.decoded(video)
+        seams = self.seams
+        if planned[-1].closes and self.family.layout.is_temporal:
+            images, seams = images[1:], [seam - 1 for seam in seams]  # the last frame shows what the first showed
+        write_video_of(images, self.takes, takes, seams, self.request.fps, bool(planned[-1].closes))
+        length = f"{len(images)} frames, {len(images) / self.request.fps:.1f} s at {self.request.fps:g} per second"
+        return Made(images, video, "\n".join([*lines, length + ", a loop" * bool(planned[-1].closes)]))
+
+    def open_video(self, last: str) -> VideoLatent:
+        """The video of all takes that were added, which can be continued from the last one's end."""
+        latent = self.latent(last)
         samples = torch.cat([piece.samples for piece in self.pieces], dim=2)
         heard = [piece.sound for piece in self.pieces if piece.sound is not None]
         sound = torch.cat(heard, dim=2) if len(heard) == len(self.pieces) else None
         tail = self.pieces[-1].samples.shape[2]
-        video = latent.following(samples, tail, sound)
-        images = self.decoded(video)
-        write_video_of(images, self.takes, takes, self.seams, self.request.fps)
-        lines.append(f"{len(images)} frames, {len(images) / self.request.fps:.1f} s at {self.request.fps:g} per second")
-        return Made(images, video, "\n".join(lines))
+        return latent.following(samples, tail, sound)
 
     def decoded(self, latent: VideoLatent) -> Tensor:
         """Frames ``[T, H, W, 3]``."""

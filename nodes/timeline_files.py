@@ -41,19 +41,23 @@ def write_take_video(frames: Tensor, takes: TakeFolder, take: str, fps: float) -
         picture.save(partial, quality=POSTER_QUALITY)
 
 
-def video_name(takes: Sequence[str], fps: float) -> str:
+def video_name(takes: Sequence[str], fps: float, is_loop: bool = False) -> str:
     """The name of the video that some takes are joined to."""
-    return hashlib.sha256(json.dumps([*takes, float(fps)]).encode()).hexdigest()[:16]
+    made_of = [*takes, float(fps), *(["loop"] if is_loop else [])]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
 
-def write_video_of(images: Tensor, folder: TakeFolder, takes: Sequence[str], seams: Sequence[int], fps: float) -> None:
+def write_video_of(
+    images: Tensor, folder: TakeFolder, takes: Sequence[str], seams: Sequence[int], fps: float, is_loop: bool
+) -> None:
     """The joined video, where it is not there yet.
 
     Args:
         images: ``[T, H, W, 3]`` in 0 to 1.
         seams: the first frame of every clip but the first.
+        is_loop: whether it was cut where it repeats its beginning.
     """
-    name = video_name(takes, fps)
+    name = video_name(takes, fps, is_loop)
     path = folder.video_file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not folder.video(name):

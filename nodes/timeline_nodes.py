@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vidrd_core.jobs.timeline import Timeline as TimelineData
-from .sampling_inputs import MODEL_TIP, cfg_input, expert_inputs, prior_sampler_inputs, tell_input
+from .sampling_inputs import MODEL_TIP, cfg_input, expert_inputs, loop_input, prior_sampler_inputs, tell_input
 from .words import AUTO, CATEGORY, REUSE_PRESETS
 
 NEW_TIMELINE = '{"version": 1, "clips": [\n{"id": "a1", "prompt": "", "seed": 1}\n]}'
@@ -96,6 +96,7 @@ class Timeline(io.ComfyNode):
                 ),
                 *expert_inputs(),
                 tell_input(),
+                loop_input(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -130,6 +131,7 @@ class Timeline(io.ComfyNode):
         cls, model: Any, clip: Any, vae: Any, run_name: str, timeline: str, negative_prompt: str, width: int,
         height: int, cfg: float, steps: int, sampler_name: str, scheduler: str, preset: str, fps: float,
         prior: Any = None, model_low: Any = None, switch_at_step: int = 0, sigmas: Any = None, tell_levels: str = AUTO,
+        loop: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         from ..vidrd_core.jobs.timeline import Settings
         from .any_model.families import family_of
@@ -138,7 +140,7 @@ class Timeline(io.ComfyNode):
         from .timeline import Request, make_video
         from .timeline_routes import teller
 
-        settings = Settings(negative_prompt, float(cfg), steps, sampler_name, scheduler, preset, width, height)
+        settings = Settings(negative_prompt, float(cfg), steps, sampler_name, scheduler, preset, width, height, loop)
         start = None if prior is None else read_latent(prior, "prior", model, family_of(model))
         models = Models(model, model_low, switch_at_step)
         plan = (TimelineData.parse(timeline), settings, run_name.strip(), start, fps, sigmas, tell_levels)

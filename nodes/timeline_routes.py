@@ -53,7 +53,8 @@ def status(asked: dict[str, Any]) -> dict[str, Any]:
     video: dict[str, Any] = {}
     if all(one.state == FINISHED for one in planned):
         fps = asked.get("fps")
-        name = video_name([one.take for one in planned], fps if isinstance(fps, int | float) else known.get("fps", 8.0))
+        fps = fps if isinstance(fps, int | float) else known.get("fps", 8.0)
+        name = video_name([one.take for one in planned], fps, bool(planned[-1].closes))
         video = folder.video(name)
         video = {"name": name, **{key: video[key] for key in ("seams", "frames", "fps")}} if video else {}
     return {

@@ -104,15 +104,19 @@ def make_base(base: Path) -> Path:
 
 
 @contextmanager
-def running_server(base: Path, frontend: str | None = None) -> Iterator[Server]:
+def running_server(base: Path, frontend: str | None = None, port: int = 0) -> Iterator[Server]:
     """A ComfyUI on the CPU, with its own frontend or another's ``static`` folder.
+
+    Args:
+        port: 0: any that is free.
 
     Raises:
         NoServer: it does not start.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
     server = Server(f"http://127.0.0.1:{port}", base)
     command = [interpreter(), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
     command += ["--base-directory", str(base), "--database-url", f"sqlite:///{(base / 'comfy.db').as_posix()}"]

@@ -18,6 +18,7 @@ import animatediff_evolved
 import torch
 from model_examples import MODELS
 
+from vidrd_core.jobs.timeline import Timeline
 from vidrd_core.reuse.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +50,7 @@ CLIPS = {
     "4_continue_your_own_video": seams(2, first=OWN_FRAMES),
     "6_save_a_video_to_continue_later": seams(1),
     "7_continue_a_saved_video": seams(2),
+    "13_timeline": seams(4),
     FLOW: [0, *(FLOW_CLIP + n * FLOW_ADDED for n in range(4))],
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -158,7 +160,8 @@ def of_type(prompt: Prompt, kind: str) -> list[str]:
 def with_everything_saved(prompt: Prompt) -> Prompt:
     """The prompt with lossless copies of all that it shows or saves: frames of each video, and decoded latents.
 
-    Keys of the added nodes: "frames of <node id>" for each Create Video, "latents of <node id>" for each VAE Decode,
+    Keys of the added nodes: "frames of <node id>" for each Create Video, "latents of <node id>" for each VAE Decode and
+    Timeline,
     "video after <node id>" and "clip of <node id>" for each node that samples.
     """
     prompt = copy.deepcopy(prompt)
@@ -166,6 +169,7 @@ def with_everything_saved(prompt: Prompt) -> Prompt:
         inputs = {"images": prompt[identity]["inputs"]["images"], "filename_prefix": f"frames_{identity}"}
         prompt[f"frames of {identity}"] = {"class_type": "SaveImage", "inputs": inputs}
     kept = {f"latents of {n}": prompt[n]["inputs"]["samples"] for n in of_type(prompt, "VAEDecode")}
+    kept |= {f"latents of {n}": [n, 1] for n in of_type(prompt, "VidRDTimeline")}
     for kind, clip_output in SAMPLERS.items():
         for identity in of_type(prompt, kind):
             kept |= {f"video after {identity}": [identity, 0], f"clip of {identity}": [identity, clip_output]}
@@ -213,6 +217,8 @@ def made(prompt: Prompt, history: dict[str, Any], output: Path) -> dict[str, set
     videos, clips = counted("video after "), set(counted("clip of "))
     finished = {video.shape[1] for video in frames(history, output).values()}
     many = [prompt[identity]["inputs"]["num_clips"] for identity in of_type(prompt, "VidRDManyClips")]
+    timelines = [prompt[identity]["inputs"]["timeline"] for identity in of_type(prompt, "VidRDTimeline")]
+    many += [len(Timeline.parse(text).shown()) for text in timelines]
     return {
         "frames each": {after - before for before, after in pairwise(videos)},
         "frames": clips | set(videos) | finished,

@@ -48,7 +48,7 @@ class Slot:
         if "default" not in self.values:
             return "the first" if self.type == "COMBO" else "required"
         default = self.values["default"]
-        return "empty" if default == "" else str(default)
+        return "empty" if default == "" else " ".join(str(default).splitlines())
 
     def range(self) -> str:
         if "options" in self.values:

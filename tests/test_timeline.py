@@ -93,7 +93,8 @@ def finished(one: Timeline, takes: dict[str, Any] | None = None, **changes: Any)
     takes = dict(takes or {})
     before = None
     for entry in plan(one, changes.get("settings", SETTINGS), AROUND, takes):
-        takes.setdefault(entry.take, {"clip": entry.clip.id, "follows": before, "made": len(takes)})
+        made = {"clip": entry.clip.id, "follows": before, "closes": entry.closes, "made": len(takes)}
+        takes.setdefault(entry.take, made)
         before = entry.take
     return takes
 
@@ -111,6 +112,32 @@ def test_a_change_makes_its_clip_and_those_after_it_stale_and_no_other() -> None
     assert planned(timeline(*PLAIN, {"id": "d"}), takes) == ["finished"] * 3 + ["waiting"]
     renamed = timeline({"id": "z", "seed": 1}, *PLAIN[1:])  # what made a take counts, not whose it was
     assert planned(renamed, takes) == ["finished"] * 3
+
+
+def test_a_loop_s_last_clip_is_another_take_and_depends_on_the_beginning() -> None:
+    one, loop = timeline(*PLAIN), replace(SETTINGS, loop=True)
+    takes = finished(one)
+    assert planned(one, takes, loop) == ["finished", "finished", "changed"]
+    takes = finished(one, takes, settings=loop)
+    assert planned(one, takes, loop) == planned(one, takes) == ["finished"] * 3
+    closes = [entry.closes for entry in plan(one, loop, AROUND, takes)]
+    assert closes == ["", "", plan(one, loop, AROUND, takes)[0].take]
+    assert planned(timeline(*PLAIN, {"id": "d"}), takes, loop) == ["finished"] * 3 + ["waiting"]  # c is the open take
+    continued = replace(AROUND, prior="a video", begins=False)
+    assert plan(timeline(PLAIN[0]), loop, continued, {})[0].closes == "a video"
+    assert plan(timeline(PLAIN[0]), loop, AROUND, {})[0].closes == ""
+
+
+def test_a_locked_last_clip_closes_a_loop_only_where_it_was_made_for_that() -> None:
+    one, loop = timeline(*PLAIN), replace(SETTINGS, loop=True)
+    takes = finished(one, finished(one), settings=loop)
+    opened, closed = (plan(one, settings, AROUND, takes)[-1].take for settings in (SETTINGS, loop))
+    for take, joins in ((opened, False), (closed, True)):
+        locked = timeline(*PLAIN[:2], {**PLAIN[2], "lock": True, "take": take})
+        last = plan(locked, loop, AROUND, takes)[-1]
+        assert (last.state, last.joins, bool(last.closes)) == ("finished", joins, joins)
+    locked = timeline(*PLAIN[:2], {**PLAIN[2], "lock": True, "take": closed}, {"id": "d"})
+    assert plan(locked, SETTINGS, AROUND, takes)[2].joins
 
 
 def test_settings_and_surroundings_count_where_they_act() -> None:

@@ -118,7 +118,11 @@
     app.canvas.setDirty(true, true);
   }
 
+  // The Timeline node of the graph that is open, and the element of its strip.
+  const timeline = () => app.canvas.graph.nodes.find((node) => node.type === "VidRDTimeline");
+  const strip = () => widget(timeline(), "strip").element;
+
   const toasts = () => [...document.querySelectorAll(".p-toast-detail, [data-testid=toast]")].map((element) => element.textContent);
 
-  window.vidrdCheck = { make, wire, firstClip, stockClip, toasts, entries, take, describe, ids, fit };
+  window.vidrdCheck = { make, wire, firstClip, stockClip, toasts, entries, take, describe, ids, fit, timeline, strip };
 })();

@@ -12,6 +12,7 @@ from typing import Any
 
 from examples import CLIP, CLIPS, FACTOR, FLOW, FLOW_ADDED, FLOW_BUNDLED, FLOW_CLIP, NUMBERS, seams
 
+from vidrd_core.jobs.timeline import Timeline, TimelineClip
 from vidrd_core.reuse.settings import ReuseSettings
 from vidrd_core.shapes.scenes import COLORS, SHAPES
 
@@ -32,6 +33,7 @@ SIZES = {
     "VidRDSampleFirstClip": (300, 0),
     "VidRDReuseAndDiffuse": (300, 0),
     "VidRDManyClips": (440, 520),
+    "VidRDTimeline": (960, 0),
     "LoadVideo": (300, 440),
     "PreviewAny": (360, 260),
     "ImageScale": (300, 0),
@@ -329,6 +331,49 @@ def continue_state() -> Rows:
     return [[notes, model, clips, finish("third.0", "vidrd_continued_later")]]
 
 
+def timeline() -> Rows:
+    begins = CLIPS["13_timeline"]
+    moves = ("right", "diagonally down and right", "down", "diagonally down and left", "left")
+    assert len(moves) == len(begins) - 1
+    clips = [
+        TimelineClip(f"clip{n}", f"a yellow triangle moves {move} over a dark blue background", n)
+        for n, move in enumerate(moves, 1)
+    ]
+    other = "a yellow triangle bounces up and down over a dark blue background"
+    clips.append(TimelineClip("other1", other, 21, after="clip3", branch="another ending"))
+    notes = note(
+        "# A video on a timeline\n\n"
+        f"Press **Run**: *Timeline* makes {NUMBERS[len(moves)]} clips with the bundled model, {begins[-1]} frames in "
+        "all; on a CPU that takes a minute or two. Every finished clip is kept in `ComfyUI/output/vidrd/my_film`.\n\n"
+        "- Choose a card, and change its prompt or press **New seed**: it and those after it say *changed*. The next "
+        "run makes those alone.\n"
+        "- **Lock** keeps a clip whatever changes before it. **Branch** tries another ending; the list above the cards "
+        "chooses between them, and one is there to try.\n"
+        "- Below the cards are the takes of the chosen clip: use one, delete one, or press **Compare** on two.\n"
+        "- The video plays beside them. The marks on its bar are the seams; click on one to go there.\n"
+        "- **loop** lets the video end where it began.\n\n"
+        "Keys on a card: arrows, Enter (prompt), N (new seed), L (lock), I (insert), B (branch), Delete, Space (play).",
+        (380, 620),
+    )
+    settings = {
+        "cfg": 4.0,
+        "steps": 15,
+        "width": 64,
+        "height": 64,
+        "negative_prompt": "",
+        "fps": 8.0,
+        "preset": "smooth",
+    }
+    values = {"run_name": "my_film", "timeline": Timeline(tuple(clips)).text(), **settings}
+    wires = {"model": "load.0", "clip": "load.1", "vae": "load.2"}
+    node = Node("timeline", "VidRDTimeline", values, wires)
+    video = Node("video", "CreateVideo", {"fps": 8}, {"images": "timeline.0"})
+    save = Node("save", "SaveVideo", {"filename_prefix": "video/vidrd_timeline"}, {"video": "video.0"})
+    report = Node("report", "PreviewAny", {}, {"source": "timeline.2"}, "Report")
+    model = Group("1 - Model", [[bundled()]])
+    return [[notes, model, Group("2 - Timeline", [[node]]), Group("Watch and save", [[report, video, save]])]]
+
+
 def flow_model() -> Rows:
     total = CLIPS[FLOW][-1]
     further = (total - FLOW_CLIP) // FLOW_ADDED
@@ -338,9 +383,9 @@ def flow_model() -> Rows:
         "come with this pack, loaded into ComfyUI's own classes for Wan. What works here works the same with Wan's "
         "weights (examples 8 and 9).\n\n"
         f"A clip of {FLOW_CLIP} frames, and {NUMBERS[further]} that add {FLOW_ADDED} frames each, {total} in all. "
-        "The first latent stands for one frame, every other for four of them. *Reuse and Diffuse* repeats the last three "
-        "latents of the video, tells the network that they are clean, and joins latents, so that the video is decoded "
-        "once.\n\n"
+        "The first latent stands for one frame, every other for four of them. *Reuse and Diffuse* repeats the last "
+        "three latents of the video, tells the network that they are clean, and joins latents, so that the video is "
+        "decoded once.\n\n"
         "- The preset *auto* is what the model's folder says.\n"
         "- Every clip may have another prompt; seeds are free.\n"
         "- The report under each node says what is kept and what is added.",
@@ -376,5 +421,6 @@ RECIPES = {
     "5_released_weights_upscaled_and_interpolated": released,
     "6_save_a_video_to_continue_later": save_state,
     "7_continue_a_saved_video": continue_state,
+    "13_timeline": timeline,
     FLOW: flow_model,
 }

@@ -155,6 +155,43 @@ def test_a_locked_clip_keeps_its_take_and_what_follows_continues_from_it(timelin
         timeline(THREE[0], clip("b", lock=True, take="0123456789abcdef"), run_name=name)
 
 
+def test_a_loop_is_cut_where_it_begins_again_as_that_of_many_clips(
+    timeline: Any, status: Any, nodes: Any, loaded: Any, conds: Any, base: Path
+) -> None:
+    name = "looped"
+    timeline(*THREE, run_name=name)
+    assert states(status(*THREE, run_name=name, loop=True)) == ["finished", "finished", "changed"]
+    images, video, report = timeline(*THREE, run_name=name, loop=True)
+    assert "1 made, 2 kept" in report and report.endswith("22 frames, 2.8 s at 8 per second, a loop")
+    assert images.shape[0] == video["samples"].shape[2] == 3 * 8 - 2 and "vidrd_trajectory" not in video
+    empty = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
+    encoded = loaded[1].encode_from_tokens_scheduled(loaded[1].tokenize("watermark"))
+    same = {name: SETTINGS[name] for name in ("cfg", "steps", "sampler_name", "scheduler", "preset")}
+    many = nodes["VidRDManyClips"](
+        model=loaded[0], clip=loaded[1], negative=encoded, prior=empty, num_clips=3, seed=1, clip_seeds="1, 2, 3",
+        prompts="\n".join(one["prompt"] for one in THREE), loop=True, **same,
+    )  # fmt: skip
+    torch.testing.assert_close(video["samples"], many[0]["samples"], rtol=0, atol=0)
+    shown = status(*THREE, run_name=name, loop=True)
+    assert states(shown) == ["finished"] * 3 and shown["video"]["frames"] == 22
+    assert states(status(*THREE, run_name=name, loop=False)) == ["finished"] * 3  # the open one stays
+    assert status(*THREE, run_name=name, loop=False)["video"]["frames"] == 24
+    again = timeline(*THREE, run_name=name, loop=True)
+    assert "0 made, 3 kept" in again[2] and torch.equal(again[1]["samples"], video["samples"])
+    opened = status(*THREE, run_name=name, loop=False)["clips"][2]["take"]
+    locked = (*THREE[:2], {**THREE[2], "lock": True, "take": opened})
+    assert "does not arrive at the beginning" in timeline(*locked, run_name=name, loop=True)[2]
+    with pytest.raises(ValueError, match="a loop of one clip .* add a second clip"):
+        timeline(THREE[0], run_name=name, loop=True)
+
+
+def test_it_says_which_clip_and_step_it_is_at(timeline: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(part("nodes.progress"), "say", said.append)
+    timeline(*THREE[:2], run_name="progress")
+    assert said == [f"clip {clip} of 2, step {step} of 3" for clip in (1, 2) for step in (1, 2, 3)]
+
+
 def test_branches_share_their_beginning(timeline: Any, status: Any) -> None:
     name, other = "branches", clip("d", "the red square", 8, after="a")
     main = timeline(*THREE, other, run_name=name)

@@ -191,7 +191,12 @@ EXAMPLE = '{"version": 1, "clips": [{"id": "a1", "prompt": "...", "seed": 1}]}'
 
 @dataclass(frozen=True)
 class Settings:
-    """What all clips of a timeline are made with; ``preset`` names how they are chained."""
+    """What all clips of a timeline are made with.
+
+    Args:
+        preset: names how they are chained.
+        loop: whether the last one arrives at the beginning of the video.
+    """
 
     negative_prompt: str = ""
     cfg: float = 10.0
@@ -201,6 +206,7 @@ class Settings:
     preset: str = "auto"
     width: int = 0
     height: int = 0
+    loop: bool = False
 
     @classmethod
     def of(cls, known: Mapping[str, Any], default: Settings | None = None) -> Settings:
@@ -213,8 +219,8 @@ class Settings:
         for field in fields(cls):
             fallback = getattr(default, field.name)
             value = known.get(field.name, fallback)
-            if isinstance(fallback, str):
-                found[field.name] = value if isinstance(value, str) else fallback
+            if isinstance(fallback, str | bool):
+                found[field.name] = value if isinstance(value, type(fallback)) else fallback
             else:
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
                 found[field.name] = type(fallback)(value) if is_number else fallback
@@ -247,11 +253,12 @@ class Surroundings:
         return cls(**values)
 
 
-def take_id(clip: TimelineClip, follows: str | None, settings: Settings, around: Surroundings) -> str:
+def take_id(clip: TimelineClip, follows: str | None, settings: Settings, around: Surroundings, closes: str = "") -> str:
     """The name of the take that a clip needs: a hash of everything that makes it, 16 hexadecimal digits.
 
     Args:
         follows: the take before it; None: it is the first.
+        closes: a name for the beginning that it arrives at, as the last clip of a loop; "": for none.
     """
     values: list[Any] = [KEY_VERSION, around.model, around.text, settings.negative_prompt, settings.cfg, around.added]
     values += [clip.prompt, clip.seed, clip.frames]
@@ -263,6 +270,8 @@ def take_id(clip: TimelineClip, follows: str | None, settings: Settings, around:
         values.append(follows)
     if follows is not None or not around.begins:
         values.append(around.reuse.get(settings.preset))
+    if closes:
+        values.append(f"loop {closes}")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -274,8 +283,10 @@ class Planned:
         take: that it needs; "" where that is not known.
         state: "finished": that take is there; "changed": only others are; "waiting": none is; "lost": the take that it
             is locked to is not there.
-        joins: whether that take follows the one that comes before it now; a locked one may not.
+        joins: whether that take follows the one that comes before it now, and as the last of a loop arrives at its
+            beginning; a locked one may not.
         seen: the take to look at meanwhile; "": none.
+        closes: a name for the beginning that it arrives at, as the last clip of a loop; "": for none.
     """
 
     clip: TimelineClip
@@ -283,6 +294,7 @@ class Planned:
     state: str
     joins: bool
     seen: str
+    closes: str = ""
 
 
 def plan(
@@ -298,16 +310,20 @@ def plan(
 
     Args:
         around: None: not known, as before the first run.
-        takes: take id -> what is recorded of it: "clip", "follows", "made" (seconds).
+        takes: take id -> what is recorded of it: "clip", "follows", "closes", "made" (seconds).
         is_there: whether a take's files are there; by default what is in ``takes``.
     """
     there: Callable[[str], bool] = is_there or (lambda take: take in takes)
     found: list[Planned] = []
     before: str | None = None
-    for clip in timeline.shown():
+    shown = timeline.shown()
+    for number, clip in enumerate(shown, 1):
+        closes = ""
+        if settings.loop and number == len(shown) and around is not None:
+            closes = around.prior if not around.begins else found[0].take if found else ""
         own = sorted((take for take, held in takes.items() if held.get("clip") == clip.id), key=_made(takes))
         newest = own[-1] if own else ""
-        wanted = "" if around is None or before == "" else take_id(clip, before, settings, around)
+        wanted = "" if around is None or before == "" else take_id(clip, before, settings, around, closes)
         kept = (clip.take or newest) if clip.lock else ""
         if kept:
             wanted = kept
@@ -315,8 +331,10 @@ def plan(
         else:
             state = FINISHED if wanted and there(wanted) else CHANGED if own else WAITING
         held = takes.get(wanted, {})
-        joins = not (kept and state == FINISHED) or before == "" or held.get("follows") == before
-        found.append(Planned(clip, wanted, state, joins, wanted if state == FINISHED else newest))
+        arrives = not (kept and closes) or held.get("closes") == closes
+        joins = not (kept and state == FINISHED) or before == "" or (held.get("follows") == before and arrives)
+        seen = wanted if state == FINISHED else newest
+        found.append(Planned(clip, wanted, state, joins, seen, closes if arrives else ""))
         before = wanted
     return found
 

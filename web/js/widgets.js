@@ -22,6 +22,9 @@ const TAKEN = {
   VidRDSampleFirstClip: [modelOf, { steps: "steps", cfg: "cfg" }],
   VidRDReuseAndDiffuse: [modelOf, { cfg: "cfg" }],
   VidRDManyClips: [modelOf, { cfg: "cfg" }],
+  VidRDTimeline: [
+    modelOf, { width: "width", height: "height", steps: "steps", cfg: "cfg", fps: "fps", negative: "negative_prompt" },
+  ],
   VidRDPreviewClip: [modelBehind, { fps: "fps" }],
   CreateVideo: [modelBehind, { fps: "fps" }],
   CLIPTextEncode: [modelOfNegative, { negative: "text" }],

@@ -9,9 +9,10 @@ const EVENT = "vidrd.timeline";
 const HEIGHT = 520; // pixels, the least of the strip and what is below it
 const WIDTH = 900;
 const INTERVAL = 400; // milliseconds between two looks whether the text was changed elsewhere
-const SETTINGS = ["negative_prompt", "width", "height", "cfg", "steps", "sampler_name", "scheduler", "preset"];
+const SETTINGS = ["negative_prompt", "width", "height", "cfg", "steps", "sampler_name", "scheduler", "preset", "loop"];
 
 const views = new Map(); // node -> its view
+const former = new Map(); // id of a node that was removed -> its view
 
 function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
@@ -59,6 +60,20 @@ function hostOf(node) {
   };
 }
 
+// Whether a node is in the open workflow, or in one of its subgraphs.
+function isOpen(node) {
+  const root = app.rootGraph ?? app.graph;
+  return !!node.graph && (node.graph === root || root.subgraphs?.get(node.graph.id) === node.graph);
+}
+
+// Nodes 2.0 goes on showing the element of a node whose place another one of its id has taken, as undo does it.
+function takePlace(node) {
+  const [view, old] = [views.get(node), former.get(String(node.id))];
+  if (!view || !old || view.element.isConnected) return;
+  if (old.element.isConnected) old.element.replaceWith(view.element);
+  former.delete(String(node.id));
+}
+
 function addStrip(node) {
   const text = widgetOf(node, "timeline");
   if (!text || views.has(node)) return;
@@ -72,19 +87,27 @@ function addStrip(node) {
   widget.computeLayoutSize = () => ({ minHeight: HEIGHT, minWidth: WIDTH - 40 });
   const least = node.computeSize();
   node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], least[1])]);
-  let others = "";
+  let [others, wasOpen] = ["", false];
   const look = setInterval(() => {
+    if (wasOpen && !isOpen(node)) return forget(); // nodes in a subgraph are not told that their workflow was closed
+    wasOpen ||= isOpen(node);
+    takePlace(node);
     if (!view.reread()) {
       const now = JSON.stringify([hostOf(node).run(), hostOf(node).settings(), hostOf(node).fps()]);
       if (now !== others) view.refreshSoon();
       others = now;
     }
   }, INTERVAL);
-  const removed = node.onRemoved;
-  node.onRemoved = function () {
+  function forget() {
     clearInterval(look);
     view.gone = true;
     views.delete(node);
+    for (const [id, one] of former) if (!one.element.isConnected) former.delete(id);
+    former.set(String(node.id), view);
+  }
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    forget();
     return removed?.apply(this, arguments);
   };
 }
@@ -103,9 +126,13 @@ app.registerExtension({
       const result = configured?.apply(this, arguments);
       const view = views.get(this);
       view?.reread();
+      setTimeout(() => takePlace(this));
       if (view && focused && String(focused.node) === String(this.id) && Date.now() - focused.time < 3000) {
         if (view.cards.has(focused.clip)) view.choose(focused.clip);
-        setTimeout(() => view.focusCard(), 50);
+        setTimeout(() => {
+          takePlace(this);
+          view.focusCard();
+        }, 50);
       }
       return result;
     };
@@ -122,7 +149,10 @@ app.registerExtension({
       });
     }
     document.addEventListener("keydown", (event) => {
-      if (!(event.ctrlKey || event.metaKey)) return;
+      if (!(event.ctrlKey || event.metaKey) || !views.size) return;
+      // The browser's own undo would go back in a field that was left, and focus it, while the graph's is at work.
+      const isTyping = document.activeElement?.matches("input, textarea, [contenteditable]");
+      if (["z", "y"].includes(event.key.toLowerCase()) && !isTyping) event.preventDefault();
       const found = [...views].find(([, view]) => view.element.contains(document.activeElement));
       if (found) focused = { node: found[0].id, clip: found[1].chosen, time: Date.now() };
     }, true);

@@ -2,9 +2,9 @@
 
 const STYLE = `
 .vidrd-timeline { --line: var(--border-color, #4e4e4e); --back: var(--comfy-input-bg, #222); --text: var(--input-text, #ddd);
-  --soft: var(--descrip-text, #999); --accent: var(--p-primary-color, #3b8eea); --green: #3fa45b; --amber: #d08b1d;
-  display: flex; flex-direction: column; gap: 8px; width: 100%; height: 100%; box-sizing: border-box; padding: 4px 6px 6px;
-  color: var(--text); font: 12px/1.4 system-ui, sans-serif; overflow: hidden; user-select: none; }
+  --panel: var(--comfy-menu-bg, #353535); --soft: color-mix(in srgb, var(--text) 75%, var(--panel)); --accent: var(--p-primary-color, #3b8eea); --green: #3fa45b; --amber: #d08b1d;
+  display: flex; flex-direction: column; gap: 8px; width: 100%; height: 100%; box-sizing: border-box; padding: 4px 8px 8px;
+  border-radius: 8px; background: var(--panel); color: var(--text); font: 12px/1.4 system-ui, sans-serif; overflow: hidden; user-select: none; }
 .vidrd-timeline * { box-sizing: border-box; }
 .vidrd-timeline button, .vidrd-timeline select, .vidrd-timeline input, .vidrd-timeline textarea { font: inherit;
   color: var(--text); background: var(--back); border: 1px solid var(--line); border-radius: 5px; padding: 3px 8px; margin: 0; }
@@ -54,7 +54,7 @@ const STYLE = `
 .vidrd-player { flex: 1; min-width: 0; display: flex; flex-direction: column; gap: 5px; }
 .vidrd-screens { flex: 1; min-height: 60px; display: flex; gap: 6px; }
 .vidrd-screens figure { flex: 1; min-width: 0; margin: 0; display: flex; flex-direction: column; }
-.vidrd-screens video { flex: 1; min-height: 0; width: 100%; object-fit: contain; background: #000; border-radius: 5px; cursor: pointer; }
+.vidrd-screens video { flex: 1 1 0; height: 0; min-height: 0; width: 100%; object-fit: contain; background: #000; border-radius: 5px; cursor: pointer; }
 .vidrd-screens figcaption { flex: none; color: var(--soft); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: center; }
 .vidrd-empty { flex: 1; display: grid; place-items: center; text-align: center; border: 1px dashed var(--line); border-radius: 6px; color: var(--soft); padding: 8px; }
 .vidrd-track { position: relative; flex: none; height: 20px; border-radius: 5px; background: var(--back); border: 1px solid var(--line); cursor: pointer; overflow: hidden; }
@@ -86,4 +86,13 @@ export function make(tag, properties = {}, ...children) {
   }
   element.append(...children.filter((child) => child !== null && child !== undefined));
   return element;
+}
+
+// Properties and attributes, of which only those are touched that change.
+export function update(element, properties) {
+  for (const [name, value] of Object.entries(properties)) {
+    if (!name.includes("-")) {
+      if (element[name] !== value) element[name] = value;
+    } else if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+  }
 }

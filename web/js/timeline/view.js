@@ -6,7 +6,7 @@ import {
 } from "./data.js";
 import { Player } from "./player.js";
 import { deleteTake, fileUrl, status } from "./server.js";
-import { addStyle, make } from "./style.js";
+import { addStyle, make, update } from "./style.js";
 
 const WAIT = 200; // milliseconds after an edit until the server is asked again
 const ALONE = { finished: "finished", changed: "changed", waiting: "waiting", running: "running", lost: "take is gone" };
@@ -19,6 +19,7 @@ export class TimelineView {
     addStyle();
     this.host = host;
     this.cards = new Map(); // clip id -> card
+    this.drawn = new WeakMap(); // field -> the clip and the value that it was given last
     this.known = { clips: [], takes: {}, video: null, folder: "" };
     this.running = "";
     this.compared = "";
@@ -67,7 +68,7 @@ export class TimelineView {
     this.frames = make("input", {
       className: "vidrd-frames", type: "number", min: 0, max: 4096, placeholder: "usual",
       title: "New frames that the clip adds; empty: as many as usual for the model",
-      onchange: () => this.set({ frames: Math.min(4096, Math.max(0, Math.round(Number(this.frames.value) || 0))) }),
+      onchange: () => this.setFrames(),
     });
     const button = (textContent, title, onclick) => make("button", { textContent, title, onclick });
     this.lockButton = button("Lock", "Keep this take whatever changes (L)", () => this.lock());
@@ -112,7 +113,7 @@ export class TimelineView {
 
   // One step of undo; then the clip `choose` is chosen ("": the last).
   edit(work, choose = this.chosen) {
-    if (this.problem) return;
+    if (this.problem || this.gone) return;
     const edited = work(this.timeline);
     const text = stringify(edited);
     if (text === this.text && text === this.written) return;
@@ -137,6 +138,12 @@ export class TimelineView {
       return;
     }
     this.set({ seed: Number.isSafeInteger(Number(text)) ? Number(text) : text });
+  }
+
+  setFrames() {
+    const frames = Math.min(4096, Math.max(0, Math.round(Number(this.frames.value) || 0)));
+    this.frames.value = frames || "";
+    this.set({ frames });
   }
 
   reseed() {
@@ -324,7 +331,7 @@ export class TimelineView {
     const [seed, frames] = [make("span"), make("span")];
     const facts = make("div", { className: "vidrd-facts" }, seed, frames);
     const element = make("div", {
-      className: "vidrd-card", role: "option", "data-clip": id,
+      className: "vidrd-card", role: "option", tabIndex: -1, "data-clip": id,
       onclick: () => this.choose(id), ondblclick: () => this.prompt.focus(), onfocus: () => this.choose(id),
       onpointerenter: () => this.hover(id, picture, true), onpointerleave: () => this.hover(id, picture, false),
     }, picture, words, facts);
@@ -344,32 +351,35 @@ export class TimelineView {
     const take = this.known.takes[known.seen];
     const url = known.seen ? fileUrl(this.known.folder, "takes", `${known.seen}.jpg`) : "";
     if ((card.image.getAttribute("src") ?? "") !== url) url ? card.image.setAttribute("src", url) : card.image.removeAttribute("src");
-    card.image.hidden = !url;
-    card.picture.classList.toggle("vidrd-stale", known.state !== "finished");
-    card.number.textContent = number + 1;
-    card.lock.hidden = !clip.lock;
-    card.lock.textContent = known.joins ? "locked" : "locked, seam may show";
-    card.state.dataset.state = known.state;
-    card.state.textContent = ALONE[known.state];
-    card.words.textContent = clip.prompt ?? "";
-    card.words.title = clip.prompt ?? "";
-    card.seed.textContent = `seed ${clip.seed ?? 0}`;
-    const frames = known.state === "finished" ? take?.new_frames : clip.frames;
-    card.frames.textContent = frames ? `${frames} new` : "";
+    const isStale = known.state !== "finished";
+    if (card.picture.classList.contains("vidrd-stale") !== isStale) card.picture.classList.toggle("vidrd-stale");
+    update(card.image, { hidden: !url });
+    update(card.number, { textContent: String(number + 1) });
+    update(card.lock, { hidden: !clip.lock, textContent: known.joins ? "locked" : "locked, seam may show" });
+    update(card.state, { textContent: ALONE[known.state], "data-state": known.state });
+    update(card.words, { textContent: clip.prompt ?? "", title: clip.prompt ?? "" });
+    update(card.seed, { textContent: `seed ${clip.seed ?? 0}` });
+    const frames = isStale ? clip.frames : take?.new_frames;
+    update(card.frames, { textContent: frames ? `${frames} new` : "" });
     const label = `clip ${number + 1}, ${ALONE[known.state]}${clip.lock ? ", locked" : ""}: ${clip.prompt || "no prompt"}`;
-    card.element.setAttribute("aria-label", label);
+    update(card.element, { "aria-label": label });
     this.markChosen(clip.id, card);
   }
 
   markChosen(id, card) {
     const isChosen = id === this.chosen;
-    card.element.setAttribute("aria-selected", isChosen);
-    card.element.tabIndex = isChosen ? 0 : -1;
+    update(card.element, { "aria-selected": String(isChosen), tabIndex: isChosen ? 0 : -1 });
   }
 
   drawDetails() {
     const clip = clipOf(this.timeline, this.chosen);
-    const fill = (field, value) => { if (field.value !== value) field.value = value; };
+    // What is being typed stays while an answer of the server has the strip drawn again.
+    const fill = (field, value) => {
+      const drawn = JSON.stringify([clip.id, value]);
+      if (this.drawn.get(field) === drawn) return;
+      this.drawn.set(field, drawn);
+      if (field.value !== value) field.value = value;
+    };
     fill(this.prompt, clip.prompt ?? "");
     fill(this.seed, String(clip.seed ?? 0));
     fill(this.frames, clip.frames ? String(clip.frames) : "");
