@@ -25,7 +25,7 @@ const STYLE = `
 .vidrd-picture img, .vidrd-picture video { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .vidrd-stale img { opacity: .4; filter: grayscale(.6); }
 .vidrd-number { position: absolute; left: 4px; top: 4px; padding: 0 5px; border-radius: 4px; background: rgba(0, 0, 0, .6); color: #fff; }
-.vidrd-lock { position: absolute; right: 4px; top: 4px; padding: 0 4px; border-radius: 4px; background: rgba(0, 0, 0, .6); color: #fff; }
+.vidrd-lock { position: absolute; right: 4px; top: 4px; max-width: calc(100% - 32px); padding: 0 4px; font-size: 11px; border-radius: 4px; background: rgba(0, 0, 0, .6); color: #fff; }
 .vidrd-state { position: absolute; left: 4px; bottom: 4px; padding: 0 6px; border-radius: 4px; color: #fff; background: rgba(0, 0, 0, .6); font-size: 11px; }
 .vidrd-state::before { content: ""; display: inline-block; width: 7px; height: 7px; margin-right: 5px; border-radius: 50%; background: #9a9a9a; }
 .vidrd-state[data-state=finished]::before { background: #5ed17e; }
