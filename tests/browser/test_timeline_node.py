@@ -434,6 +434,7 @@ def test_the_node_runs_with_the_bundled_model_and_shows_it(graph: Graph) -> None
         for (const [slot, name] of [[0, "model"], [1, "clip"], [2, "vae"]]) wire(load, slot, node, name);
         window.vidrdTexts = [];
         app.api.addEventListener("progress_text", ({ detail }) => vidrdTexts.push(detail.text)); }""")
+    graph.page.wait_for_timeout(1000)  # the node takes what suits the model
     press_run(graph)
     strip.wait("finished", "finished")
     graph.page.wait_for_function("() => vidrdCheck.strip().querySelectorAll('.vidrd-seam').length === 1")

@@ -2,7 +2,7 @@
 
 const STYLE = `
 .vidrd-timeline { --line: var(--border-color, #4e4e4e); --back: var(--comfy-input-bg, #222); --text: var(--input-text, #ddd);
-  --panel: var(--comfy-menu-bg, #353535); --soft: color-mix(in srgb, var(--text) 75%, var(--panel)); --accent: var(--p-primary-color, #3b8eea); --green: #3fa45b; --amber: #d08b1d;
+  --panel: var(--comfy-menu-bg, #353535); --soft: color-mix(in srgb, var(--text) 85%, var(--panel)); --accent: var(--p-primary-color, #3b8eea); --green: #3fa45b; --amber: #d08b1d;
   display: flex; flex-direction: column; gap: 8px; width: 100%; height: 100%; box-sizing: border-box; padding: 4px 8px 8px;
   border-radius: 8px; background: var(--panel); color: var(--text); font: 12px/1.4 system-ui, sans-serif; overflow: hidden; user-select: none; }
 .vidrd-timeline * { box-sizing: border-box; }
