@@ -212,13 +212,9 @@ def test_undo_takes_back_one_edit_after_the_other_and_redo_brings_it_again(strip
     texts.append(strip.text())
     assert len(set(texts)) == 6
     for wanted in texts[-2::-1]:
-        strip.page.keyboard.press("Control+z")
-        strip.wait_text(wanted)
-        strip.page.wait_for_timeout(400)
+        strip.go_to("Control+z", wanted)
     for wanted in texts[1:]:
-        strip.page.keyboard.press("Control+y")
-        strip.wait_text(wanted)
-        strip.page.wait_for_timeout(400)
+        strip.go_to("Control+y", wanted)
     assert strip.shown() == [clip.id for clip in strip.data().shown()]
 
 
