@@ -212,13 +212,11 @@ def test_undo_takes_back_one_edit_after_the_other_and_redo_brings_it_again(strip
     texts.append(strip.text())
     assert len(set(texts)) == 6
     for wanted in texts[-2::-1]:
-        strip.page.keyboard.press("Control+z")
-        strip.wait_text(wanted)
-        strip.page.wait_for_timeout(400)
+        strip.go_to("Control+z", wanted)
     for wanted in texts[1:]:
-        strip.page.keyboard.press("Control+y")
-        strip.wait_text(wanted)
-        strip.page.wait_for_timeout(400)
+        strip.go_to("Control+y", wanted)
+        if strip.graph.run("() => window.__COMFYUI_FRONTEND_VERSION__") == frontends.OLDEST:
+            break  # which brings one edit again and forgets those after it
     assert strip.shown() == [clip.id for clip in strip.data().shown()]
 
 
@@ -434,6 +432,7 @@ def test_the_node_runs_with_the_bundled_model_and_shows_it(graph: Graph) -> None
         for (const [slot, name] of [[0, "model"], [1, "clip"], [2, "vae"]]) wire(load, slot, node, name);
         window.vidrdTexts = [];
         app.api.addEventListener("progress_text", ({ detail }) => vidrdTexts.push(detail.text)); }""")
+    graph.page.wait_for_timeout(1000)  # the node takes what suits the model
     press_run(graph)
     strip.wait("finished", "finished")
     graph.page.wait_for_function("() => vidrdCheck.strip().querySelectorAll('.vidrd-seam').length === 1")

@@ -2,7 +2,7 @@
 
 const STYLE = `
 .vidrd-timeline { --line: var(--border-color, #4e4e4e); --back: var(--comfy-input-bg, #222); --text: var(--input-text, #ddd);
-  --panel: var(--comfy-menu-bg, #353535); --soft: color-mix(in srgb, var(--text) 75%, var(--panel)); --accent: var(--p-primary-color, #3b8eea); --green: #3fa45b; --amber: #d08b1d;
+  --panel: var(--comfy-menu-bg, #353535); --soft: color-mix(in srgb, var(--text) 85%, var(--panel)); --accent: var(--p-primary-color, #3b8eea); --green: #3fa45b; --amber: #d08b1d;
   display: flex; flex-direction: column; gap: 8px; width: 100%; height: 100%; box-sizing: border-box; padding: 4px 8px 8px;
   border-radius: 8px; background: var(--panel); color: var(--text); font: 12px/1.4 system-ui, sans-serif; overflow: hidden; user-select: none; }
 .vidrd-timeline * { box-sizing: border-box; }
@@ -25,7 +25,7 @@ const STYLE = `
 .vidrd-picture img, .vidrd-picture video { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .vidrd-stale img { opacity: .4; filter: grayscale(.6); }
 .vidrd-number { position: absolute; left: 4px; top: 4px; padding: 0 5px; border-radius: 4px; background: rgba(0, 0, 0, .6); color: #fff; }
-.vidrd-lock { position: absolute; right: 4px; top: 4px; padding: 0 4px; border-radius: 4px; background: rgba(0, 0, 0, .6); color: #fff; }
+.vidrd-lock { position: absolute; right: 4px; top: 4px; max-width: calc(100% - 32px); padding: 0 4px; font-size: 11px; border-radius: 4px; background: rgba(0, 0, 0, .6); color: #fff; }
 .vidrd-state { position: absolute; left: 4px; bottom: 4px; padding: 0 6px; border-radius: 4px; color: #fff; background: rgba(0, 0, 0, .6); font-size: 11px; }
 .vidrd-state::before { content: ""; display: inline-block; width: 7px; height: 7px; margin-right: 5px; border-radius: 50%; background: #9a9a9a; }
 .vidrd-state[data-state=finished]::before { background: #5ed17e; }
