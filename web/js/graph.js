@@ -142,7 +142,7 @@ export function stack(nodes, left, top) {
   const title = LiteGraph.NODE_TITLE_HEIGHT ?? 30;
   for (const node of nodes) {
     node.pos = [left, top];
-    top += node.size[1] + title + GAP / 2;
+    top += node.size[1] + title + GAP; // nodes grow by a few lines once they tell how long the video gets
   }
   return Math.max(left, ...nodes.map((node) => left + node.size[0]));
 }
