@@ -192,8 +192,7 @@ class ReuseAndDiffuse(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from .any_model.families import family_of
         from .clips import next_clip
-        from .goals import goal_latents
-        from .planning import read_latent, reuse_settings
+        from .planning import read_goal, read_latent, reuse_settings
         from .said import ran, warn
         from .schedules import Models, Overrides
 
@@ -207,7 +206,7 @@ class ReuseAndDiffuse(io.ComfyNode):
         models = Models(model, model_low, switch_at_step)
         arrives = None
         if goal is not None:
-            arrives = goal_latents(family, read_latent(goal, "goal", model, family), len(video.samples))
+            arrives = read_goal(goal, model, family, len(video.samples))
         asked = (prior_positive, sigmas, tell_levels, preset, arrives)
         longer, clip, report = next_clip(models, positive, negative, video, seed, cfg, settings, overrides, *asked)
         latents = longer.samples.shape[2]

@@ -107,6 +107,11 @@ class WithAudio(Layout):
         return torch.cat([rearrange(stream, "b ... -> b 1 (...)") for stream in streams], dim=-1)
 
 
+def of_video_alone(layout: Layout) -> Layout:
+    """The layout of a video without the sound that a model samples with it."""
+    return Layout(layout.frames_per_latent) if isinstance(layout, WithAudio) else layout
+
+
 LAYOUTS = {"video": Layout, "batch": FramesInBatch, "audio": WithAudio}
 
 
