@@ -51,7 +51,7 @@ def open_page(playwright: Any, chromium: str, url: str) -> Iterator[Any]:
     """A page on which the graph stands; ``page.lines`` are its console lines. It speaks to nothing but the server."""
     browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
     try:
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()  # may open tabs
         page.set_default_timeout(300_000)
         page.lines = []
         page.on("console", lambda message: page.lines.append(f"{message.type}: {message.text}"))
