@@ -11,7 +11,7 @@ import folder_paths
 from ..vidrd_core.checkpoints import loading as checkpoints
 from ..vidrd_core.checkpoints.assembly import RELEASED_SCHEDULER
 from ..vidrd_core.checkpoints.recognition import recognise
-from .model_defaults import defaults_of, family_defaults, folder_defaults, model_file, reuse_of
+from .model_defaults import defaults_of, family_defaults, folder_defaults, is_of_wans_kind, model_file, reuse_of
 from .native.clip import build_clip
 from .native.flow import build_transformer, build_vae
 from .native.model import build_model
@@ -20,7 +20,7 @@ from .native.vae import WINDOW, VidRDVAE
 
 def load_folder(path: Path, weight_dtype: str) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of a model folder; one with a ``transformer`` is of Wan's kind."""
-    if (path / "transformer").is_dir():
+    if is_of_wans_kind(path):
         text, text_config = checkpoints.text_encoder_state_dict(path)
         clip = build_clip(text, text_config, path / "tokenizer", folder_paths.get_folder_paths("embeddings"))
         model = build_transformer(path, weight_dtype)

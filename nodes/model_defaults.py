@@ -85,17 +85,24 @@ def defaults_of(path: Path) -> ModelDefaults:
     )
 
 
+def is_of_wans_kind(path: Path) -> bool:
+    """Whether a model folder holds a flow transformer, as diffusers' ``WanPipeline`` does."""
+    return (path / "transformer").is_dir()
+
+
 def sampling_defaults(path: Path) -> dict[str, Any]:
     """What a model folder of Wan's kind says of sampling, under the names of :class:`ModelDefaults`."""
-    known = folder_defaults(path)
-    names = {"num_inference_steps": "steps", "guidance_scale": "cfg", "fps": "fps", "negative_prompt": "negative"}
-    return {name: known[stored] for stored, name in names.items() if stored in known}
+    return renamed(path, num_inference_steps="steps", guidance_scale="cfg", fps="fps", negative_prompt="negative")
 
 
 def family_defaults(path: Path) -> dict[str, Any]:
     """What a model folder of Wan's kind says in place of its family's: arguments of ``any_model.families.Family``."""
+    return renamed(path, num_frames="clip_frames", overlap_frames="overlap_frames", tell_levels="tells_by_default")
+
+
+def renamed(path: Path, **names: str) -> dict[str, Any]:
+    """Those of a model folder's defaults that it names, under other names."""
     known = folder_defaults(path)
-    names = {"num_frames": "clip_frames", "overlap_frames": "overlap_frames", "tell_levels": "tells_by_default"}
     return {name: known[stored] for stored, name in names.items() if stored in known}
 
 

@@ -15,7 +15,6 @@ from ..vidrd_core.reuse.replay import LevelPace, PastClip, Recording, Replay, St
 from ..vidrd_core.reuse.settings import ReuseSettings
 from ..vidrd_core.reuse.trajectory import Trajectory
 from .any_model.families import Family
-from .any_model.layouts import of_video_alone
 from .any_model.noise import ModelNoise
 from .goals import check_room, goal_latents, goal_replay
 from .latents import VideoLatent
@@ -38,7 +37,7 @@ def read_latent(latent: dict[str, Any], name: str, model: Any, family: Family) -
 def read_goal(latent: dict[str, Any], model: Any, family: Family, batch: int) -> Tensor:
     """The latents that a clip is to arrive at, as :func:`nodes.goals.goal_latents`; a video's sound is left out."""
     if not getattr(latent["samples"], "is_nested", False):
-        family = replace(family, layout=of_video_alone(family.layout))
+        family = replace(family, layout=family.layout.of_video_alone())
     return goal_latents(family, read_latent(latent, "goal", model, family), batch)
 
 

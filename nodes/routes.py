@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .model_defaults import ModelDefaults, defaults_of, presets, sampling_defaults
+from .model_defaults import ModelDefaults, defaults_of, is_of_wans_kind, presets, sampling_defaults
 from .server import running_server
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,7 @@ def known(paths: dict[str, Path]) -> dict[str, Any]:
     found = {}
     for name, path in paths.items():
         try:
-            flow = (path / "transformer").is_dir()
-            found[name] = sampling_defaults(path) if flow else defaults_of(path).to_json()
+            found[name] = sampling_defaults(path) if is_of_wans_kind(path) else defaults_of(path).to_json()
         except (OSError, ValueError, TypeError) as error:
             logger.warning("What suits the model %s cannot be read: %s", name, error)
     return found

@@ -334,19 +334,19 @@ class Maker:
 
     def joined(self, planned: list[Planned], lines: list[str]) -> Made:
         """The video of all takes that were added."""
-        takes = [one.take for one in planned]
-        if planned[-1].closes:
+        takes, is_loop = [one.take for one in planned], bool(planned[-1].closes)
+        if is_loop:
             repeated = self.takes.record(takes[-1])["repeated"]
             video = cut_loop(self.family, [piece.samples for piece in self.pieces], repeated)[0]
         else:
             video = self.open_video(takes[-1])
         images = self.decoded(video)
         seams = self.seams
-        if planned[-1].closes and self.family.layout.is_temporal:
+        if is_loop and self.family.layout.is_temporal:
             images, seams = images[1:], [seam - 1 for seam in seams]  # the last frame shows what the first showed
-        write_video_of(images, self.takes, takes, seams, self.request.fps, bool(planned[-1].closes))
+        write_video_of(images, self.takes, takes, seams, self.request.fps, is_loop)
         length = f"{len(images)} frames, {len(images) / self.request.fps:.1f} s at {self.request.fps:g} per second"
-        return Made(images, video, "\n".join([*lines, length + ", a loop" * bool(planned[-1].closes)]))
+        return Made(images, video, "\n".join([*lines, length + ", a loop" * is_loop]))
 
     def open_video(self, last: str) -> VideoLatent:
         """The video of all takes that were added, which can be continued from the last one's end."""

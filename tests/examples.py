@@ -161,8 +161,7 @@ def with_everything_saved(prompt: Prompt) -> Prompt:
     """The prompt with lossless copies of all that it shows or saves: frames of each video, and decoded latents.
 
     Keys of the added nodes: "frames of <node id>" for each Create Video, "latents of <node id>" for each VAE Decode and
-    Timeline,
-    "video after <node id>" and "clip of <node id>" for each node that samples.
+    Timeline, "video after <node id>" and "clip of <node id>" for each node that samples.
     """
     prompt = copy.deepcopy(prompt)
     for identity in of_type(prompt, "CreateVideo"):

@@ -58,6 +58,10 @@ class Layout:
         """What a sampler holds, of its streams."""
         return self.from_video(streams[0])
 
+    def of_video_alone(self) -> Layout:
+        """The layout of the video without the sound that a model samples with it."""
+        return self
+
     def num_latents(self, frames: int) -> int:
         """Latents of a clip of so many frames."""
         return (frames - 1) // self.frames_per_latent + 1
@@ -103,13 +107,11 @@ class WithAudio(Layout):
         parts = latents.split([math.prod(shape) for shape in shapes], dim=-1)
         return [part.view(len(latents), *shape) for part, shape in zip(parts, shapes, strict=True)]
 
+    def of_video_alone(self) -> Layout:
+        return Layout(self.frames_per_latent)
+
     def packed(self, streams: Sequence[Tensor]) -> Tensor:
         return torch.cat([rearrange(stream, "b ... -> b 1 (...)") for stream in streams], dim=-1)
-
-
-def of_video_alone(layout: Layout) -> Layout:
-    """The layout of a video without the sound that a model samples with it."""
-    return Layout(layout.frames_per_latent) if isinstance(layout, WithAudio) else layout
 
 
 LAYOUTS = {"video": Layout, "batch": FramesInBatch, "audio": WithAudio}

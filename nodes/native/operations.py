@@ -33,9 +33,8 @@ def host_kernel() -> Callable[..., Tensor]:
     There ComfyUI computes attention in slices (``attention_sub_quad``), which saves memory that a CPU has and takes
     longer: benchmarks/README.md, "In ComfyUI".
     """
-    chosen = args.use_quad_cross_attention or args.use_split_cross_attention
     sliced = kernels.optimized_attention is kernels.attention_sub_quad
-    if sliced and not chosen and comfy.model_management.cpu_mode():
+    if sliced and not args.use_quad_cross_attention and comfy.model_management.cpu_mode():
         return kernels.attention_pytorch
     return kernels.optimized_attention
 

@@ -29,6 +29,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
+ELEMENTS = "Comfy.VueNodes.Enabled"  # the setting of Nodes 2.0
 READY = """() => window.app?.graph && window.app?.canvas
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"""
 
@@ -108,3 +109,17 @@ def comfy_page(browser_page: Any) -> Any:
 @pytest.fixture
 def graph(comfy_page: Any) -> Graph:
     return Graph(comfy_page)
+
+
+@pytest.fixture(params=["drawn", "elements"])
+def kind(request: pytest.FixtureRequest, server: Server, comfy_page: Any) -> Iterator[str]:
+    """How the frontend shows nodes."""
+    elements = request.param == "elements"
+    version = comfy_page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
+    if elements and version == frontends.OLDEST:
+        pytest.skip("this frontend's nodes of elements are an experiment")
+    choose = "([name, on]) => app.extensionManager.setting.set(name, on)"
+    comfy_page.evaluate(choose, [ELEMENTS, elements])
+    comfy_page.wait_for_timeout(1000)
+    yield request.param
+    comfy_page.evaluate(choose, [ELEMENTS, False])

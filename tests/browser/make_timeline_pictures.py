@@ -23,10 +23,9 @@ import examples  # noqa: E402
 import frontends  # noqa: E402
 from comfy_browser import open_page  # noqa: E402
 from comfy_server import PATIENCE, make_base, running_server  # noqa: E402
-from page_graph import Graph  # noqa: E402
+from page_graph import Graph, press_run  # noqa: E402
 from PIL import Image  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
-from test_browser import run  # noqa: E402
 
 logger = logging.getLogger("make_timeline_pictures")
 
@@ -87,7 +86,7 @@ def main() -> None:
             graph.run("async (workflow) => { await app.loadGraphData(workflow); }", examples.workflow(EXAMPLE))
             page.wait_for_selector(".vidrd-card")
             graph.run(FIT)
-            run(graph)
+            press_run(graph)
             count = len(examples.CLIPS[EXAMPLE]) - 1
             wait(page, *["finished"] * count)
             cards, details = page.locator(".vidrd-card"), page.locator(".vidrd-details")
@@ -95,7 +94,7 @@ def main() -> None:
             details.get_by_label("seed of the clip").fill("60")
             details.get_by_label("seed of the clip").press("Enter")
             page.wait_for_timeout(1500)
-            run(graph)
+            press_run(graph)
             wait(page, *["finished"] * count)
             page.locator(".vidrd-seam").nth(2).click()
             save(page, README)

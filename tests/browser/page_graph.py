@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from comfy_server import PATIENCE
+
 HELPERS = (Path(__file__).parent / "graph.js").read_text(encoding="utf-8")
 TITLE = 30  # pixels of a node above its position
 # A key that comes while the state before is being put back would be lost.
@@ -57,3 +59,19 @@ def own_complaints(page: Any) -> list[str]:
     )
     words += (".link is deprecated", "getExtraMenuOptions")
     return [line for line in page.lines if any(word in line for word in words)]
+
+
+def press_run(graph: Graph) -> dict[str, int]:
+    """Press Run and wait; how many pictures or videos each type of output node showed."""
+    graph.run("""() => { window.vidrdShown = {}; window.vidrdEnd = null;
+        const type = (id) => app.graph.nodes.find((node) => String(node.id) === String(id))?.type;
+        app.api.addEventListener("executed", ({ detail }) => {
+            const count = detail.output?.images?.length;
+            if (count) window.vidrdShown[type(detail.display_node ?? detail.node)] = count; });
+        for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+            app.api.addEventListener(kind, ({ detail }) => { window.vidrdEnd = { kind, ...detail }; });
+        app.queuePrompt(0, 1); }""")
+    graph.page.wait_for_function("() => window.vidrdEnd", timeout=PATIENCE * 1000)
+    end = json.loads(graph.run("() => JSON.stringify(window.vidrdEnd)"))
+    assert end["kind"] == "execution_success", end
+    return graph.run("() => window.vidrdShown")

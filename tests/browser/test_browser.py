@@ -9,9 +9,8 @@ from pathlib import Path
 
 import examples
 import pytest
-from comfy_server import PATIENCE
 from node_schemas import read_nodes
-from page_graph import UNDONE, Graph, apart, own_complaints
+from page_graph import UNDONE, Graph, apart, own_complaints, press_run
 
 PLAYING = """count => [...document.querySelectorAll("video")]
     .filter((video) => video.currentTime > 0 && !video.paused && video.videoWidth === 64).length >= count"""
@@ -142,7 +141,7 @@ def test_the_grown_graph_runs(graph: Graph) -> None:
     (second,) = graph.call("take", first)
     graph.call("take", second)
     graph.call("fit")
-    assert run(graph) == {"PreviewImage": examples.seams(2)[-1]}  # auto: as the bundled model asks for
+    assert press_run(graph) == {"PreviewImage": examples.seams(2)[-1]}  # auto: as the bundled model asks for
 
 
 @pytest.mark.parametrize("name", examples.NAMES)
@@ -173,7 +172,7 @@ def test_the_frontend_makes_of_an_example_the_prompt_that_the_server_checks_run(
 def test_the_first_example_runs_its_preview_plays_and_it_grows_by_a_click(graph: Graph) -> None:
     open_template(graph, examples.NAMES[0])
     graph.call("fit")
-    shown = run(graph)
+    shown = press_run(graph)
     assert shown["VidRDPreviewClip"] == 1 and shown["SaveVideo"] == 1
     graph.page.wait_for_function(PLAYING, arg=4, timeout=120_000)
     assert all(apart(a, b) for a, b in combinations(graph.boxes(), 2))
@@ -197,7 +196,7 @@ def test_the_first_example_runs_its_preview_plays_and_it_grows_by_a_click(graph:
         n.pos[i] >= g.pos[i] && n.pos[i] + n.size[i] <= g.pos[i] + g.size[i]))).length""")
     assert loose == 1  # all but the new node keep their groups
     graph.call("fit")
-    run(graph)
+    press_run(graph)
     graph.page.wait_for_function(PLAYING_LONG, arg=examples.seams(3)[-1], timeout=120_000)
     picture(graph, "comfyui_grown_by_a_clip")
 
@@ -225,19 +224,3 @@ def picture(graph: Graph, name: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         graph.page.wait_for_timeout(1000)
         graph.page.screenshot(path=str(Path(folder) / f"{name}.jpg"), quality=82)
-
-
-def run(graph: Graph) -> dict[str, int]:
-    """Press Run and wait; how many pictures or videos each type of output node showed."""
-    graph.run("""() => { window.vidrdShown = {}; window.vidrdEnd = null;
-        const type = (id) => app.graph.nodes.find((node) => String(node.id) === String(id))?.type;
-        app.api.addEventListener("executed", ({ detail }) => {
-            const count = detail.output?.images?.length;
-            if (count) window.vidrdShown[type(detail.display_node ?? detail.node)] = count; });
-        for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
-            app.api.addEventListener(kind, ({ detail }) => { window.vidrdEnd = { kind, ...detail }; });
-        app.queuePrompt(0, 1); }""")
-    graph.page.wait_for_function("() => window.vidrdEnd", timeout=PATIENCE * 1000)
-    end = json.loads(graph.run("() => JSON.stringify(window.vidrdEnd)"))
-    assert end["kind"] == "execution_success", end
-    return graph.run("() => window.vidrdShown")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import frontends
 import pytest
 from comfy_browser import READY
 from comfy_server import Server, make_base, running_server
-from page_graph import HELPERS, Graph, own_complaints
-from test_browser import run as press_run
+from page_graph import HELPERS, Graph, own_complaints, press_run
 from timeline_strip import PROMPTS, Strip, clips, finish, text_of
 
 logger = logging.getLogger(__name__)
@@ -25,7 +23,6 @@ logger = logging.getLogger(__name__)
 pytest_plugins = ["comfy_browser"]
 pytestmark = pytest.mark.browser
 
-ELEMENTS = "Comfy.VueNodes.Enabled"
 SCREENS = "[...vidrdCheck.strip().querySelectorAll('.vidrd-screens video')]"
 RELOAD = "async () => { const saved = app.graph.serialize(); app.graph.clear(); await app.loadGraphData(saved); }"
 SPOIL = """() => { vidrdCheck.timeline().widgets.find((widget) => widget.name === "timeline").value = "{oh"; }"""
@@ -51,19 +48,6 @@ CONTRAST = """(selectors) => {
     return found; }"""
 READ = (".vidrd-words", ".vidrd-facts span", ".vidrd-sum", ".vidrd-row label", "button:not(:disabled)", "textarea",
         "input", ".vidrd-take small", ".vidrd-message")  # fmt: skip
-
-
-@pytest.fixture(params=["drawn", "elements"])
-def kind(request: pytest.FixtureRequest, server: Server, comfy_page: Any) -> Iterator[str]:
-    """How the frontend shows nodes."""
-    elements = request.param == "elements"
-    if elements and comfy_page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__") == frontends.OLDEST:
-        pytest.skip("this frontend's nodes of elements are an experiment")
-    choose = "([name, on]) => app.extensionManager.setting.set(name, on)"
-    comfy_page.evaluate(choose, [ELEMENTS, elements])
-    comfy_page.wait_for_timeout(500)
-    yield request.param
-    comfy_page.evaluate(choose, [ELEMENTS, False])
 
 
 @pytest.fixture

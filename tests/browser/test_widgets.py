@@ -6,18 +6,15 @@ On the drawn nodes of both frontends, and on the current one's nodes of elements
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import frontends
 import pytest
-from comfy_server import PATIENCE, Server
+from comfy_server import PATIENCE
 from page_graph import Graph, own_complaints
 
 pytest_plugins = ["comfy_browser"]
 pytestmark = pytest.mark.browser
 
-ELEMENTS = "Comfy.VueNodes.Enabled"
 # By hand, every default left alone: model, size, two prompts, a first clip, a second; the model is connected last.
 BUILD = """(values) => {
     const { make, wire } = vidrdCheck, load = make("VidRDLoadModel", 0, 60);
@@ -42,20 +39,6 @@ PLACE = """([id, name, share]) => {
 SHOWN = """(id) => {
     const node = app.canvas.graph.nodes.find((one) => String(one.id) === id);
     return node.widgets.filter((one) => node.isWidgetVisible(one)).map((one) => one.name); }"""
-
-
-@pytest.fixture(params=["drawn", "elements"])
-def kind(request: pytest.FixtureRequest, server: Server, comfy_page: Any) -> Iterator[str]:
-    """How the frontend shows nodes."""
-    elements = request.param == "elements"
-    version = comfy_page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
-    if elements and version == frontends.OLDEST:
-        pytest.skip("this frontend's nodes of elements are an experiment")
-    choose = "([name, on]) => app.extensionManager.setting.set(name, on)"
-    comfy_page.evaluate(choose, [ELEMENTS, elements])
-    comfy_page.wait_for_timeout(1000)
-    yield request.param
-    comfy_page.evaluate(choose, [ELEMENTS, False])
 
 
 @pytest.fixture
