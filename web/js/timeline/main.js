@@ -37,6 +37,16 @@ function hideText(widget) {
   if (widget.element) widget.element.style.display = "none";
 }
 
+// Do something more when the graph calls one of the node's methods; gives what the method gave.
+function chain(node, name, work) {
+  const own = node[name];
+  node[name] = function () {
+    const result = own?.apply(this, arguments);
+    work.call(this);
+    return result;
+  };
+}
+
 function hostOf(node) {
   const widget = widgetOf(node, "timeline");
   return {
@@ -76,10 +86,9 @@ function takePlace(node) {
 
 function addStrip(node) {
   const text = widgetOf(node, "timeline");
-  if (!text || views.has(node)) return;
+  if (!text) return;
   hideText(text);
   const view = new TimelineView(hostOf(node));
-  views.set(node, view);
   const widget = node.addDOMWidget("strip", "vidrd_timeline", view.element, {
     serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getValue: () => "", setValue: () => {},
   });
@@ -87,29 +96,35 @@ function addStrip(node) {
   widget.computeLayoutSize = () => ({ minHeight: HEIGHT, minWidth: WIDTH - 40 });
   const least = node.computeSize();
   node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], least[1])]);
-  let [others, wasOpen] = ["", false];
-  const look = setInterval(() => {
-    if (wasOpen && !isOpen(node)) return forget(); // nodes in a subgraph are not told that their workflow was closed
-    wasOpen ||= isOpen(node);
-    takePlace(node);
-    if (!view.reread()) {
-      const now = JSON.stringify([hostOf(node).run(), hostOf(node).settings(), hostOf(node).fps()]);
-      if (now !== others) view.refreshSoon();
-      others = now;
-    }
-  }, INTERVAL);
-  function forget() {
+  // Copies are also made only to be written down: a strip is at work while its node is in a graph.
+  view.gone = true;
+  let look;
+  function begin() {
+    if (views.has(node)) return;
+    views.set(node, view);
+    view.gone = false;
+    let [others, wasOpen] = ["", false];
+    look = setInterval(() => {
+      if (wasOpen && !isOpen(node)) return end(); // nodes in a subgraph are not told that their workflow was closed
+      wasOpen ||= isOpen(node);
+      takePlace(node);
+      if (!view.reread()) {
+        const now = JSON.stringify([hostOf(node).run(), hostOf(node).settings(), hostOf(node).fps()]);
+        if (now !== others) view.refreshSoon();
+        others = now;
+      }
+    }, INTERVAL);
+  }
+  function end() {
+    if (!views.has(node)) return;
     clearInterval(look);
     view.gone = true;
     views.delete(node);
     for (const [id, one] of former) if (!one.element.isConnected) former.delete(id);
     former.set(String(node.id), view);
   }
-  const removed = node.onRemoved;
-  node.onRemoved = function () {
-    forget();
-    return removed?.apply(this, arguments);
-  };
+  chain(node, "onAdded", begin);
+  chain(node, "onRemoved", end);
 }
 
 // Where an undo puts new nodes into the graph, the card that had the focus gets it again.
@@ -121,21 +136,19 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     addStrip(node);
-    const configured = node.onConfigure;
-    node.onConfigure = function () {
-      const result = configured?.apply(this, arguments);
-      const view = views.get(this);
-      view?.reread();
-      setTimeout(() => takePlace(this));
-      if (view && focused && String(focused.node) === String(this.id) && Date.now() - focused.time < 3000) {
+    chain(node, "onConfigure", () => {
+      const view = views.get(node);
+      if (!view) return;
+      view.reread();
+      setTimeout(() => takePlace(node));
+      if (focused && String(focused.node) === String(node.id) && Date.now() - focused.time < 3000) {
         if (view.cards.has(focused.clip)) view.choose(focused.clip);
         setTimeout(() => {
-          takePlace(this);
+          takePlace(node);
           view.focusCard();
         }, 50);
       }
-      return result;
-    };
+    });
   },
 
   setup() {
