@@ -199,8 +199,6 @@ def test_undo_takes_back_one_edit_after_the_other_and_redo_brings_it_again(strip
         strip.go_to("Control+z", wanted)
     for wanted in texts[1:]:
         strip.go_to("Control+y", wanted)
-        if strip.graph.run("() => window.__COMFYUI_FRONTEND_VERSION__") == frontends.OLDEST:
-            break  # which brings one edit again and forgets those after it
     assert strip.shown() == [clip.id for clip in strip.data().shown()]
 
 

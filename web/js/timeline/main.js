@@ -95,7 +95,7 @@ function addStrip(node) {
   widget.serialize = false;
   widget.computeLayoutSize = () => ({ minHeight: HEIGHT, minWidth: WIDTH - 40 });
   const least = node.computeSize();
-  node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], least[1])]);
+  node.setSize([Math.max(node.size[0], WIDTH, least[0]), Math.max(node.size[1], least[1])]);
   // Copies are also made only to be written down: a strip is at work while its node is in a graph.
   view.gone = true;
   let look;
