@@ -7,7 +7,7 @@ from typing import Any
 import family_runs as run
 import pytest
 import torch
-from tiny_models import FAMILIES, empty_latent
+from tiny_models import FAMILIES, conditioning, empty_latent, image_conditioning
 
 KEY = "vidrd_trajectory"
 SMOOTH = {"preset": "custom", "overlap_frames": 3, "noise_alpha": 0.0, "guidance_beta": 1.0, "order": "forward",
@@ -135,3 +135,33 @@ def test_a_family_with_several_frames_per_latent_arrives_at_latents_of_a_clip_an
     count = min(2, goal.shape[2] - 1)
     made = run.samples_of(clip)[:, :, -count:]
     assert run.apart(made, goal[:, :, 1 : 1 + count]) < 2e-3, report
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.image and family.lead_in])
+def test_an_image_to_video_model_sees_its_goal_beside_the_overlap(name: str, nodes: Any) -> None:
+    """In the concatenated latents and their mask, as in a model's own first-and-last-frame node."""
+    family, model = FAMILIES[name], run.model_of(name)
+    image = image_conditioning(name)
+    positive, negative = (conditioning(name, seed, **image) for seed in (1, 3))
+    first = nodes["VidRDSampleFirstClip"](
+        model=model, positive=positive, negative=negative, latent=empty_latent(name), seed=1, steps=3, cfg=3.0,
+        sampler_name="euler", scheduler="simple",
+    )[0]  # fmt: skip
+    goal = torch.randn(run.samples_of(first).shape, generator=torch.Generator().manual_seed(3))
+    with run.network_inputs(model) as seen:
+        _, clip, report = nodes["VidRDReuseAndDiffuse"](
+            model=model, positive=positive, negative=negative, prior=first, seed=2, cfg=3.0, overlap_frames=1,
+            preset="custom", order="forward", stages="uniform", guidance_beta=1.0, goal={"samples": goal},
+        )  # fmt: skip
+    length, at = family.length, family.lead_in
+    count = min(2, length - at - 2)
+    wanted = goal[:, :, 1 : 1 + count]
+    assert run.apart(run.samples_of(clip)[:, :, -count:], wanted) < 2e-3, report
+    channels, masks = goal.shape[1], 4 if name.startswith("Wan") else 1
+    extra = run.seen_frames(name, seen[0], 0, length)[channels:]
+    shown, mask = (extra[masks:], extra[:masks]) if name.startswith("Wan") else (extra[:-masks], extra[-masks:])
+    given = model.model.process_latent_in(wanted)[0]
+    assert run.apart(shown[:, length - count :], given) < 2e-3
+    known = mask[0] > 0.5
+    expected = [n in (0, at) or n >= length - count for n in range(length)]
+    assert known.flatten(1).all(1).tolist() == expected
