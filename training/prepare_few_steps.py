@@ -1,0 +1,52 @@
+"""Sample the clips of a model by many steps with guidance, for a LoRA that learns to make them in few without.
+
+    python training/prepare_few_steps.py --model vidrd_core/demo_model --latents runs/demo_latents/train.safetensors \
+        --output runs/demo_teacher/0.safetensors
+
+Several processes make several files with other seeds.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from vidrd_core import VidRDPipeline
+from vidrd_core.runtime.allocator import keep_freed_memory
+from vidrd_core.shapes.latents import LatentClips
+from vidrd_core.train.few_steps import TeacherSettings, write_teacher_clips
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    model: Path  # folder of the teacher
+    latents: Path  # file of true clips that prepare_latents.py wrote
+    output: Path  # safetensors file to write
+    clips: int = 1000
+    batch: int = 32
+    seed: int = 0
+    dtype: str = "bf16"  # fp32, bf16, fp16
+    device: str = "cpu"
+    teacher: TeacherSettings = TeacherSettings()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    arguments = tyro.cli(Arguments)
+    keep_freed_memory()
+    pipe = VidRDPipeline.from_pretrained(arguments.model, torch_dtype=DTYPES[arguments.dtype]).to(arguments.device)
+    write_teacher_clips(
+        pipe,
+        LatentClips(arguments.latents),
+        arguments.output,
+        arguments.clips,
+        arguments.teacher,
+        arguments.batch,
+        arguments.seed,
+    )
