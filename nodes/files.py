@@ -8,7 +8,10 @@ from pathlib import Path, PureWindowsPath
 
 import folder_paths
 
+from ..vidrd_core.reuse.presets import FEW_STEPS
+
 BUNDLED = "bundled demo model"
+BUNDLED_FEW = "bundled demo model, 4 steps"
 BUNDLED_FLOW = "bundled flow model"
 KIND = "vidrd"  # models/vidrd/: model folders in diffusers' layout
 WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".ckpt", ".bin"}
@@ -23,7 +26,11 @@ FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, with any ending
 LONGEST = 200  # bytes of a file name, which the endings make longer; file systems allow 255
 CORE = Path(__file__).resolve().parent.parent / "vidrd_core"
-BUNDLED_FOLDERS = {BUNDLED: CORE / "demo_model", BUNDLED_FLOW: CORE / "demo_flow"}
+BUNDLED_FOLDERS = {
+    BUNDLED: CORE / "demo_model",
+    BUNDLED_FEW: CORE / "demo_model" / FEW_STEPS,
+    BUNDLED_FLOW: CORE / "demo_flow",
+}
 
 
 def register_folders() -> None:

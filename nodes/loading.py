@@ -33,7 +33,8 @@ def load_folder(path: Path, weight_dtype: str) -> tuple[Any, Any, Any]:
     model = build_model(unet, unet_config, scheduler_config(path), scale, weight_dtype)
     model.model.reuse = reuse_of(path)
     model.model.defaults = defaults_of(path)
-    clip = build_clip(text, text_config, path / "tokenizer", folder_paths.get_folder_paths("embeddings"))
+    tokenizer = recognise(path).part_paths.get("tokenizer", path / "tokenizer")
+    clip = build_clip(text, text_config, tokenizer, folder_paths.get_folder_paths("embeddings"))
     return model, clip, VidRDVAE(vae, vae_config, clip_frames(path))
 
 

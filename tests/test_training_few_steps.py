@@ -2,14 +2,17 @@
 
 import importlib
 import json
+import shutil
 
 import pytest
 import torch
 from components import tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_components import settings
 
 from vidrd_core import VidRDPipeline
+from vidrd_core.checkpoints import CheckpointError, load_pipeline_parts, load_unet
+from vidrd_core.cli.models import few_steps_of, read_defaults
 from vidrd_core.shapes.latents import LatentClips, encode_moving_shapes
 from vidrd_core.train.few_steps import TeacherClips, TeacherSettings, step_target, teacher_states, write_teacher_clips
 from vidrd_core.train.loop import train
@@ -95,7 +98,11 @@ def test_clips_are_written_and_drawn_by_the_sample_s_number(model, tmp_path):
     assert torch.equal(one.latents, torch.cat([part.latents for part in parts]))
     assert one.captions == [caption for part in parts for caption in part.captions]
     for place, caption in enumerate(one.captions):
-        found = [n for n, states in enumerate(clips.states) if torch.equal(states[one.steps[place]].float(), one.latents[place])]
+        found = [
+            n
+            for n, states in enumerate(clips.states)
+            if torch.equal(states[one.steps[place]].float(), one.latents[place])
+        ]
         assert caption in [clips.captions[n] for n in found]
         assert any(torch.equal(clips.states[n, one.steps[place] + 1].float(), one.following[place]) for n in found)
         assert one.counted[place].tolist() == [float(k >= clips.known[found[0]]) for k in range(4)]
@@ -106,7 +113,9 @@ def test_clips_are_written_and_drawn_by_the_sample_s_number(model, tmp_path):
 def test_a_lora_comes_nearer_to_its_teacher(model, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend("training")
     script = importlib.import_module("train_few_steps")
-    run = settings(tmp_path / "run", samples=160, batch_size=8, learning_rate=1e-2, warmup_samples=8, log_samples=80)
+    run = settings(
+        tmp_path / "run", samples=160, batch_size=8, learning_rate=1e-2, warmup_samples=8, log_samples=80, ema_decay=0.0
+    )
     configuration = script.Configuration(
         run, (written(model, tmp_path / "clips.safetensors"),), model, script.LoraSettings(rank=4, layers=("*_block*",))
     )
@@ -118,4 +127,32 @@ def test_a_lora_comes_nearer_to_its_teacher(model, tmp_path, monkeypatch):
     train(task, run)
     log = [json.loads(line) for line in (tmp_path / "run" / "statistics.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < 0.9 * before
-    assert set(load_file(tmp_path / "run" / "model" / "lora.safetensors"))
+    made = tmp_path / "run" / "model"
+    assert {value.dtype for value in load_file(made / "lora.safetensors").values()} == {torch.float16}
+    shutil.copytree(made, model / "few_steps")
+
+    # Within its teacher's folder it loads as the trained model, with what suits it.
+    pipe = VidRDPipeline(**load_pipeline_parts(model / "few_steps", dtype=torch.float32))
+    assert pipe.scheduler.config.timestep_spacing == "trailing"
+    assert read_defaults(model / "few_steps") == {"num_frames": 4, "num_inference_steps": 2, "guidance_scale": 1.0}
+    latents, text = normal(1), normal(2, 2, 3, 32)
+    with torch.no_grad():
+        wanted = task.unet.eval()(latents, 500, text).sample
+        task.unet.disable_adapters()
+        plain = task.unet(latents, 500, text).sample
+        found = pipe.unet(latents, 500, text).sample
+    assert (found - wanted).norm() < 0.01 * (wanted - plain).norm()
+
+
+def test_a_lora_of_another_model_is_refused(model):
+    folder = model / "few_steps"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    for weights, message in (
+        ({"unet.conv_in.lora_A.weight": torch.zeros(1, 5, 3, 3)}, "its layer conv_in does not fit"),
+        ({"something": torch.zeros(1)}, "holds no layers of a LoRA"),
+    ):
+        save_file(weights, folder / "lora.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            load_unet(folder)
+    assert few_steps_of(str(model)) == str(folder) and few_steps_of(str(folder)) is None

@@ -18,7 +18,7 @@ from vidrd_core.train.lora import LoraSettings
 from vidrd_core.train.objective import UNetObjective
 from vidrd_core.train.schedule import start_scheduler
 from vidrd_core.train.settings import TrainSettings
-from vidrd_core.train.start import start_text, start_unet
+from vidrd_core.train.start import start_defaults, start_text, start_unet
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def make_task(configuration: Configuration) -> FewStepsTask:
         num_frames=source.states.shape[3], caption_dropout=0.0, temp_conv_dropout=0.0, max_weight=by_weight
     )
     unet = start_unet(None, model, {}, (), configuration.lora)
-    return FewStepsTask(unet, *start_text([model]), source, objective, scheduler=scheduler)
+    text_encoder, tokenizer = start_text([model])
+    defaults = start_defaults(model)
+    return FewStepsTask(unet, text_encoder, tokenizer, source, objective, defaults=defaults, scheduler=scheduler)
 
 
 if __name__ == "__main__":

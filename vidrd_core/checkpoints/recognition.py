@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ..weight_files import CheckpointError, MissingFileError, StoredWeights, open_weights, read_json, weight_files
 from .configs import other_model
+from .lora_weights import merge_lora
 from .naming import to_our_names
 
 PART_NAMES = ("unet", "vae", "text_encoder")
 CONFIG_KEY = "vidrd_config"  # safetensors metadata of files that this package writes
+LORA = "lora.safetensors"  # of a folder within a model folder: the same model with this LoRA in its U-Net
 PART_OF_CLASS = {"VidRDUNet": "unet", "VidRDAutoencoderKL": "vae", "CLIPTextModel": "text_encoder"}
 
 # By which a model and its layout are recognised: two weights that every such model has.
@@ -48,6 +50,7 @@ class Part:
     prefix: str = ""
     config: Mapping[str, Any] | None = None  # where the file or folder brings one
     config_source: str = "the shapes"
+    lora: Path | None = None  # a LoRA file whose changes are added to the weights
 
     def select(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This part's tensors by their stored names without the prefix."""
@@ -56,7 +59,7 @@ class Part:
     def state(self) -> dict[str, Tensor]:
         """The tensors in the names of our models, mapped afresh."""
         try:
-            return to_our_names(self.name, self.layout, self.select(self.stored.tensors()))
+            state = to_our_names(self.name, self.layout, self.select(self.stored.tensors()))
         except CheckpointError as error:
             raise CheckpointError(f"{self.stored.path}: {error}") from error
         except (
@@ -65,6 +68,7 @@ class Part:
             RuntimeError,
         ) as error:  # of the conversion, on names or shapes it does not expect
             raise CheckpointError(f"{self.stored.path}: the {self.name} is in no known layout ({error!r})") from error
+        return state if self.lora is None else merge_lora(state, self.lora)
 
 
 @dataclass
@@ -77,6 +81,7 @@ class Checkpoint:
     part_paths: dict[str, Path] = field(default_factory=dict)  # folders or files; also of tokenizer and scheduler
     other: list[str] = field(default_factory=list)  # names of weights that belong to no part
     roots: list[Path] = field(default_factory=list)  # model folders, whose components' configurations may be of use
+    lora: Path | None = None  # of the U-Net
 
     @property
     def names(self) -> list[str]:
@@ -100,7 +105,7 @@ class Checkpoint:
             part = inner.part(name)
             if part is None:
                 raise CheckpointError(f"{self.part_paths[name]} should hold the {name} but holds {_list(inner.names)}")
-            self._opened[name] = part
+            self._opened[name] = replace(part, lora=self.lora) if name == "unet" else part
         return self._opened.get(name)
 
 
@@ -122,6 +127,10 @@ def recognise(path: str | Path) -> Checkpoint:
         return _component_folder(path)
     part_paths = {n: path / n for n in PART_NAMES if (path / n).is_dir() and weight_files(path / n)}
     extras = {n: path / n for n in ("tokenizer", "scheduler") if (path / n).is_dir()}
+    if not part_paths and (path / LORA).is_file() and (path.parent / "model_index.json").is_file():
+        base = recognise(path.parent)
+        parts = {**base.part_paths, **extras}
+        return replace(base, path=path, part_paths=parts, roots=[path, *base.roots], lora=path / LORA)
     if part_paths or (path / "model_index.json").is_file():
         return Checkpoint(path, "model_folder", part_paths={**part_paths, **extras}, roots=[path])
     if weight_files(path):

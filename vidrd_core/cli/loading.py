@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..reuse.presets import find_preset
+from ..reuse.presets import FAST, find_preset
 from .inputs import RELEASED
-from .models import DEMO, load_pipeline
+from .models import BUNDLED, few_steps_of, load_pipeline
 
 if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
@@ -44,7 +44,13 @@ def load(
 
 
 def loading_of_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Model and scheduler of ``generate``'s options; --scheduler goes before the preset's scheduler."""
+    """Model and scheduler of ``generate``'s options; --scheduler goes before the preset's scheduler.
+
+    The preset for few steps becomes the model's own LoRA for that, where there is one.
+    """
+    few_steps = few_steps_of(options.model) if options.preset == FAST and options.scheduler is None else None
+    if few_steps is not None:
+        options.model, options.preset = few_steps, None
     chosen: dict[str, Any] = {"scheduler": options.scheduler}
     if options.preset and options.scheduler is None:
         preset = find_preset(options.preset)
@@ -90,7 +96,7 @@ def stored_fps(settings: dict[str, Any]) -> dict[str, float]:
 def absolute(loading: dict[str, Any]) -> dict[str, Any]:
     """Paths that still hold when the command is called from another folder."""
     kept = {k: v for k, v in loading.items() if v is not None}
-    return {k: v if k not in ("model", "base", "vae") or v == DEMO else os.path.abspath(v) for k, v in kept.items()}
+    return {k: v if k not in ("model", "base", "vae") or v in BUNDLED else os.path.abspath(v) for k, v in kept.items()}
 
 
 def fps_of(options: argparse.Namespace, defaults: dict[str, Any]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..reuse.presets import FEW_STEPS
 from ..reuse.settings import with_current_names
 from .inputs import RELEASED
 
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from ..pipeline import VidRDPipeline
     from ..runtime.memory import MemoryOptions
 
-DEMO = "demo"  # the name of the bundled model
+DEMO, DEMO_FEW_STEPS = "demo", "demo-few-steps"  # names of the bundled model, and of its LoRA for few steps
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
+BUNDLED = {DEMO: DEMO_FOLDER, DEMO_FEW_STEPS: DEMO_FOLDER / FEW_STEPS}
 DEMO_FPS = 8.0
 
 
@@ -105,9 +107,18 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def few_steps_of(model: str) -> str | None:
+    """The name of the model folder's LoRA for few steps, which loads as a model; None where it has none."""
+    if model == DEMO:
+        return DEMO_FEW_STEPS if (BUNDLED[DEMO_FEW_STEPS] / "model_index.json").is_file() else None
+    folder = Path(model) / FEW_STEPS
+    return str(folder) if (folder / "model_index.json").is_file() else None
+
+
 def model_path(name: str) -> Path:
-    if name != DEMO:
+    """The path of a model, given its path or the name of a bundled one."""
+    if name not in BUNDLED:
         return Path(name)
-    if not (DEMO_FOLDER / "model_index.json").is_file():
-        raise FileNotFoundError(f"the bundled model is not installed ({DEMO_FOLDER} is missing): name a model folder")
-    return DEMO_FOLDER
+    if not (BUNDLED[name] / "model_index.json").is_file():
+        raise FileNotFoundError(f"the bundled model is not installed ({BUNDLED[name]} is missing): name a model folder")
+    return BUNDLED[name]

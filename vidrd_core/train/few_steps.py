@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import read_tensors, write_tensors
+from ..checkpoints.recognition import LORA
+from ..files import read_tensors, write_json, write_tensors
 from ..reuse.goal import Goal, GoalSettings
 from ..reuse.settings import ReuseSettings
 from ..sampling.denoising import denoise_clip
 from ..sampling.guidance import GuidedDenoiser
 from ..sampling.schedulers import make_scheduler, state_coefficients, state_scales
 from ..shapes.latents import LatentClips
+from .lora import save_lora
 from .micro_batches import MicroBatch
 from .objective import weights_of
 from .sources import ClipBatch
@@ -203,7 +205,11 @@ def step_target(
 
 
 class FewStepsTask(UNetTask):
-    """A LoRA that samples in few steps, on the clips of its teacher; the other arguments are :class:`UNetTask`'s."""
+    """A LoRA that samples in few steps, on the clips of its teacher; the other arguments are :class:`UNetTask`'s.
+
+    Exports a folder that loads as a model where it lies within its teacher's: the LoRA in float16, the scheduler with
+    its timesteps, and the teacher's defaults with as many steps and without guidance.
+    """
 
     def __init__(self, unet: Any, text_encoder: Any, tokenizer: Any, source: TeacherClips, *more: Any, **options: Any):
         super().__init__(unet, text_encoder, tokenizer, source, *more, **options)
@@ -211,14 +217,22 @@ class FewStepsTask(UNetTask):
         self.times = student.timesteps
         kept = torch.cat((student.alphas_cumprod[self.times], student.final_alpha_cumprod.reshape(1)))
         self.data, self.noise = kept.sqrt(), (1 - kept).sqrt()
+        self.student = student
+
+    def export(self, folder: Path) -> None:
+        save_lora(self.unet, folder / LORA, self.is_main, self.objective.prediction, torch.float16)
+        if self.is_main:
+            self.student.save_pretrained(folder / "scheduler")
+            defaults = {**self.defaults, "num_inference_steps": len(self.times), "guidance_scale": 1.0}
+            write_json(folder / "model_index.json", {"_class_name": "VidRDPipeline", "defaults": defaults})
 
     def _loss(self, batch: ClipBatch, micro_batch: MicroBatch) -> Outcome:
         assert isinstance(batch, StepBatch) and batch.latents is not None
-        states, following, counted = (
-            one.to(self.device) for one in (batch.latents, batch.following, batch.counted)
-        )
+        states, following, counted = (one.to(self.device) for one in (batch.latents, batch.following, batch.counted))
         text = self._text(batch, micro_batch)
-        now, then = ((self.data[n].to(self.device), self.noise[n].to(self.device)) for n in (batch.steps, batch.steps + 1))
+        now, then = (
+            (self.data[n].to(self.device), self.noise[n].to(self.device)) for n in (batch.steps, batch.steps + 1)
+        )
         target = step_target(states, following, now, then, str(self.objective.prediction))
         predicted = self.calls["unet"](states, self.times[batch.steps].to(self.device), text).sample
         errors = ((predicted.float() - target).square().mean((1, 3, 4)) * counted).sum(1) / counted.sum(1)

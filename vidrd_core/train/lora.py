@@ -6,6 +6,7 @@ import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -58,7 +59,13 @@ def add_lora(unet: VidRDUNet, settings: LoraSettings) -> None:
     unet.add_adapter(config, ADAPTER)
 
 
-def save_lora(unet: VidRDUNet, path: Path, is_main: bool = True, prediction: str | None = None) -> None:
+def save_lora(
+    unet: VidRDUNet,
+    path: Path,
+    is_main: bool = True,
+    prediction: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write the LoRA as ``unet.<layer>.lora_A.weight`` and ``lora_B``, to be used at strength 1; a collective call.
 
     The scale alpha / rank is multiplied into B, so that a loader needs no alpha. The metadata hold the rank and,
@@ -71,7 +78,7 @@ def save_lora(unet: VidRDUNet, path: Path, is_main: bool = True, prediction: str
     state = {}
     for name, value in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items():
         tensor = whole(value.detach()).float().cpu()
-        state[f"unet.{name}"] = (tensor * scale if ".lora_B." in name else tensor).contiguous()
+        state[f"unet.{name}"] = (tensor * scale if ".lora_B." in name else tensor).to(dtype).contiguous()
     if is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
         known = {} if prediction is None else {"prediction_type": prediction}
