@@ -1,11 +1,12 @@
-"""Fewer steps: how the tracker's scores of chained video fall from 50 to 6 steps, for each deterministic sampler.
+"""Fewer steps: how the tracker's scores of chained video fall from 50 to 4 steps, for each deterministic sampler.
 
     python benchmarks/few_steps.py --model vidrd_core/demo_model --results runs/few_steps
     python benchmarks/few_steps.py --results runs/few_steps --table-only
 
 The model must be trained on the moving-shapes data set, whose ground truth is known. All rows have the same prompts and
 seeds, and the reuse of --method (a name of vidrd_core.shapes.methods). An interrupted run resumes; several processes
-can share a folder by taking different samplers. `dpmpp-2m:trailing` is a sampler with another spacing of its timesteps.
+can share a folder by taking different samplers. `dpmpp-2m:trailing` is a sampler with another spacing of its timesteps;
+`lora`, named last, the model's own LoRA for few steps, without guidance.
 
 Each figure is followed by the 95% interval of its difference from the first row (DDIM at the most steps) over paired
 videos. A row "loses" in a figure where that interval is on the worse side of 0; a narrow one around 0 means "nothing
@@ -32,7 +33,7 @@ from contenders import ROOT
 from models import DTYPES, make_pipeline
 
 SAMPLERS = ("ddim", "euler", "dpmpp-2m", "dpmpp-2m:trailing", "unipc", "unipc:trailing")
-STEPS = (50, 25, 15, 10, 6)
+STEPS = (50, 25, 15, 10, 6, 4)
 # Figure -> its value in one video (None: not measurable), and whether higher is better.
 FIGURES: dict[str, tuple[Callable[[Any], float | None], bool]] = {
     "as prompted": (lambda r: _mean(r.prompted), True),
@@ -73,6 +74,9 @@ def _constant_step(record: Any) -> float | None:
     return None if record.motion in STEADY else _mean(record.steps)
 
 
+LORA = "lora"  # in place of a sampler: the model's own LoRA for few steps, without guidance
+
+
 def folder_of(results: Path, sampler: str, steps: int) -> Path:
     return results / f"{sampler.replace(':', '-')}-{steps}"
 
@@ -85,8 +89,13 @@ def measure(options: argparse.Namespace) -> None:
     pipe = make_pipeline(str(options.model or "tiny"), DTYPES[options.dtype], options.device)
     own = pipe.scheduler.config
     for sampler in options.samplers:
-        name, _, spacing = sampler.partition(":")
-        pipe.scheduler = make_scheduler(name, own, {"timestep_spacing": spacing} if spacing else None)
+        if sampler == LORA:
+            from vidrd_core.reuse.presets import FEW_STEPS
+
+            pipe = make_pipeline(str(options.model / FEW_STEPS), DTYPES[options.dtype], options.device)
+        else:
+            name, _, spacing = sampler.partition(":")
+            pipe.scheduler = make_scheduler(name, own, {"timestep_spacing": spacing} if spacing else None)
         for steps in options.steps:
             comparison = Comparison(
                 pipe,
@@ -94,7 +103,7 @@ def measure(options: argparse.Namespace) -> None:
                 options.videos,
                 options.clips,
                 steps=steps,
-                guidance_scale=options.guidance_scale,
+                guidance_scale=1.0 if sampler == LORA else options.guidance_scale,
                 batch=options.batch,
                 seed=options.seed,
             )

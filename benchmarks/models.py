@@ -101,10 +101,12 @@ def make_pipeline(size: str, dtype: torch.dtype, device: str = "cpu") -> Any:
     """A whole pipeline, no progress bars: a size's with random weights, "bundled", or a model folder's."""
     if size not in SIZES:
         from vidrd_core import VidRDPipeline
+        from vidrd_core.checkpoints import load_pipeline_parts
         from vidrd_core.runtime.allocator import keep_freed_memory
 
         keep_freed_memory(device)
-        pipe = VidRDPipeline.from_pretrained(BUNDLED if size == "bundled" else size, torch_dtype=dtype).to(device)
+        folder = BUNDLED if size == "bundled" else size
+        pipe = VidRDPipeline(**load_pipeline_parts(folder, dtype=dtype, device=device))
         pipe.set_progress_bar_config(disable=True)
         return pipe
     return _random_pipeline(size, dtype, device)

@@ -16,6 +16,8 @@ from ..vidrd_core.reuse.settings import ReuseSettings, with_current_names
 from .words import REUSE_PRESETS
 
 PIXELS = 8  # of a latent, in each direction
+SCHEDULERS = {"trailing": "simple"}  # diffusers' spacing of timesteps -> ComfyUI's scheduler with the same; else:
+USUAL_SCHEDULER = "ddim_uniform"
 FAR = 1.5  # a size or a guidance scale that many times the model's, or as small a part of it, is far from it
 
 
@@ -29,6 +31,7 @@ class ModelDefaults:
         negative: what the negative prompt says; "": nothing is known to help.
         reuse: how its clips are chained.
         chains: whether the model's folder says that itself.
+        scheduler: of ComfyUI.
     """
 
     width: int = 256
@@ -40,6 +43,7 @@ class ModelDefaults:
     negative: str = "watermark"
     reuse: ReuseSettings = ReuseSettings()
     chains: bool = False
+    scheduler: str = USUAL_SCHEDULER
 
     def far_off(self, width: int, height: int, frames: int, steps: int, cfg: float) -> list[str]:
         """Sentences on settings that are far from what the model was trained for or is used with; 0: is not known."""
@@ -82,6 +86,7 @@ def defaults_of(path: Path) -> ModelDefaults:
         known.get("negative_prompt", "" if known else released.negative) or "",
         reuse or released.reuse,
         reuse is not None,
+        SCHEDULERS.get(model_file(path, "scheduler/scheduler_config.json").get("timestep_spacing"), USUAL_SCHEDULER),
     )
 
 

@@ -125,7 +125,9 @@ def usual_schedule(model: Any, family: Family) -> Schedule:
     if not family.is_vidrd:
         return USUAL_SCHEDULE
     known = model.model.defaults
-    return RELEASED_SCHEDULE if known is None else replace(RELEASED_SCHEDULE, steps=known.steps)
+    return (
+        RELEASED_SCHEDULE if known is None else replace(RELEASED_SCHEDULE, steps=known.steps, scheduler=known.scheduler)
+    )
 
 
 def first_schedule(model: Any, family: Family, overrides: Overrides, sigmas: Tensor | None) -> Schedule:

@@ -19,11 +19,15 @@ const SETTINGS = {
 // What new nodes take of the model: which model, and widgets by the name of what suits it.
 const TAKEN = {
   VidRDEmptyLatent: [modelAhead, { width: "width", height: "height", frames: "frames" }],
-  VidRDSampleFirstClip: [modelOf, { steps: "steps", cfg: "cfg" }],
+  VidRDSampleFirstClip: [modelOf, { steps: "steps", cfg: "cfg", scheduler: "scheduler" }],
   VidRDReuseAndDiffuse: [modelOf, { cfg: "cfg" }],
   VidRDManyClips: [modelOf, { cfg: "cfg" }],
   VidRDTimeline: [
-    modelOf, { width: "width", height: "height", steps: "steps", cfg: "cfg", fps: "fps", negative: "negative_prompt" },
+    modelOf,
+    {
+      width: "width", height: "height", steps: "steps", cfg: "cfg", scheduler: "scheduler", fps: "fps",
+      negative: "negative_prompt",
+    },
   ],
   VidRDPreviewClip: [modelBehind, { fps: "fps" }],
   CreateVideo: [modelBehind, { fps: "fps" }],
