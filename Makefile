@@ -56,6 +56,10 @@ train-demo: setup  ## retrain the bundled model from nothing; run again to resum
 	$(BIN)/python training/train_unet.py --config training/configs/demo_polish.yaml
 	$(BIN)/python training/train_decoder.py --config training/configs/demo_decoder.yaml
 	$(BIN)/python training/bundle.py --video runs/demo_polish --decoder runs/demo_decoder --output vidrd_core/demo_model
+	test -f runs/demo_teacher/0.safetensors || $(BIN)/python training/prepare_few_steps.py --model vidrd_core/demo_model --latents runs/demo_latents/train.safetensors --output runs/demo_teacher/0.safetensors --seed 0
+	test -f runs/demo_teacher/1.safetensors || $(BIN)/python training/prepare_few_steps.py --model vidrd_core/demo_model --latents runs/demo_latents/train.safetensors --output runs/demo_teacher/1.safetensors --seed 1
+	$(BIN)/python training/train_few_steps.py --config training/configs/demo_few_steps.yaml
+	cp -r runs/demo_few_steps/model vidrd_core/demo_model/few_steps
 
 train-flow-demo: setup  ## train the small flow transformer and causal VAE of Wan's kind from nothing; run again to resume
 	$(BIN)/python training/train_causal_vae.py --config training/configs/flow_vae.yaml

@@ -28,7 +28,7 @@ class Arguments:
     model: Path  # folder of the teacher
     latents: Path  # file of true clips that prepare_latents.py wrote
     output: Path  # safetensors file to write
-    clips: int = 1000
+    clips: int = 1024
     batch: int = 32
     seed: int = 0
     dtype: str = "bf16"  # fp32, bf16, fp16

@@ -142,6 +142,8 @@ def test_the_browser_is_told_what_suits_every_model_folder(folder: Path, part: A
     assert settings["models"]["VidRDLoadModel"][folder.name]["width"] == 64
     assert settings["released"]["negative"] == "watermark" and settings["released"]["cfg"] == 10
     assert settings["presets"]["paper"] == asdict(part("nodes.model_defaults").ReuseSettings())
+    few = settings["models"]["VidRDLoadModel"]["bundled demo model, 4 steps"]
+    assert few == {**bundled, "steps": 4, "cfg": 1.0, "scheduler": "simple"} and bundled["scheduler"] == "ddim_uniform"
     flow = settings["models"]["VidRDLoadModel"]["bundled flow model"]
     assert flow == {"steps": 20, "cfg": 4.0, "fps": 16, "negative": ""}  # its latents are not this pack's own
     json.dumps(settings)
