@@ -14,6 +14,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..vidrd_core.reuse.goal import GoalSettings
 from ..vidrd_core.reuse.settings import OLD_NAMES, ReuseSettings
 from ..vidrd_core.sampling.seeds import MAX_SEED, clip_seed
 from .any_model.families import Family, family_of
@@ -145,7 +146,7 @@ def make_clips(
     )
     if run.loop and fresh and len(encoded) == 1:
         raise ValueError("loop is on, but a loop of one clip would be a goal of its own: set num_clips to at least 2")
-    goal = None
+    goal, repeated = None, 0
     lines = []
     made = 0
     bar = comfy.utils.ProgressBar(len(run.seeds))
@@ -180,13 +181,14 @@ def make_clips(
         if not begins:
             run.reuse.check(clip.samples.shape[2])
         pieces.append(clip.samples[:, :, trim:])
+        repeated = clip.repeated or GoalSettings.frames  # earlier versions' loops always repeated as many
         if clip.latent.sound is not None:
             sounds.append(clip.latent.sound[:, :, clip.latent.context.get("sound_trim", 0) :])
         before = clip.latent
         chains = clip.content() + signatures[0], clip.content() + signatures[1]
         bar.update_absolute(number + 1)
     if goal is not None:
-        return closed(family, pieces, clip.repeated or goal.shape[2], lines, made)
+        return closed(family, pieces, repeated, lines, made)
     joined, tail = torch.cat(pieces, dim=2), pieces[-1].shape[2]
     sound = torch.cat(sounds, dim=2) if sounds else None
     lines.append(f"{made} made, {len(lines) - made} reused; {joined.shape[2]} frames in all")
