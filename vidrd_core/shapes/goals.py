@@ -303,12 +303,14 @@ def document_part(folder: Path) -> str:
         late = f" ({case.too_far} too early)" if case.too_far else ""
         lines.append(f"| {case.start} | {case.end}{late} | {case.beta:g} | {case.cleaner:g} " + _row(found[case]))
     if loops:
-        lines += ["", "| loop of | overlap | arrives " + head, "|---" * 9 + "|"]
+        lines += ["", "| loop of | overlap | arrives " + head + " in and out within a fifth |", "|---" * 10 + "|"]
     for case in loops:
         lengths = dict.fromkeys(found[case]["figures"]["frames"])
         returns = f"{case.end} frames before its end" if case.end else "where the motion is most even"
         of = f"{case.clips} clips, {' to '.join(map(str, lengths))} frames"
-        lines.append(f"| {of} | {case.start} | {returns if case.returns else 'no'} " + _row(found[case]))
+        even = [all(0.8 <= one[name] / SPEED <= 1.2 for name in ("in", "out")) for one in found[case]["records"]]
+        row = f"| {of} | {case.start} | {returns if case.returns else 'no'} {_row(found[case])}"
+        lines.append(f"{row} {sum(even)} of {len(even)} |")
     return "\n".join(lines)
 
 
