@@ -122,6 +122,29 @@ def test_the_last_clip_of_a_loop_ends_with_the_video_s_first_frames_where_that_i
     assert [len(pieces) for pieces, _ in closed] == [3, 2] and [list(made) for made in tried] == [[1, 2, 3, 4]] * 2
 
 
+def test_a_loop_of_another_family_is_made_once(nodes: Any, part: Any) -> None:
+    name = next(name for name, family in FAMILIES.items() if family.lead_in)
+    model, conds, clips = run.model_of(name), run.prompts(name), part("nodes.many")
+    choice = {"overlap_frames": 1, "preset": "custom", "order": "forward", "stages": "uniform", "guidance_beta": 1.0}
+    goals, real = [], clips.next_clip
+
+    def keep(*given: Any) -> Any:
+        goals.append(given[-1])
+        return real(*given)
+
+    clips.next_clip = keep
+    try:
+        video, _, report = nodes["VidRDManyClips"](
+            model=model, clip=None, positive=conds[0], negative=conds[2], prior=empty_latent(name), num_clips=2,
+            prompts="", seed=1, steps=3, cfg=3.0, sampler_name="euler", scheduler="simple", loop=True, **choice,
+        )  # fmt: skip
+    finally:
+        clips.next_clip = real
+    repeated = [goal.shape[2] for goal in goals]
+    assert repeated == [min(2, run.samples_of(empty_latent(name)).shape[2] - 1)]
+    assert report.endswith("which the last one shows already") and "a loop" in report
+
+
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.lead_in])
 def test_a_family_with_several_frames_per_latent_arrives_at_latents_of_a_clip_and_refuses_an_image(
     name: str, nodes: Any
