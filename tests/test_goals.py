@@ -332,15 +332,19 @@ def test_a_loop_says_how_long_it_is_however_many_frames_it_repeats(
     pipe: VidRDPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: int
 ) -> None:
     monkeypatch.setattr("vidrd_core.reuse.goal.choices", lambda *_: range(repeated, repeated + 1))
-    options: dict[str, Any] = {"metadata": lambda made: {"clips": len(made.prompts)}, "with_sheet": True}
     sheets = []
     for run in ("made", "read", "written again"):
         if run == "written again":
             (tmp_path / "out.mp4").unlink()
         folder = open_job(tmp_path / "state", pipe, plan(pipe, loop=True))
+        said = {"clips": 3, "run": run}
+        options: dict[str, Any] = {
+            "metadata": lambda made, run=run: {"clips": len(made.prompts), "run": run},
+            "with_sheet": True,
+        }
         result = run_job(pipe, folder, plan(pipe, loop=True), tmp_path / "out.mp4", 4.0, **options)
         assert result.is_complete and result.frames == len(read_video(tmp_path / "out.mp4").frames) == 14 - repeated
-        assert read_metadata(tmp_path / "out.mp4") == {"clips": 3, "frames": 14 - repeated}
+        assert read_metadata(tmp_path / "out.mp4") == {**said, "frames": 14 - repeated}
         assert result.sheet is not None
         sheets.append(np.asarray(result.sheet))
     assert np.array_equal(sheets[0], sheets[1]) and np.array_equal(sheets[0], sheets[2])
