@@ -26,6 +26,7 @@ class KeptClip:
         signatures: of the plan that it was made by, and of later ones that kept it.
         follows: the file of the clip before it, in the run's folder; None: the first, or of an earlier version.
         file: its own, likewise; None: not saved.
+        repeated: latents at its end that repeat the video's beginning, as the last of a loop.
     """
 
     latent: VideoLatent
@@ -34,6 +35,7 @@ class KeptClip:
     signatures: tuple[str, ...]
     follows: str | None = None
     file: str | None = None
+    repeated: int = 0
 
     @property
     def samples(self) -> Tensor:
@@ -86,6 +88,7 @@ class ClipStore:
         path = self.root / clip.file
         if added or not path.is_file():
             extra = {"signatures": (*clip.signatures, *added), "prompt": clip.prompt, "seed": clip.seed}
+            extra |= {"repeated": clip.repeated} if clip.repeated else {}
             states.save(clip.latent, path, extra | {"follows": clip.follows})
         self.line.append(clip.file)
         lines = {node: line for node, line in self.lines().items() if node != self.node}
@@ -160,7 +163,8 @@ class ClipStore:
         extra = self.extra(file)
         signatures = tuple(extra["signatures"])
         latent = states.load(self.root / file)
-        return KeptClip(latent, extra["seed"], extra["prompt"], signatures, extra.get("follows"), file)
+        repeated = extra.get("repeated", 0)
+        return KeptClip(latent, extra["seed"], extra["prompt"], signatures, extra.get("follows"), file, repeated)
 
     def lines_path(self) -> Path:
         return self.root / self.folders[0] / "lines.json"

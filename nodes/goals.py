@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..vidrd_core.reuse.goal import GoalSettings
+from ..vidrd_core.reuse.goal import GoalSettings, choices, close
 from ..vidrd_core.reuse.replay import Pace, PastClip, Recording, Replay
 from .any_model.families import Family
 from .any_model.noise import ModelNoise
@@ -69,7 +70,11 @@ def check_room(family: Family, overlap: int, goal: Tensor, size: tuple[int, ...]
 
 
 def loop_start(family: Family, video: VideoLatent, samples: Tensor) -> Tensor:
-    """What the last clip of a loop arrives at: the first latents of the whole video.
+    """What the last clip of a loop arrives at: the first latents of the whole video, of which it repeats some or all.
+
+    Args:
+        video: what the last clip follows.
+        samples: of the whole video, or its first clip.
 
     Raises:
         ValueError: the family has sound, whose loop nothing here closes.
@@ -79,7 +84,37 @@ def loop_start(family: Family, video: VideoLatent, samples: Tensor) -> Tensor:
             f"loop is on, but {family.name} samples sound with the video, whose end would not join its beginning: "
             "set loop to false"
         )
+    if family.is_vidrd:
+        return samples[:, :, : video.clip_length(0)]
     return goal_latents(family, VideoLatent(samples, layout=family.layout), len(samples), "the video's beginning")
+
+
+def close_loop(
+    family: Family,
+    prior: VideoLatent,
+    clip_frames: int,
+    overlap: int,
+    beginning: Tensor,
+    make: Callable[[Tensor], VideoLatent],
+) -> tuple[VideoLatent, int]:
+    """The last clip of a loop, and how many latents of the beginning it ends with.
+
+    Of a VidRD model it is made several times, to arrive where the motion is most even
+    (:func:`vidrd_core.reuse.goal.close`); other families' clips take longer, and are made once.
+
+    Args:
+        prior: what it follows.
+        clip_frames: N, as it was asked for; 0: the prior's.
+        overlap: M, the latents that repeat the prior's.
+        beginning: of :func:`loop_start`.
+        make: the clip that arrives at a goal.
+    """
+    if not family.is_vidrd:
+        return make(beginning), beginning.shape[2]
+    counts = choices(prior.clip_length(clip_frames), overlap)
+    tried = (lambda count: make(beginning[:, :, :count])), (lambda clip: clip.samples)
+    count, clip = close(*tried, beginning, overlap, counts)
+    return clip, count
 
 
 def cut_loop(family: Family, pieces: list[Tensor], repeated: int) -> tuple[VideoLatent, VideoLatent]:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -13,12 +14,13 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..vidrd_core.reuse.goal import GoalSettings
 from ..vidrd_core.reuse.settings import OLD_NAMES, ReuseSettings
 from ..vidrd_core.sampling.seeds import MAX_SEED, clip_seed
 from .any_model.families import Family, family_of
 from .clip_store import ClipStore, KeptClip
 from .clips import first_clip, next_clip
-from .goals import cut_loop, loop_start
+from .goals import close_loop, cut_loop, loop_start
 from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
 from .latents import VideoLatent, tail_hash
 from .planning import lead_in
@@ -144,7 +146,7 @@ def make_clips(
     )
     if run.loop and fresh and len(encoded) == 1:
         raise ValueError("loop is on, but a loop of one clip would be a goal of its own: set num_clips to at least 2")
-    goal = None
+    goal, repeated = None, 0
     lines = []
     made = 0
     bar = comfy.utils.ProgressBar(len(run.seeds))
@@ -166,8 +168,8 @@ def make_clips(
         if clip is None:
             made += 1
             with making(number + 1, len(encoded)):
-                new = _make(models, positive, negative, before, run, number, begins, of_prior, goal)
-            clip = KeptClip(new, run.seeds[number], prompt, (signatures[0],))
+                new, repeated = _make(models, positive, negative, before, run, number, begins, of_prior, goal)
+            clip = KeptClip(new, run.seeds[number], prompt, (signatures[0],), repeated=repeated)
             store.save(number, clip)
         else:
             assert clip.latent.prior is not None
@@ -179,13 +181,14 @@ def make_clips(
         if not begins:
             run.reuse.check(clip.samples.shape[2])
         pieces.append(clip.samples[:, :, trim:])
+        repeated = clip.repeated or GoalSettings.frames  # earlier versions' loops always repeated as many
         if clip.latent.sound is not None:
             sounds.append(clip.latent.sound[:, :, clip.latent.context.get("sound_trim", 0) :])
         before = clip.latent
         chains = clip.content() + signatures[0], clip.content() + signatures[1]
         bar.update_absolute(number + 1)
     if goal is not None:
-        return closed(family, pieces, goal.shape[2], lines, made)
+        return closed(family, pieces, repeated, lines, made)
     joined, tail = torch.cat(pieces, dim=2), pieces[-1].shape[2]
     sound = torch.cat(sounds, dim=2) if sounds else None
     lines.append(f"{made} made, {len(lines) - made} reused; {joined.shape[2]} frames in all")
@@ -230,14 +233,22 @@ def _make(
     begins: bool,
     prior_positive: Any,
     goal: Tensor | None = None,
-) -> VideoLatent:
-    seed = run.seeds[number]
+) -> tuple[VideoLatent, int]:
+    """A clip, and how many latents of the video's beginning it ends with."""
+    seed, family = run.seeds[number], family_of(models.high)
     if begins:
-        schedule = first_schedule(models.high, family_of(models.high), run.overrides, run.sigmas)
-        return first_clip(models, positive, negative, before, seed, schedule, run.cfg)
+        schedule = first_schedule(models.high, family, run.overrides, run.sigmas)
+        return first_clip(models, positive, negative, before, seed, schedule, run.cfg), 0
     overrides = NO_OVERRIDES if number else run.overrides
-    asked = (run.sigmas, run.tell_levels, run.preset, goal)
-    return next_clip(models, positive, negative, before, seed, run.cfg, run.reuse, overrides, prior_positive, *asked)[1]
+    asked = (overrides, prior_positive, run.sigmas, run.tell_levels, run.preset)
+    make = partial(_next, models, positive, negative, before, seed, run.cfg, run.reuse, *asked)
+    if goal is None:
+        return make(None), 0
+    return close_loop(family, before, overrides.clip_frames, run.reuse.overlap_frames, goal, make)
+
+
+def _next(*given: Any) -> VideoLatent:
+    return next_clip(*given)[1]
 
 
 def first_index(prior: VideoLatent) -> int:

@@ -21,7 +21,7 @@ from .any_model.families import family_of
 from .clips import first_clip, next_clip
 from .files import output_path
 from .frames import decoded
-from .goals import cut_loop, loop_start
+from .goals import close_loop, cut_loop, loop_start
 from .identity import as_json, conditioning_hash, json_hash, model_identity
 from .latents import VideoLatent
 from .many import encode, start_of
@@ -237,8 +237,9 @@ class Maker:
             schedule = first_schedule(self.model, self.family, self.overrides(), request.sigmas)
             cfg = request.settings.cfg
             latent, trim = first_clip(request.models, positive, self.negative, prior, clip.seed, schedule, cfg), 0
+            repeated = 0
         else:
-            latent, trim = self.following(prior, positive, one, before is None, goal)
+            latent, trim, repeated = self.following(prior, positive, one, before is None, goal)
         sound_trim = latent.context.get("sound_trim", 0)
         states.save(latent, self.takes.file(one.take, ".safetensors"), {"prompt": clip.prompt, "seed": clip.seed})
         new_frames = self.family.layout.num_added(latent.samples.shape[2], trim)
@@ -246,7 +247,7 @@ class Maker:
         write_take_video(frames[len(frames) - new_frames :], self.takes, one.take, request.fps)
         values = {"clip": clip.id, "prompt": clip.prompt, "seed": clip.seed, "frames": clip.frames, "follows": before}
         values |= {"new_frames": new_frames, "trim": trim, "sound_trim": sound_trim, "number": number}
-        values |= {"closes": one.closes, "repeated": 0 if goal is None else goal.shape[2]}
+        values |= {"closes": one.closes, "repeated": repeated}
         values |= {"settings": asdict(request.settings), "seconds": round(time.monotonic() - begun, 1)}
         self.takes.finish(one.take, values)
         self.last = (one.take, latent)
@@ -260,23 +261,30 @@ class Maker:
 
     def following(
         self, prior: VideoLatent, positive: Any, one: Planned, is_first: bool, goal: Tensor | None
-    ) -> tuple[VideoLatent, int]:
-        """A clip that continues another, and its latents that are not joined.
+    ) -> tuple[VideoLatent, int, int]:
+        """A clip that continues another, its latents that are not joined, and those that repeat the beginning.
 
         Args:
             is_first: whether it continues the node's own prior, whose schedule the settings may replace.
-            goal: what it arrives at, unscaled.
+            goal: of :func:`nodes.goals.loop_start`.
         """
         request, settings, clip = self.request, self.request.settings, one.clip
         clip_frames = self.frames_of_clip(prior, clip.frames)
         reuse = self.reuse(settings.preset, prior, clip_frames)
         overrides = replace(self.overrides() if is_first else NO_OVERRIDES, clip_frames=clip_frames)
-        asked = (None, request.sigmas, request.tell_levels, settings.preset, goal)
-        _, latent, report = next_clip(
-            request.models, positive, self.negative, prior, clip.seed, settings.cfg, reuse, overrides, *asked
-        )
-        logger.info("Clip %s: %s.", clip.id, report)
-        return latent, lead_in(self.family, prior) + reuse.trim_frames
+        asked = (overrides, None, request.sigmas, request.tell_levels, settings.preset)
+        given = (request.models, positive, self.negative, prior, clip.seed, settings.cfg, reuse, *asked)
+
+        def make(arrives_at: Tensor | None) -> VideoLatent:
+            _, latent, report = next_clip(*given, arrives_at)
+            logger.info("Clip %s: %s.", clip.id, report)
+            return latent
+
+        trim = lead_in(self.family, prior) + reuse.trim_frames
+        if goal is None:
+            return make(None), trim, 0
+        latent, repeated = close_loop(self.family, prior, clip_frames, reuse.overlap_frames, goal, make)
+        return latent, trim, repeated
 
     def frames_of_clip(self, prior: VideoLatent, new_frames: int) -> int:
         """Frames to sample so that at least ``new_frames`` are new; 0: as usual."""

@@ -15,7 +15,7 @@ from PIL import Image
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.jobs.folder import JobError, JobFolder
 from vidrd_core.jobs.job import JobResult, Plan, check_job, open_job, run_job
-from vidrd_core.reuse.goal import Goal, Goals, GoalSettings
+from vidrd_core.reuse.goal import Goal, Goals, GoalSettings, choices, close
 from vidrd_core.reuse.presets import SCHEDULERS
 from vidrd_core.sampling.denoising import denoise_clip
 from vidrd_core.sampling.images import pixels_of
@@ -23,7 +23,7 @@ from vidrd_core.sampling.schedulers import make_scheduler, prepare_scheduler, st
 from vidrd_core.sampling.settings import SamplingSettings
 from vidrd_core.sampling.state import VideoState
 from vidrd_core.sampling.windows import cut_stream
-from vidrd_core.video import read_video
+from vidrd_core.video import read_metadata, read_video
 
 REUSE = ReuseSettings(2, 0.0, 1.0, "forward", 2, "uniform", 0.8)
 SAMPLING = SamplingSettings(6, 16, 16, 4, 3.0, REUSE)
@@ -169,14 +169,73 @@ def test_only_the_last_clip_of_a_video_knows_its_end(pipe: VidRDPipeline) -> Non
     assert not torch.equal(plain.clips[2], out.clips[2])
 
 
+def positions(*at: float) -> torch.Tensor:
+    """Frames ``[1, 1, T, 1, 1]`` of something that moves along a line."""
+    return torch.tensor(at).view(1, 1, -1, 1, 1)
+
+
+@pytest.mark.parametrize(("distance", "repeated"), [(2.1, 4), (3.0, 3), (3.9, 2), (4.2, 2), (5.0, 1)])
+def test_a_loop_arrives_where_its_steps_are_those_of_its_beginning(distance: float, repeated: int) -> None:
+    """The last frame of the overlap is ``distance`` steps before the beginning, which the new frames divide evenly."""
+    beginning, made = positions(0, 1, 2, 3, 4, 5, 6, 7), []
+
+    def make(count: int) -> torch.Tensor:
+        made.append(count)
+        new = torch.linspace(-distance, 0, 8 - 3 - count + 2)[1:-1].tolist()
+        return positions(-distance - 2, -distance - 1, -distance, *new, *range(count))
+
+    found = close(make, lambda clip: clip, beginning, 3, choices(8, 3))
+    assert made == [1, 2, 3, 4] and found[0] == repeated and found[1].shape[2] == 8
+    assert torch.equal(found[1][:, :, -repeated:], beginning[:, :, :repeated])
+
+
+def test_a_loop_of_what_stands_still_or_of_one_image_has_no_even_motion_to_choose() -> None:
+    still = torch.zeros(2, 4, 8, 2, 2)
+    assert close(lambda count: still, lambda clip: clip, still, 5, choices(8, 5))[0] == 1
+    assert close(lambda count: count, lambda _: still, still[:, :, :1], 5, choices(8, 5)) == (1, 1)
+    assert [list(choices(8, overlap)) for overlap in (0, 3, 5, 6, 8)] == [[1, 2, 3, 4], [1, 2, 3, 4], [1, 2], [1], [1]]
+
+
+@pytest.mark.parametrize(("distances", "repeated"), [((1, 2, 2), 1), ((2, 1, 1), 2)])
+def test_videos_side_by_side_share_the_count_that_is_best_in_the_mean(
+    distances: tuple[float, ...], repeated: int
+) -> None:
+    beginning = positions(0, 1, 2).expand(len(distances), -1, -1, -1, -1)
+
+    def make(count: int) -> torch.Tensor:  # two steps to the beginning, or one
+        ends = [(-distance, -distance / 2, 0) if count == 1 else (-distance, 0, 1) for distance in distances]
+        return torch.cat([positions(*end) for end in ends])
+
+    assert close(make, lambda clip: clip, beginning, 1, range(1, 3))[0] == repeated
+
+
 def test_a_loop_arrives_at_its_beginning_and_is_cut_there(pipe: VidRDPipeline) -> None:
     plain, out = call(pipe), call(pipe, loop=True)
-    assert torch.equal(out.clips[2][:, :, -2:], out.clips[0][:, :, :2])
-    assert out.frames.shape[2] == plain.frames.shape[2] - 2 == 6 + 2 * (6 - 2) - 2
-    assert torch.equal(out.frames[:, :, -2:], out.clips[2][:, :, 2:4])
-    assert call(pipe, loop=True, output_type="np").frames.shape[1] == 12
+    repeated = plain.frames.shape[2] - out.frames.shape[2]
+    assert 1 <= repeated <= 3
+    assert torch.equal(out.clips[2][:, :, -repeated:], out.clips[0][:, :, :repeated])
+    assert torch.equal(out.frames[:, :, 10:], out.clips[2][:, :, 2 : 6 - repeated])
+    assert call(pipe, loop=True, output_type="np").frames.shape[1] == 14 - repeated
     with pytest.raises(ValueError, match="is a loop.*no clip can follow"):
         pipe.extend(out)
+
+
+@pytest.mark.parametrize("num_clips", [2, 3])
+def test_the_last_clip_of_a_loop_is_the_most_even_of_those_that_were_tried(pipe: VidRDPipeline, num_clips: int) -> None:
+    ends: list[tuple[int, torch.Tensor]] = []
+
+    def keep(_: Any, step: int, __: Any, values: dict[str, Any]) -> None:
+        if step == 3:
+            ends.append((values["clip_index"], values["latents"].clone()))
+
+    out = call(pipe, loop=True, num_clips=num_clips, callback_on_step_end=keep)
+    assert [index for index, _ in ends] == [*range(num_clips - 1), *[num_clips - 1] * 3]
+    beginning, repeated = out.clips[0], 6 + 4 * (num_clips - 1) - out.frames.shape[2]
+    tried = [clip for _, clip in ends[-3:]]
+    for count, clip in enumerate(tried, 1):
+        clip[:, :, 6 - count :] = beginning[:, :, :count]
+    assert close(lambda count: tried[count - 1], lambda clip: clip, beginning, 2, choices(6, 2))[0] == repeated
+    assert torch.equal(out.clips[-1], tried[repeated - 1])
 
 
 def test_the_frames_of_a_cut_video_are_decoded_with_what_follows_them(pipe: VidRDPipeline) -> None:
@@ -184,8 +243,8 @@ def test_the_frames_of_a_cut_video_are_decoded_with_what_follows_them(pipe: VidR
     whole = torch.cat([out.clips[0], out.clips[1][:, :, 2:], out.clips[2][:, :, 2:]], dim=2)
     decoder = pipe.make_decoder(SAMPLING)
     frames = torch.cat([*decoder.push(whole), *decoder.flush()], dim=2)
-    expected = ((frames[:, :, :-2] + 1) / 2).permute(0, 2, 3, 4, 1).numpy()
-    assert np.array_equal(out.frames, expected)
+    expected = ((frames[:, :, : out.frames.shape[1]] + 1) / 2).permute(0, 2, 3, 4, 1).numpy()
+    assert np.array_equal(out.frames, expected) and out.frames.shape[1] < 14
 
 
 def test_a_continued_video_can_arrive_too(pipe: VidRDPipeline) -> None:
@@ -259,6 +318,7 @@ def test_a_stopped_job_with_goals_makes_the_same_video_to_the_bit(
     assert make(pipe, tmp_path / "whole", made).is_complete
     assert not make(pipe, tmp_path / "stopped", made, should_stop=stop_after(steps)).is_complete
     result = make(pipe, tmp_path / "stopped", plan(pipe, **GIVEN[name]))
+    made = made.as_made(JobFolder(tmp_path / "stopped" / "state"))
     assert result.is_complete and result.frames == made.num_frames
     ours, theirs = (read_video(tmp_path / folder / "out").frames for folder in ("stopped", "whole"))
     assert np.array_equal(ours, theirs) and len(ours) == made.num_frames
@@ -267,13 +327,36 @@ def test_a_stopped_job_with_goals_makes_the_same_video_to_the_bit(
         assert torch.equal(one.latents, other.latents) and one.goal == other.goal
 
 
+@pytest.mark.parametrize("repeated", [1, 3])
+def test_a_loop_says_how_long_it_is_however_many_frames_it_repeats(
+    pipe: VidRDPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: int
+) -> None:
+    monkeypatch.setattr("vidrd_core.reuse.goal.choices", lambda *_: range(repeated, repeated + 1))
+    sheets = []
+    for run in ("made", "read", "written again"):
+        if run == "written again":
+            (tmp_path / "out.mp4").unlink()
+        folder = open_job(tmp_path / "state", pipe, plan(pipe, loop=True))
+        said = {"clips": 3, "run": run}
+        options: dict[str, Any] = {
+            "metadata": lambda made, run=run: {"clips": len(made.prompts), "run": run},
+            "with_sheet": True,
+        }
+        result = run_job(pipe, folder, plan(pipe, loop=True), tmp_path / "out.mp4", 4.0, **options)
+        assert result.is_complete and result.frames == len(read_video(tmp_path / "out.mp4").frames) == 14 - repeated
+        assert read_metadata(tmp_path / "out.mp4") == {**said, "frames": 14 - repeated}
+        assert result.sheet is not None
+        sheets.append(np.asarray(result.sheet))
+    assert np.array_equal(sheets[0], sheets[1]) and np.array_equal(sheets[0], sheets[2])
+
+
 def test_another_goal_makes_exactly_the_clips_again_that_it_is_for(pipe: VidRDPipeline, tmp_path: Path) -> None:
     assert make(pipe, tmp_path, plan(pipe)).frames == 14
     folder = JobFolder(tmp_path / "state")
     first = [folder.load(number).latents for number in range(3)]
-    with pytest.raises(JobError, match="clip 2 was made with no goal, not a loop of 2 frames"):
+    with pytest.raises(JobError, match="clip 2 was made with no goal, not a loop"):
         make(pipe, tmp_path, plan(pipe, loop=True))
-    assert make(pipe, tmp_path, plan(pipe, loop=True), redo=True).frames == 12
+    assert 11 <= make(pipe, tmp_path, plan(pipe, loop=True), redo=True).frames <= 13
     looped = [folder.load(number).latents for number in range(3)]
     assert torch.equal(first[1], looped[1]) and not torch.equal(first[2], looped[2])
     for seed in (1, 2):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,8 @@ class VidRDPipeline(DiffusionPipeline):
                 cropped to the video's size.
             end_image: what the video ends with: an image, or a clip, at whose first frames it arrives.
             loop: the last clip arrives at the first one's beginning and is cut there, so that the frame after the last
-                is the first; the video is then ``GoalSettings.frames`` (2) frames shorter.
+                is the first. It is sampled up to 4 times, to arrive where the motion is most even
+                (:func:`vidrd_core.reuse.goal.close`); the video is 1 to 4 frames shorter.
 
         Raises:
             ValueError: an argument does not fit; the message says what came and what was expected.
@@ -286,7 +288,7 @@ class VidRDPipeline(DiffusionPipeline):
         first = 0 if state is None else state.clip_index + 1
         seeds = _batch_seeds(seed if state is None else state.seeds, batch)
         shape = self._latent_shape(batch, sampling)
-        model = self.fingerprint_of("unet")
+        model, overlap = self.fingerprint_of("unet"), sampling.reuse.overlap_frames
         clips = self.progress_bar(range(num_clips))
         clips.set_description("clips")
         for number in clips:
@@ -296,17 +298,17 @@ class VidRDPipeline(DiffusionPipeline):
             fresh = clip_noise(drawn, shape) if noise is None else _checked_noise(noise(index, shape), shape)
             start = fresh if past is None else initial_noise(past.noise, fresh, sampling.reuse)
             ends = index == 0, number + 1 == num_clips
-            given = goals.of_clip(*ends, sampling.num_frames, beginning)
+            denoiser = self._guided(texts[number], negative, sampling)
+            run = partial(self._denoise, denoiser, start, sampling, past, index, callback_on_step_end)
             try:
-                denoiser = self._guided(texts[number], negative, sampling)
-                latents, past = self._denoise(denoiser, start, sampling, past, index, callback_on_step_end, given)
+                (latents, trajectory), goals = goals.make_clip(run, *ends, sampling.num_frames, overlap, beginning)
             except _Interrupted:
                 return
             clip = Clip(latents.cpu(), index, prompts[number], drawn, None, goals.describe(*ends), goals.skipped(*ends))
             beginning = clip.latents if index == 0 else beginning
             text, factor = texts[number].cpu(), float(self.vae.config["scaling_factor"])
-            clip.state = VideoState.after(clip, past, sampling, seeds, text, model, state, given_negative, factor)
-            state = clip.state
+            clip.state = VideoState.after(clip, trajectory, sampling, seeds, text, model, state, given_negative, factor)
+            state, past = clip.state, trajectory
             yield clip
 
     def check_sampling(

@@ -107,6 +107,25 @@ def test_a_graph_of_defaults_starts_with_what_suits_the_model(graph: Graph, buil
     assert not own_complaints(graph.page)
 
 
+def test_a_loop_says_that_its_length_is_found_when_it_is_made(graph: Graph, kind: str) -> None:
+    node = graph.run("""() => {
+        const { make, wire } = vidrdCheck;
+        const load = make("VidRDLoadModel", 0, 60), empty = make("VidRDEmptyLatent", 0, 300);
+        const many = make("VidRDManyClips", 400, 60, { num_clips: 3 });
+        wire(empty, 0, many, "prior"); wire(load, 0, many, "model");
+        return String(many.id); }""")
+    graph.page.wait_for_timeout(1000)
+    assert told(graph, node)[0] == "14 frames, 1.8 s" and not any("loop" in line for line in told(graph, node))
+    graph.run(
+        """(id) => { const node = app.canvas.graph.nodes.find((one) => String(one.id) === id);
+        const loop = node.widgets.find((one) => one.name === "loop");
+        loop.value = true; loop.callback?.(true); node.onWidgetChanged?.("loop", true, false, loop); }""",
+        node,
+    )
+    graph.page.wait_for_timeout(1000)
+    assert told(graph, node)[1] == "loop: 1 to 4 frames fewer, where the motion is most even"
+
+
 def test_what_was_chosen_before_the_model_came_stays(graph: Graph, kind: str) -> None:
     ids = graph.run(BUILD, {"width": 128, "frames": 16})
     graph.page.wait_for_timeout(1000)

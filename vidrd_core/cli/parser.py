@@ -113,7 +113,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--loop",
         action="store_true",
         help="the last clip arrives at the first one's beginning, and is cut there: the frame after the last is the "
-        "first. The video has 2 frames fewer than without it: N + (clips - 1) * (N - TRIM) - 2, N frames per clip",
+        "first. It is sampled up to 4 times, to arrive where the motion is most even: the video has 1 to 4 frames "
+        "fewer than without it, N + (clips - 1) * (N - TRIM) - 1 at most, N frames per clip",
     )
     _add_sampling(parser)
     _add_model(parser, required=True)

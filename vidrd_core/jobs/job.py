@@ -78,8 +78,13 @@ class Plan:
         return 0 if self.start is None else self.start.clip_index + 1
 
     @property
+    def last(self) -> int:
+        """Index of the last clip."""
+        return self.first + len(self.prompts) - 1
+
+    @property
     def num_frames(self) -> int:
-        """Frames of the whole video."""
+        """Frames of the whole video; of a loop that is not made yet, as many as they can be."""
         sampling = self.sampling
         trimmed = 0 if self.start is None else sampling.reuse.trim_frames
         skipped = sum(self.goals.skipped(self.start is None, True))
@@ -99,7 +104,13 @@ class Plan:
 
     def goal_of(self, index: int) -> str:
         """A text that tells the goals of a clip apart; "" where it has none."""
-        return self.goals.describe(index == 0, index == self.first + len(self.prompts) - 1)
+        return self.goals.describe(index == 0, index == self.last)
+
+    def as_made(self, folder: JobFolder) -> Plan:
+        """The plan, of a loop that is finished with as many frames as it was made with."""
+        if not self.goals.loop or self.num_finished(folder) < len(self.prompts):
+            return self
+        return replace(self, goals=replace(self.goals, repeated=folder.load(self.last).skipped[1]))
 
     def num_finished(self, folder: JobFolder) -> int:
         """How many of the plan's clips are in its folder, counted from the first."""
@@ -391,6 +402,7 @@ def run_job(
     """
     from ..video import VideoWriter, to_uint8
 
+    plan = plan.as_made(folder)
     folder.write(complete=False, planned=list(plan.prompts), fps=fps)
     result = JobResult(0, len(plan.prompts), 0)
     rows = _SheetRows(plan) if with_sheet else None

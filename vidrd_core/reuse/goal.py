@@ -8,8 +8,9 @@ these are denoised towards frames that can be made out already (:mod:`vidrd_core
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -17,6 +18,11 @@ from .settings import ReuseSettings
 from .trajectory import frames_hash
 
 SHORT = 12  # digits of a hash that tells goals apart
+MOST_REPEATED = 4  # frames of its beginning that a loop's last clip ends with
+
+TINY = 1e-6  # a step of a video that stands still
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class GoalSettings:
     """How a clip is steered to a goal. The defaults are the best measured (docs/evaluation.md, "Goals and loops").
 
     Args:
-        frames: K, how many frames of a given clip, or of a loop's beginning, a video arrives at; an image is one.
+        frames: K, how many frames of a given clip a video arrives at; an image is one. A loop chooses (:func:`close`).
         start_frames: M, how many of the last frames of a given clip a video begins with.
         beta: the share of steps through which they are steered, 0 to 1.
         cleaner: how much cleaner than the other frames they are shown, 0 to 1; as ``cleaner_overlap``.
@@ -139,6 +145,8 @@ class Goals:
         joins: whether ``start`` and ``end`` are frames of other videos, and left out of this one.
         settings: of every goal.
         names: of what ``start`` and ``end`` were encoded from; where they are empty, of the frames themselves.
+        repeated: K, the frames of its beginning that a loop's last clip ends with, which are left out of the video; the
+            fewest until the clip is made (:func:`close`).
     """
 
     start: Tensor | None = None
@@ -147,6 +155,7 @@ class Goals:
     joins: bool = False
     settings: GoalSettings = field(default_factory=GoalSettings)
     names: tuple[str, str] = ("", "")
+    repeated: int = 1
 
     def __post_init__(self) -> None:
         if self.loop and self.end is not None:
@@ -163,7 +172,7 @@ class Goals:
     @property
     def num_end(self) -> int:
         """K, the frames of the last clip that are given."""
-        return self.settings.frames if self.loop else 0 if self.end is None else self.end.shape[2]
+        return self.repeated if self.loop else 0 if self.end is None else self.end.shape[2]
 
     def check(self, num_clips: int, num_frames: int, overlap: int, begins: bool = True) -> None:
         """Raise ``ValueError`` where a video of so many clips cannot have these goals.
@@ -206,6 +215,35 @@ class Goals:
             goals.append(Goal(places, end, settings=self.settings))
         return goals
 
+    def make_clip(
+        self,
+        make: Callable[[list[Goal]], tuple[Tensor, Made]],
+        is_first: bool,
+        is_last: bool,
+        num_frames: int,
+        overlap: int,
+        beginning: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, Made], Goals]:
+        """Make a clip that has these goals; a loop's last one by :func:`close`.
+
+        Args:
+            make: the clip's latents ``[B, C, N, h, w]`` and more, for the goals of :meth:`of_clip`.
+            num_frames, overlap: N and M of the clip.
+            beginning: as of :meth:`of_clip`.
+
+        Returns:
+            What was made, and the goals with its ``repeated`` frames.
+        """
+        if not (self.loop and is_last and beginning is not None):
+            return make(self.of_clip(is_first, is_last, num_frames, beginning)), self
+
+        def closed(repeated: int) -> tuple[Tensor, Made]:
+            return make(replace(self, repeated=repeated).of_clip(is_first, is_last, num_frames, beginning))
+
+        counts = choices(num_frames, overlap)
+        repeated, clip = close(closed, lambda clip: clip[0], beginning, overlap, counts)
+        return clip, replace(self, repeated=repeated)
+
     def skipped(self, is_first: bool, is_last: bool) -> tuple[int, int]:
         """How many frames at the start and at the end of a clip are left out of the video."""
         return (
@@ -221,7 +259,7 @@ class Goals:
         if is_last and self.end is not None:
             parts.append(f"the end {self.names[1] or frames_hash(self.end)[:SHORT]}")
         if is_last and self.loop:
-            parts.append(f"a loop of {self.num_end} frames")
+            parts.append("a loop")
         if parts and self.joins:
             parts.append("left out")
         if parts and (self.settings.beta, self.settings.cleaner) != (GoalSettings.beta, GoalSettings.cleaner):
@@ -231,3 +269,53 @@ class Goals:
     def without_end(self) -> Goals:
         """Those of a video that was stopped before its last clip."""
         return replace(self, end=None, loop=False)
+
+
+def choices(num_frames: int, overlap: int) -> range:
+    """How many frames of its beginning a loop's last clip may end with, so that some of its ``num_frames`` are new."""
+    return range(1, max(1, min(MOST_REPEATED, num_frames - overlap - 1)) + 1)
+
+
+def close(
+    make: Callable[[int], Made], latents_of: Callable[[Made], Tensor], beginning: Tensor, overlap: int, counts: range
+) -> tuple[int, Made]:
+    """Make a loop's last clip with each count of repeated frames, and keep the one whose motion is most even.
+
+    A motion comes back after a time of its own, seldom just as the video ends. The more of the beginning the clip ends
+    with, the earlier it arrives there; too late, it must linger, and too early, hurry. Steps between neighbouring
+    frames, as distances of their latents, are compared with those of the first clip; the step that is furthest off, as
+    a factor, counts. Several videos side by side share one count, by the mean.
+
+    Args:
+        make: a clip that ends with so many first frames of the video.
+        latents_of: its ``[B, C, N, h, w]``, of any scale that ``beginning`` shares.
+        beginning: the first clip's latents ``[B, C, T, h, w]``.
+        overlap: M, the first frames of the clip, which repeat the clip before.
+        counts: to choose from, as of :func:`choices`; of equally even ones the first.
+
+    Returns:
+        The count, and the clip.
+    """
+    tried = [count for count in counts if count <= beginning.shape[2]]
+    if len(tried) == 1:
+        return tried[0], make(tried[0])
+    usual = _steps(beginning).mean(1, keepdim=True)
+
+    def unevenness(count: int, made: Made) -> float:
+        latents = latents_of(made)
+        steps = _steps(latents)[:, max(overlap - 1, 0) : latents.shape[2] - count]
+        return float(((steps + TINY) / (usual.to(steps) + TINY)).log().abs().amax(1).mean())
+
+    best: tuple[float, int, Made] | None = None
+    for count in tried:
+        made = make(count)
+        found = unevenness(count, made)
+        if best is None or found < best[0]:
+            best = found, count, made
+    assert best is not None
+    return best[1:]
+
+
+def _steps(latents: Tensor) -> Tensor:
+    """The distance of each frame to the next, ``[B, T - 1]``, of ``[B, C, T, h, w]``."""
+    return latents.float().diff(dim=2).pow(2).mean(dim=(1, 3, 4)).sqrt()

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..files import write_json
 from ..metrics.identity import changes, model_identity
 from ..pipeline import VidRDPipeline
-from ..reuse.goal import Goal, Goals, GoalSettings
+from ..reuse.goal import Goal, Goals, GoalSettings, choices, close
 from ..reuse.noise import initial_noise
 from ..reuse.settings import ReuseSettings
 from ..reuse.trajectory import Trajectory
@@ -43,7 +44,7 @@ class Case:
     """What is given of a video.
 
     Args:
-        start, end: frames, at the beginning and at the end.
+        start, end: frames, at the beginning and at the end; 0 at the end of a loop: as many as it chooses.
         beta, cleaner: as in :class:`vidrd_core.reuse.goal.GoalSettings`, of the end.
         too_far: frames by which the end comes too early, so that the shape would have to hurry.
         clips: 1: a clip between true frames. More: a loop of clips with ``start`` frames of overlap.
@@ -66,11 +67,24 @@ class Case:
         )
 
     @property
+    def reuse(self) -> ReuseSettings:
+        """How the clips of a loop reuse one another."""
+        return ReuseSettings(self.start, 0.0, 1.0, "forward", self.start, "uniform", 0.8)
+
+    @property
     def settings(self) -> GoalSettings:
         return GoalSettings(max(self.end, 1), max(self.start, 1), self.beta, self.cleaner)
 
 
-LOOPS = (Case(3, 2, clips=5), Case(3, 2, clips=5, returns=False))
+LOOPS = (  # before the last clip are 23 frames, or 48, which is nearly one period of the motion, or two
+    Case(3, 0, clips=5),
+    Case(3, 2, clips=5),
+    Case(3, 2, clips=5, returns=False),
+    Case(5, 0, clips=7),
+    Case(5, 2, clips=7),
+    Case(3, 0, clips=10),
+    Case(3, 2, clips=10),
+)
 BETWEEN = (  # what matters most comes first, for those who measure only a part
     Case(3, 2),
     Case(3, 1),
@@ -87,7 +101,6 @@ BETWEEN = (  # what matters most comes first, for those who measure only a part
     *(Case(3, 2, beta=beta) for beta in (0.6, 0.8)),
 )
 CASES = (*LOOPS, *BETWEEN)
-LOOP_VIDEOS = 4  # at most; each takes as long as five of the others
 
 
 @dataclass
@@ -107,7 +120,7 @@ class GoalsComparison:
     steps: int = 10
     guidance_scale: float = 4.0
     seed: int = 0
-    _chains: dict[Case, tuple[list[Tensor], Trajectory | None]] = field(default_factory=dict, repr=False)
+    _chains: dict[Case, tuple[list[Tensor], Trajectory]] = field(default_factory=dict, repr=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -128,9 +141,7 @@ class GoalsComparison:
             if changed := changes(stored["settings"], self.settings):
                 raise ValueError(f"{path} holds results of other settings: {changed}; choose another folder")
             return stored
-        motions = AXES if case.clips > 1 else None
-        count = self.videos if motions is None else min(self.videos, LOOP_VIDEOS)
-        scenes = steady_scenes(count, self.seed, motions)
+        scenes = steady_scenes(self.videos, self.seed, AXES if case.clips > 1 else None)
         batch = VideoBatch(
             self.pipe, scenes, range(self.seed, self.seed + len(scenes)), case.clips, N, self.steps, self.guidance_scale
         )
@@ -155,26 +166,41 @@ class GoalsComparison:
         latents, _ = denoise_clip(batch.denoiser(), scheduler, noise, settings, goals=goals)
         return self._decoded(latents)
 
-    def _loop(self, batch: VideoBatch, case: Case) -> Tensor:
+    def _loop(self, batch: VideoBatch, case: Case) -> list[Tensor]:
         key = replace(case, returns=False, end=0)
         if key not in self._chains:  # all clips but the last, which loops share with chains that do not return
-            self._chains[key] = self._chain(batch, case, [], None, case.clips - 1)
+            self._chains[key] = self._chain(batch, case)
         parts, past = self._chains[key]
-        parts, _ = self._chain(batch, case, list(parts), past, case.clips)
-        return self._decoded(torch.cat(parts, dim=2))[:, :, : -case.end]
+        settings, beginning = case.reuse, parts[0]
+        noise = initial_noise(past.noise, batch.noise(case.clips - 1), settings).to(self.pipe.device)
 
-    def _chain(
-        self, batch: VideoBatch, case: Case, parts: list[Tensor], past: Trajectory | None, clips: int
-    ) -> tuple[list[Tensor], Trajectory | None]:
-        settings = ReuseSettings(case.start, 0.0, 1.0, "forward", case.start, "uniform", 0.8)
-        denoiser, goals = batch.denoiser(), Goals(loop=True, settings=case.settings)
-        for index in range(len(parts), clips):
+        @cache
+        def last(repeated: int) -> Tensor:
+            goals = Goals(loop=case.returns, settings=case.settings, repeated=repeated)
+            arrives = goals.of_clip(False, True, N, beginning)
+            return denoise_clip(batch.denoiser(), batch.scheduler(settings), noise, settings, past, goals=arrives)[0]
+
+        videos = []
+        for index in range(len(batch.scenes)):
+            one = slice(index, index + 1)
+
+            def made(repeated: int, one: slice = one) -> Tensor:
+                return last(repeated)[one]
+
+            counts = range(case.end, case.end + 1) if case.end else choices(N, case.start)
+            repeated, clip = close(made, lambda clip: clip, beginning[one], case.start, counts)
+            joined = torch.cat([*(part[one] for part in parts), clip[:, :, case.start :]], dim=2)
+            videos.append(self._decoded(joined)[0, :, :-repeated])
+        return videos
+
+    def _chain(self, batch: VideoBatch, case: Case) -> tuple[list[Tensor], Trajectory]:
+        settings, past, parts = case.reuse, None, []
+        for index in range(case.clips - 1):
             fresh = batch.noise(index)
             noise = (fresh if past is None else initial_noise(past.noise, fresh, settings)).to(self.pipe.device)
-            is_last = case.returns and index + 1 == case.clips
-            arrives = goals.of_clip(False, is_last, N, parts[0] if parts else None)
-            latents, past = denoise_clip(denoiser, batch.scheduler(settings), noise, settings, past, goals=arrives)
+            latents, past = denoise_clip(batch.denoiser(), batch.scheduler(settings), noise, settings, past)
             parts.append(latents[:, :, case.start if index else 0 :])
+        assert past is not None
         return parts, past
 
     def _decoded(self, latents: Tensor) -> Tensor:
@@ -205,9 +231,9 @@ def measure(scene: Scene, frames: Tensor, case: Case, given: range) -> dict[str,
     steps = wrapped(found.centers.diff(dim=0)).norm(dim=1)
     total = frames.shape[1]
     if case.clips > 1:  # all frames are new; the last is followed by the first
-        last = N - case.start - case.end  # new frames of the last clip
+        before = N + (case.clips - 2) * (N - case.start)  # frames before the last clip's new ones
         closing = float(wrapped(found.centers[0] - found.centers[-1]).norm())
-        values = {"in": float(steps[total - last - 1]), "out": closing, "inside": steps[: total - last - 1].tolist()}
+        values = {"in": float(steps[before - 1]), "out": closing, "inside": steps[: before - 1].tolist()}
         largest, away = max(float(steps.max()), closing), math.nan
     else:
         first, end = len(given), total - case.end
@@ -220,7 +246,7 @@ def measure(scene: Scene, frames: Tensor, case: Case, given: range) -> dict[str,
         apart = wrapped(found.centers - scene.centers(torch.arange(total, dtype=torch.float64))).norm(dim=1)
         away = float(apart[first:end].mean())
     same = (found.color, found.shape) == (scene.color, scene.shape)
-    return {**values, "largest": largest, "away": away, "identity": same, "caption": scene.caption}
+    return {**values, "largest": largest, "away": away, "frames": total, "identity": same, "caption": scene.caption}
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -243,6 +269,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "videos": len(records),
         **{name: share(name) for name in ("in", "out", "inside", "largest")},
         "away": round(sum(away) / len(away), 2) if away else None,
+        "frames": [min(record["frames"] for record in records), max(record["frames"] for record in records)],
         "within a fifth": sum(record["largest"] <= 1.2 * SPEED for record in records) / len(records),
         "identity": sum(record["identity"] for record in records) / len(records),
     }
@@ -263,7 +290,7 @@ def document_part(folder: Path) -> str:
         raise ValueError(f"{folder} has no results of goals; make them with `training/evaluate.py goals`")
     settings = next(iter(found.values()))["settings"]
     lines = [
-        f"{settings['videos']} videos of each case, at most {LOOP_VIDEOS} of loops, {settings['scheduler']} with "
+        f"{settings['videos']} videos of each case, {settings['scheduler']} with "
         f"{settings['steps']} steps, guidance scale {settings['guidance_scale']:g}, {settings['dtype']}. Steps are "
         "multiples of the data set's own, 2.5 pixels, with 95% intervals over the videos."
     ]
@@ -276,11 +303,14 @@ def document_part(folder: Path) -> str:
         late = f" ({case.too_far} too early)" if case.too_far else ""
         lines.append(f"| {case.start} | {case.end}{late} | {case.beta:g} | {case.cleaner:g} " + _row(found[case]))
     if loops:
-        lines += ["", "| loop of | steered " + head, "|---" * 8 + "|"]
+        lines += ["", "| loop of | overlap | arrives " + head + " in and out within a fifth |", "|---" * 10 + "|"]
     for case in loops:
-        length = N + (case.clips - 1) * (N - case.start) - case.end
-        returns = "to its beginning" if case.returns else "no"
-        lines.append(f"| {case.clips} clips, {length} frames | {returns} " + _row(found[case]))
+        lengths = dict.fromkeys(found[case]["figures"]["frames"])
+        returns = f"{case.end} frames before its end" if case.end else "where the motion is most even"
+        of = f"{case.clips} clips, {' to '.join(map(str, lengths))} frames"
+        even = [all(0.8 <= one[name] / SPEED <= 1.2 for name in ("in", "out")) for one in found[case]["records"]]
+        row = f"| {of} | {case.start} | {returns if case.returns else 'no'} {_row(found[case])}"
+        lines.append(f"{row} {sum(even)} of {len(even)} |")
     return "\n".join(lines)
 
 

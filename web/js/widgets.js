@@ -126,6 +126,7 @@ function planned(node) {
   const lines = [];
   const making = plan(node);
   if (making) lines.push(length(making, "adds", model?.fps));
+  if (making && widgetOf(node, "loop")?.value) lines.push("loop: 1 to 4 frames fewer, where the motion is most even");
   const preset = widgetOf(node, "preset")?.value;
   if (["auto", "smooth"].includes(preset) && model && !model.reuse) {
     lines.push(`${preset}: what suits the model's family, told here after the run`);
