@@ -42,9 +42,11 @@ def read_goal(latent: dict[str, Any], model: Any, family: Family, batch: int) ->
 
 
 def num_latents(family: Family, prior: VideoLatent, clip_frames: int) -> int:
-    """Latents of the clip that is to follow: of the frames asked for, else as the prior's last clip, else as usual."""
+    """Latents of a clip: of the frames asked for, else as the prior's last clip or the latent to begin, else as usual."""
     if clip_frames:
         return family.layout.num_latents(clip_frames)
+    if prior.begins:
+        return prior.samples.shape[2]
     known = prior.prior or prior.stored
     return family.layout.num_latents(family.clip_frames) if known is None else known.trajectory.num_frames
 

@@ -284,6 +284,19 @@ def test_many_clips_are_the_chain_and_go_on_where_they_were_interrupted(
     assert report.lower().count("reused") >= 2 or report.lower().count("kept") >= 2, report
 
 
+@pytest.mark.parametrize("name", ["Wan 2.1 t2v", "LTXV", "AnimateDiff"])
+def test_the_usual_overlap_leaves_new_latents_in_clips_as_short_as_the_latent_that_they_begin_with(
+    name: str, nodes: dict[str, Any]
+) -> None:
+    conds, latent = prompts(name), {"samples": torch.zeros(FAMILIES[name].with_length(4))}
+    video, _, report = nodes["VidRDManyClips"](
+        model=model_of(name), clip=None, positive=conds[0], negative=conds[2], prior=latent, num_clips=3, seed=1,
+        cfg=run.CFG, steps=STEPS, sampler_name="euler", scheduler="simple", preset="auto",
+    )  # fmt: skip
+    added = {samples_of(video).shape[2 if FAMILIES[name].time else 0] - 4}
+    assert added <= {2, 4}, report  # 1 or 2 by each of the two clips that follow
+
+
 @pytest.mark.parametrize("name", ["Wan 2.2 5B", "LTXV", "Cosmos Predict2"])
 def test_an_image_given_with_a_noise_mask_begins_a_first_clip(name: str, chain: Chain) -> None:
     """The LATENT of ComfyUI's image-to-video nodes for models that take their image so."""
