@@ -12,7 +12,9 @@ from training_components import settings
 
 from vidrd_core import VidRDPipeline
 from vidrd_core.checkpoints import CheckpointError, load_pipeline_parts, load_unet
+from vidrd_core.cli import main
 from vidrd_core.cli.models import few_steps_of, read_defaults
+from vidrd_core.jobs.batch import JobFolder
 from vidrd_core.shapes.latents import LatentClips, encode_moving_shapes
 from vidrd_core.train.few_steps import TeacherClips, TeacherSettings, step_target, teacher_states, write_teacher_clips
 from vidrd_core.train.loop import train
@@ -156,3 +158,28 @@ def test_a_lora_of_another_model_is_refused(model):
         with pytest.raises(CheckpointError, match=message):
             load_unet(folder)
     assert few_steps_of(str(model)) == str(folder) and few_steps_of(str(folder)) is None
+
+
+def test_the_preset_fast_takes_a_model_s_own_lora(model, tmp_path):
+    folder = model / "few_steps"
+    folder.mkdir()
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = load_unet(model).get_submodule(layer).weight.shape[0]
+    weights = {f"unet.{layer}.lora_A.weight": normal(1, 1, width), f"unet.{layer}.lora_B.weight": normal(2, width, 1)}
+    save_file(weights, folder / "lora.safetensors")
+    TeacherSettings(steps=2).scheduler(make_scheduler().config).save_pretrained(folder / "scheduler")
+    defaults = {"num_frames": 4, "num_inference_steps": 2, "guidance_scale": 1.0, "overlap_frames": 1}
+    (folder / "model_index.json").write_text(json.dumps({"defaults": defaults}))
+    merged, plain = (load_unet(path).get_submodule(layer).weight for path in (folder, model))
+    change = weights[f"unet.{layer}.lora_B.weight"] @ weights[f"unet.{layer}.lora_A.weight"]
+    torch.testing.assert_close(merged, plain + change)
+    call = ["generate", "--model", str(model), "--prompt", "a red dot", "--clips", "2", "--device", "cpu", "--quiet"]
+    assert main([*call, "--preset", "fast", "--output", str(tmp_path / "a.gif")]) == 0
+    made = JobFolder(tmp_path / "a.gif.state").read()
+    assert made["loading"]["model"] == str(folder)
+    assert made["made"]["sampling"]["num_inference_steps"] == 2 and made["made"]["sampling"]["guidance_scale"] == 1.0
+    assert made["made"]["scheduler"]["timestep_spacing"] == "trailing"
+    extend = ["extend", str(tmp_path / "a.gif.state"), "--device", "cpu", "--quiet"]
+    assert main([*extend, "--output", str(tmp_path / "b.gif")]) == 0
+    assert main([*call, "--preset", "smooth", "--output", str(tmp_path / "c.gif"), "--steps", "2"]) == 0
+    assert JobFolder(tmp_path / "c.gif.state").read()["loading"]["model"] == str(model)

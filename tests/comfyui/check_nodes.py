@@ -25,7 +25,12 @@ def test_schemas_are_complete(nodes: dict[str, Any]) -> None:
 
 def test_model_folders_and_files_are_listed(nodes: dict[str, Any], folder: Path, base: Path) -> None:
     inputs = {i.id: i for i in nodes["VidRDLoadModel"].node.define_schema().inputs}
-    assert inputs["model_name"].options == ["bundled demo model", "bundled flow model", "tiny"]
+    assert inputs["model_name"].options == [
+        "bundled demo model",
+        "bundled demo model, 4 steps",
+        "bundled flow model",
+        "tiny",
+    ]
 
 
 def test_temporal_unet_and_decoder_load_from_comfyuis_own_folders(
