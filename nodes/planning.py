@@ -42,7 +42,7 @@ def read_goal(latent: dict[str, Any], model: Any, family: Family, batch: int) ->
 
 
 def num_latents(family: Family, prior: VideoLatent, clip_frames: int) -> int:
-    """Latents of a clip: of the frames asked for, else as the prior's last clip or the latent to begin, else as usual."""
+    """Latents of a clip: of the frames asked for, else as the latent to begin or the prior's last clip, else usual."""
     if clip_frames:
         return family.layout.num_latents(clip_frames)
     if prior.begins:
