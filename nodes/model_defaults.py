@@ -86,7 +86,9 @@ def defaults_of(path: Path) -> ModelDefaults:
         known.get("negative_prompt", "" if known else released.negative) or "",
         reuse or released.reuse,
         reuse is not None,
-        SCHEDULERS.get(model_file(path, "scheduler/scheduler_config.json").get("timestep_spacing"), USUAL_SCHEDULER),
+        SCHEDULERS.get(
+            str(model_file(path, "scheduler/scheduler_config.json").get("timestep_spacing")), USUAL_SCHEDULER
+        ),
     )
 
 
