@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from vidrd_core import VidRDPipeline
+from vidrd_core.pipeline import VidRDPipeline
 from vidrd_core.runtime.allocator import keep_freed_memory
 from vidrd_core.shapes.latents import LatentClips
 from vidrd_core.train.few_steps import TeacherSettings, write_teacher_clips
