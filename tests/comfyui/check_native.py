@@ -199,3 +199,22 @@ def test_previews_work_on_video_latents(model: Any) -> None:
             latent_preview.prepare_callback(model, 4)(0, torch.randn(1, 4, 8, 8, 8), torch.randn(1, 4, 8, 8, 8), 4)
     finally:
         args.preview_method = before
+
+
+def test_the_lora_for_few_steps_loads_as_a_model_at_the_timesteps_that_it_knows(nodes: Any, part: Any) -> None:
+    import comfy.samplers
+
+    files, pipeline = part("nodes.files"), part("vidrd_core.checkpoints")
+    made = nodes["VidRDLoadModel"](model_name=files.BUNDLED_FEW, weight_dtype="fp32")[0]
+    plain = nodes["VidRDLoadModel"](model_name=files.BUNDLED, weight_dtype="fp32")[0]
+    sampling, known = made.get_model_object("model_sampling"), made.model.defaults
+    sigmas = comfy.samplers.calculate_sigmas(sampling, known.scheduler, known.steps)
+    assert [round(float(sampling.timestep(sigma))) for sigma in sigmas[:-1]] == [999, 749, 499, 249]
+    x, t = torch.randn(1, 4, 8, 8, 8), torch.tensor([749])
+    outside = pipeline.load_unet(files.model_folder(files.BUNDLED_FEW), dtype=torch.float32)
+    context = torch.randn(1, 16, outside.config["cross_attention_dim"])
+    with torch.no_grad():
+        inside, without = (one.model.diffusion_model(x, t, context=context) for one in (made, plain))
+        wanted = outside(x, t, context).sample
+    torch.testing.assert_close(inside, wanted, rtol=1e-3, atol=1e-3)
+    assert (inside - without).norm() > 0.01 * without.norm()
