@@ -22,7 +22,7 @@ def pipe():
 
 def test_it_is_small_and_holds_nothing_but_data():
     files = [path for path in MODEL.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 25 * 2**20
+    assert sum(path.stat().st_size for path in files) <= 30 * 2**20  # of it 6 the LoRA for few steps
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
 
 
