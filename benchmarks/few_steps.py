@@ -6,7 +6,7 @@
 The model must be trained on the moving-shapes data set, whose ground truth is known. All rows have the same prompts and
 seeds, and the reuse of --method (a name of vidrd_core.shapes.methods). An interrupted run resumes; several processes
 can share a folder by taking different samplers. `dpmpp-2m:trailing` is a sampler with another spacing of its timesteps;
-`lora`, named last, the model's own LoRA for few steps, without guidance.
+`lora` is the model's own LoRA for few steps, at those of the named steps that are its own.
 
 Each figure is followed by the 95% interval of its difference from the first row (DDIM at the most steps) over paired
 videos. A row "loses" in a figure where that interval is on the worse side of 0; a narrow one around 0 means "nothing
@@ -74,7 +74,7 @@ def _constant_step(record: Any) -> float | None:
     return None if record.motion in STEADY else _mean(record.steps)
 
 
-LORA = "lora"  # in place of a sampler: the model's own LoRA for few steps, without guidance
+LORA = "lora"  # in place of a sampler
 
 
 def folder_of(results: Path, sampler: str, steps: int) -> Path:
@@ -83,27 +83,31 @@ def folder_of(results: Path, sampler: str, steps: int) -> Path:
 
 def measure(options: argparse.Namespace) -> None:
     """Make and measure the missing videos."""
+    from vidrd_core.cli.models import read_defaults
+    from vidrd_core.reuse.presets import FEW_STEPS
     from vidrd_core.sampling.schedulers import make_scheduler
     from vidrd_core.shapes.comparison import Comparison
 
-    pipe = make_pipeline(str(options.model or "tiny"), DTYPES[options.dtype], options.device)
-    own = pipe.scheduler.config
+    plain = make_pipeline(str(options.model or "tiny"), DTYPES[options.dtype], options.device)
+    own = plain.scheduler.config
     for sampler in options.samplers:
         if sampler == LORA:
-            from vidrd_core.reuse.presets import FEW_STEPS
-
             pipe = make_pipeline(str(options.model / FEW_STEPS), DTYPES[options.dtype], options.device)
+            defaults = read_defaults(options.model / FEW_STEPS)
+            guidance_scale = defaults["guidance_scale"]
+            numbers = [steps for steps in options.steps if steps == defaults["num_inference_steps"]]
         else:
+            pipe, guidance_scale, numbers = plain, options.guidance_scale, options.steps
             name, _, spacing = sampler.partition(":")
             pipe.scheduler = make_scheduler(name, own, {"timestep_spacing": spacing} if spacing else None)
-        for steps in options.steps:
+        for steps in numbers:
             comparison = Comparison(
                 pipe,
                 folder_of(options.results, sampler, steps),
                 options.videos,
                 options.clips,
                 steps=steps,
-                guidance_scale=1.0 if sampler == LORA else options.guidance_scale,
+                guidance_scale=guidance_scale,
                 batch=options.batch,
                 seed=options.seed,
             )

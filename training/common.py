@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import tyro
@@ -23,6 +23,8 @@ from vidrd_core.train.loop import train
 from vidrd_core.train.task import TrainingTask
 
 Configuration = TypeVar("Configuration", bound=Any)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16"]
 
 OLD_NAMES = {  # of settings -> current ones; configurations and command lines with the old names stay valid
     "anchor_share": "cleaner_frame_share",

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from common import DTYPES, Precision
 
 from vidrd_core.metrics.identity import NEGATIVE_PROMPT, changes, model_identity
 from vidrd_core.metrics.ucf101 import Ucf101Settings, evaluate_ucf101
@@ -33,8 +34,6 @@ from vidrd_core.shapes.document import write_document
 from vidrd_core.shapes.goals import CASES, GoalsComparison
 from vidrd_core.shapes.prompted import METHODS, MovingShapesEvaluation, markdown_table
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-Precision = Literal["fp32", "bf16", "fp16"]
 OLD_COMMANDS = {"world": "shapes"}
 OLD_SETS = {"remedies": "corrections", "remedies of parts": "corrections of parts"}
 OLD_REUSE = {"guidance_lead": "cleaner_overlap"}  # in stored settings

@@ -12,15 +12,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
+from common import DTYPES, Precision
 
 from vidrd_core.pipeline import VidRDPipeline
 from vidrd_core.runtime.allocator import keep_freed_memory
 from vidrd_core.shapes.latents import LatentClips
 from vidrd_core.train.few_steps import TeacherSettings, write_teacher_clips
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Arguments:
     clips: int = 1024
     batch: int = 32
     seed: int = 0
-    dtype: str = "bf16"  # fp32, bf16, fp16
+    dtype: Precision = "bf16"
     device: str = "cpu"
     teacher: TeacherSettings = TeacherSettings()
 

@@ -68,8 +68,8 @@ def save_lora(
 ) -> None:
     """Write the LoRA as ``unet.<layer>.lora_A.weight`` and ``lora_B``, to be used at strength 1; a collective call.
 
-    The scale alpha / rank is multiplied into B, so that a loader needs no alpha. The metadata hold the rank and,
-    where it is given, the prediction type of the model that the LoRA is for.
+    The tensors are stored in ``dtype``. The scale alpha / rank is multiplied into B, so that a loader needs no alpha.
+    The metadata hold the rank and, where it is given, the prediction type of the model that the LoRA is for.
     """
     from peft.utils import get_peft_model_state_dict
 
