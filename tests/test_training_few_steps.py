@@ -85,7 +85,7 @@ def model(tmp_path):
 
 
 def written(model, path, **changes):
-    chosen = TeacherSettings(**{"steps": 2, "teacher_steps": 1, "overlap_frames": 1, **changes})
+    chosen = TeacherSettings(**{"num_frames": 3, "steps": 2, "teacher_steps": 1, "overlap_frames": 1, **changes})
     pipe = VidRDPipeline.from_pretrained(model)
     write_teacher_clips(pipe, LatentClips(model.parent / "latents.safetensors"), path, 5, chosen, 3, 0)
     return path
@@ -94,6 +94,7 @@ def written(model, path, **changes):
 def test_clips_are_written_and_drawn_by_the_sample_s_number(model, tmp_path):
     clips = TeacherClips([written(model, tmp_path / "a.safetensors"), written(model, tmp_path / "b.safetensors")])
     assert clips.states.shape[:2] == (10, 3) and len(clips.captions) == 10
+    assert clips.states.shape[3] == 3  # of the 4 frames that are stored
     assert sorted(clips.known.tolist()) == [0] * 4 + [1] * 6  # of 3 and 2 clips, 60% continue
     one = clips.batch(MicroBatch(7, 3, 4, 4))
     parts = [clips.batch(MicroBatch(7, 3, 4, 2, 0, 1, part)) for part in range(2)]
@@ -107,7 +108,7 @@ def test_clips_are_written_and_drawn_by_the_sample_s_number(model, tmp_path):
         ]
         assert caption in [clips.captions[n] for n in found]
         assert any(torch.equal(clips.states[n, one.steps[place] + 1].float(), one.following[place]) for n in found)
-        assert one.counted[place].tolist() == [float(k >= clips.known[found[0]]) for k in range(4)]
+        assert one.counted[place].tolist() == [float(k >= clips.known[found[0]]) for k in range(3)]
     with pytest.raises(ValueError, match=r"of \[2, 3\] steps"):
         TeacherClips([tmp_path / "a.safetensors", written(model, tmp_path / "c.safetensors", steps=3)])
 
@@ -136,7 +137,7 @@ def test_a_lora_comes_nearer_to_its_teacher(model, tmp_path, monkeypatch):
     # Within its teacher's folder it loads as the trained model, with what suits it.
     pipe = VidRDPipeline(**load_pipeline_parts(model / "few_steps", dtype=torch.float32))
     assert pipe.scheduler.config.timestep_spacing == "trailing"
-    assert read_defaults(model / "few_steps") == {"num_frames": 4, "num_inference_steps": 2, "guidance_scale": 1.0}
+    assert read_defaults(model / "few_steps") == {"num_frames": 3, "num_inference_steps": 2, "guidance_scale": 1.0}
     latents, text = normal(1), normal(2, 2, 3, 32)
     with torch.no_grad():
         wanted = task.unet.eval()(latents, 500, text).sample

@@ -41,6 +41,7 @@ SPACING = "trailing"  # of the timesteps: the first step then begins at pure noi
 class TeacherSettings:
     """How the teacher samples; our own defaults."""
 
+    num_frames: int = 8  # of a clip
     steps: int = 4  # S, the student's
     teacher_steps: int = 5  # DDIM steps of the teacher for one of the student's
     guidance_scale: float = 4.0
@@ -54,6 +55,10 @@ class TeacherSettings:
             raise ValueError(f"steps are {self.steps} of {self.teacher_steps} each; expected at least 1 of 1")
         if not 0 <= self.continuation_share <= 1:
             raise ValueError(f"continuation_share is {self.continuation_share}; expected a share, 0 to 1")
+        if not 0 < self.overlap_frames < self.num_frames:
+            raise ValueError(
+                f"overlap_frames is {self.overlap_frames} of {self.num_frames}; expected 1 or more, and some new"
+            )
 
     def scheduler(self, config: Any, teacher: bool = False) -> Any:
         """DDIM with the student's or the teacher's timesteps, which are among each other's."""
@@ -107,10 +112,10 @@ def write_teacher_clips(
 ) -> None:
     """Sample ``count`` clips of the teacher, a :class:`vidrd_core.VidRDPipeline`, and write one safetensors file."""
     generator = torch.Generator().manual_seed(seed)
-    num_frames, pieces, known, captions = clips.latents.shape[2], [], [], []
+    pieces, known, captions = [], [], []
     for first in tqdm(range(0, count, batch), desc=path.name, mininterval=5):
         size = min(batch, count - first)
-        latents, texts = clips.batch(size, num_frames, generator)
+        latents, texts = clips.batch(size, settings.num_frames, generator)
         noise = torch.randn(latents.shape, generator=generator)
         begins = round(size * (1 - settings.continuation_share))
         texts_and_null = encode_text(
