@@ -1,6 +1,6 @@
 """Peak device memory of the released size by precision, storage and offloading.
 
-    python benchmarks/peak_memory.py --device cuda                  # the table, some minutes
+    python benchmarks/peak_memory.py --device cuda --processes 8    # the table, some minutes; 8 rows at a time
     python benchmarks/peak_memory.py                                # tiny, to see that it runs: no figures of a card
     python benchmarks/peak_memory.py --estimate                     # the released size's tensors, without a card
     python benchmarks/peak_memory.py --factor                       # ComfyUI's memory_usage_factor, from U-Net calls
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -235,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--processes", type=int, default=1, help="rows measured at a time, where they fit together")
     parser.add_argument("--estimate", action="store_true", help="only count tensors, without a device")
     parser.add_argument("--factor", action="store_true", help="only measure what ComfyUI's memory_usage_factor must be")
     parser.add_argument("--call", type=json.loads, help=argparse.SUPPRESS)
@@ -255,19 +257,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         vars(options).update(options.row)
         print(json.dumps(measure(options)))
         return 0
-    rows: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
-    for case in cases(on_card):
+
+    def figures(case: dict[str, Any]) -> dict[str, Any] | None:
         command = [sys.executable, str(Path(__file__).resolve()), "--device", options.device, "--dtype", options.dtype]
         command += ["--row", json.dumps(case)]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment())
         # A row that failed, for another reason than memory, has no figures; the others still count.
-        rows.append((case, json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None))
-    print(table(rows, options.device, options.dtype))
+        return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+
+    with ThreadPoolExecutor(options.processes) as pool:
+        found = list(zip(cases(on_card), pool.map(figures, cases(on_card)), strict=True))
+    print(table(found, options.device, options.dtype))
     if not on_card:
         print(
             "\nNo CUDA device: these are a tiny model's figures on this CPU; the released size's are not yet measured."
         )
-    return exit_code(rows, on_card)
+    return exit_code(found, on_card)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def num_kept(family: Family, latents: int) -> int:
 
 def recording_of(family: Family) -> dict[str, Any]:
     """How a clip is recorded: other families' large states in 16 bits, which a replay ends on all the same."""
-    return {"records_shown": True} if family.is_vidrd else {"dtype": torch.float16}
+    return {} if family.is_vidrd else {"dtype": torch.float16}
 
 
 def next_plan(

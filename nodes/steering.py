@@ -103,8 +103,6 @@ class ClipPlan:
         goal: likewise, of the clip's last frames where they are given.
         dtype: that recorded states are kept in.
         tells: whether the network is told that the overlap is cleaner.
-        records_shown: whether a steered frame is recorded as the network saw it, as VidRD's pipeline does, or as the
-            sampler held it; they differ where the overlap is cleaner.
         seeds: that the video's noise was drawn from.
     """
 
@@ -115,7 +113,6 @@ class ClipPlan:
     goal: Tensor | None = None
     dtype: torch.dtype = torch.float32
     tells: bool = False
-    records_shown: bool = False
     seeds: tuple[int, ...] = ()
 
     @property
@@ -319,7 +316,7 @@ class SteeredGuider:
         session.told = []
         predicted = [[(at, one.prediction) for at, one in of_track] for of_track in steered]
         denoised = self.overwritten(denoised, predicted)
-        held = plan.streams(seen if plan.records_shown else x)
+        held = plan.streams(x)  # a steered frame as the sampler holds it, not as clean as it is shown
         for track, recorded, state, clean in zip(
             plan.tracks, self.run.recordings, held, plan.streams(denoised), strict=True
         ):

@@ -19,7 +19,7 @@ from vidrd_core.reuse.goal import Goal, Goals, GoalSettings, choices, close
 from vidrd_core.reuse.presets import SCHEDULERS
 from vidrd_core.sampling.denoising import denoise_clip
 from vidrd_core.sampling.images import pixels_of
-from vidrd_core.sampling.schedulers import make_scheduler, prepare_scheduler, state_coefficients, state_scales
+from vidrd_core.sampling.schedulers import make_scheduler, prepare_scheduler, sampler_states
 from vidrd_core.sampling.settings import SamplingSettings
 from vidrd_core.sampling.state import VideoState
 from vidrd_core.sampling.windows import cut_stream
@@ -107,15 +107,14 @@ def test_a_goal_walks_the_straight_line_and_ends_on_its_frames(pipe: VidRDPipeli
     data = data[:, :, :2]
     scheduler = prepare_scheduler(make_scheduler(name, pipe.scheduler.config), SAMPLING, "cpu")
     denoiser, steps = Fake(), len(scheduler.timesteps)
-    coefficients, scales = state_coefficients(scheduler), state_scales(scheduler)
+    sampler = sampler_states(scheduler)
     goal = Goal((2, 5), data, settings=GoalSettings(cleaner=0.0))
     latents, _ = denoise_clip(denoiser, scheduler, noise, REUSE, goals=[goal])
     assert torch.equal(latents[:, :, [2, 5]], data)
     for step, shown in enumerate(denoiser.shown):
-        of_noise, of_data = coefficients[step]
-        expected = (of_noise * noise[:, :, [2, 5]] + of_data * data) / scales[step]
+        expected = (sampler.noise[step] * noise[:, :, [2, 5]] + sampler.data[step] * data) / sampler.scales[step]
         assert relative_error(shown[:, :, [2, 5]], expected) < 1e-4
-    assert len(denoiser.shown) == steps and coefficients[0][0] > coefficients[-1][0]
+    assert len(denoiser.shown) == steps and sampler.noise[0] > sampler.noise[-1]
 
 
 def test_a_goal_is_shown_cleaner_than_its_neighbours_and_released_where_beta_ends(pipe: VidRDPipeline) -> None:

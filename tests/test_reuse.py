@@ -6,12 +6,18 @@ import math
 
 import pytest
 import torch
+from components import relative_error
 
+from vidrd_core.checkpoints.assembly import RELEASED_SCHEDULER
 from vidrd_core.reuse.noise import initial_noise, source_frames
 from vidrd_core.reuse.settings import ReuseSettings
-from vidrd_core.reuse.trajectory import TrajectoryRecorder, num_steered_frames, steer
+from vidrd_core.reuse.states import SamplerStates
+from vidrd_core.reuse.trajectory import Trajectory, TrajectoryRecorder, num_steered_frames, steer
+from vidrd_core.sampling.schedulers import make_scheduler, sampler_states
 
 N, S = 8, 50
+# Ten steps at so little noise that between two states lies their weighted mean.
+LINE = SamplerStates([1e-4 * (10 - step) for step in range(10)], [1.0] * 10, [1.0] * 10)
 
 
 def numbered(frames: int = N, offset: float = 0.0) -> torch.Tensor:
@@ -229,36 +235,68 @@ def test_uniform_stages_steer_every_overlap_frame_equally_long():
         ReuseSettings(stages="odd")
 
 
-def test_a_lead_shows_the_states_of_later_steps():
+def test_a_cleaner_overlap_shows_the_states_of_later_steps():
     settings = ReuseSettings(2, order="forward", guidance_beta=1.0, stages="uniform", cleaner_overlap=0.5)
-    assert [settings.shown_step(step, 10) for step in (0, 4, 8, 9)] == [5, 7, 9, 9]
+    assert [settings.shown_at(step, 10) for step in (0, 4, 8, 9)] == [5, 7, 9, 9.5]
     clip = torch.arange(5.0)[None, None, :, None, None]
     recorder = TrajectoryRecorder(clip, settings, 10)
-    for step in range(10):
+    for step in range(11):
         recorder.record(step, clip + 10 * step)
     past = recorder.finish()
-    assert past.overlap_at(4).flatten().tolist() == [73.0, 74.0]
-    assert past.overlap_at(9).flatten().tolist() == [93.0, 94.0]
+    assert past.overlap_at(4, sampler=LINE).flatten().tolist() == [73.0, 74.0]
+    assert relative_error(past.overlap_at(9, sampler=LINE).flatten(), torch.tensor([98.0, 99.0])) < 1e-3
+    assert past.held_at(4, settings).flatten().tolist() == [43.0, 44.0]
+    assert past.held_at(10, settings).flatten().tolist() == [103.0, 104.0]
+    with pytest.raises(ValueError, match="say how they are made"):
+        past.overlap_at(4)
     with pytest.raises(ValueError, match=r"cleaner_overlap is 1\.1; expected 0 .* to 1"):
         ReuseSettings(cleaner_overlap=1.1)
+
+
+def test_states_without_the_end_are_shown_to_the_last_of_them():
+    """As earlier versions and k-diffusion's samplers keep them."""
+    settings = ReuseSettings(2, order="forward", guidance_beta=1.0, stages="uniform", cleaner_overlap=0.5)
+    clip = torch.arange(5.0)[None, None, :, None, None]
+    past = Trajectory(clip, [clip + 10 * step for step in range(10)], settings, 10)
+    past.check(settings)
+    assert past.overlap_at(9).flatten().tolist() == [93.0, 94.0]
+    assert past.held_at(10, settings) is None
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp-2m"])
+def test_between_two_states_lies_the_one_of_the_noise_level_in_between(name):
+    """At S = 4 the last state before the end is a noisy one; 0.8 cleaner than step 3 is a fifth of its timestep."""
+    scheduler = make_scheduler(name, RELEASED_SCHEDULER, {"timestep_spacing": "trailing"})
+    scheduler.set_timesteps(4)
+    sampler = sampler_states(scheduler)
+    data, noise = torch.randn(2, 1, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    states = dict(enumerate(sampler.noise[n] * noise + sampler.data[n] * data for n in range(4))) | {4: data}
+    kept = scheduler.alphas_cumprod
+    for step, timestep in ((0, 199.8), (3, 49.8)):
+        shown = sampler.between(states, step + 0.8 * (4 - step), step) / sampler.scales[step]
+        alpha = torch.lerp(kept[int(timestep)], kept[int(timestep) + 1], timestep % 1)
+        assert relative_error(shown, alpha.sqrt() * data + (1 - alpha).sqrt() * noise) < 0.02
+        of_noise, of_data = sampler.coefficients(step + 0.8 * (4 - step), step)
+        assert relative_error(shown * sampler.scales[step], of_noise * noise + of_data * data) < 1e-5
+    assert sampler.coefficients(2, 2) == (sampler.noise[2], sampler.data[2])
 
 
 @pytest.mark.parametrize("order", ["reverse", "forward"])
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("stages", ["linear", "uniform"])
-def test_a_lead_keeps_just_the_states_that_will_be_shown(order, beta, stages):
+def test_a_cleaner_overlap_keeps_just_the_states_that_will_be_shown(order, beta, stages):
     settings = ReuseSettings(3, guidance_beta=beta, order=order, stages=stages, cleaner_overlap=0.6)
     clip = torch.arange(5.0)[None, None, :, None, None]
     recorder = TrajectoryRecorder(clip, settings, 10)
-    for step in range(10):
+    for step in range(11):
         recorder.record(step, clip + 10 * step)
     past = recorder.finish()
     guided = max(settings.steered_steps(10))
-    assert len(past.states) == (settings.shown_step(guided - 1, 10) + 1 if guided else 0)
+    assert len(past.states) == (math.ceil(settings.shown_at(guided - 1, 10)) + 1 if guided else 0)
     for step in range(10):
-        shown, count = past.overlap_at(step), num_steered_frames(settings, step, 10)
-        wanted = source_frames(settings, 5)[:count] + 10 * settings.shown_step(step, 10)
+        shown, count = past.overlap_at(step, sampler=LINE), num_steered_frames(settings, step, 10)
+        wanted = source_frames(settings, 5)[:count] + 10 * settings.shown_at(step, 10)
         assert (shown is None) == (count == 0)
-        assert shown is None or shown.flatten().tolist() == wanted.tolist()
+        assert shown is None or relative_error(shown.flatten(), wanted.float()) < 1e-3
     with pytest.raises(ValueError, match="only the last 0 were kept"):
         TrajectoryRecorder(clip, ReuseSettings(3), 10).finish().overlap_at(0, settings if beta else ReuseSettings(3))

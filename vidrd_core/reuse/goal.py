@@ -15,6 +15,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from .settings import ReuseSettings
+from .states import SamplerStates
 from .trajectory import frames_hash
 
 SHORT = 12  # digits of a hash that tells goals apart
@@ -95,32 +96,30 @@ class Goal:
         """A clip's noise ``[B, C, N, h, w]`` with that of the path at the goal's places."""
         return noise if self.noise is None else self.write(noise.clone(), self.noise)
 
-    def at(
-        self,
-        step: int,
-        num_steps: int,
-        noise: Tensor,
-        coefficients: Sequence[tuple[float, float]],
-        scales: Sequence[float],
-    ) -> Tensor | None:
+    def at(self, step: int, num_steps: int, noise: Tensor, sampler: SamplerStates) -> Tensor | None:
         """What the goal's frames are before ``step``, ``[B or 1, C, K, h, w]``; None: nothing is steered there.
 
         Args:
             noise: that the clip starts from, ``[B, C, N, h, w]``.
-            coefficients: of noise and of data in the sampler's states before each step.
-            scales: of these states, as in :meth:`vidrd_core.reuse.trajectory.Trajectory.overlap_at`.
+            sampler: whose states they are.
         """
         if step >= self.num_steered(num_steps):
             return None
-        shown = self.settings.reuse(1).shown_step(step, num_steps)
-        if self.states:
-            state = self.states[shown]
-        else:
+        return self._state(self.settings.reuse(1).shown_at(step, num_steps), step, noise, sampler)
+
+    def held_at(self, step: int, num_steps: int, noise: Tensor, sampler: SamplerStates) -> Tensor | None:
+        """The same without ``cleaner``: what a clip that follows is steered by."""
+        return None if step >= self.num_steered(num_steps) else self._state(step, step, noise, sampler)
+
+    def _state(self, position: float, step: int, noise: Tensor, sampler: SamplerStates) -> Tensor:
+        if not self.states:
             assert self.data is not None
-            of_noise, of_data = coefficients[shown]
+            of_noise, of_data = sampler.coefficients(position, step)
             own = noise[:, :, list(self.places)]
-            state = of_noise * own + of_data * self.data.to(own)
-        return state if shown == step else state * (scales[step] / scales[shown])
+            return of_noise * own + of_data * self.data.to(own)
+        ends = list(self.states) if self.data is None else [*self.states, self.data]
+        position = min(position, len(ends) - 1)
+        return ends[step] if position == step else sampler.between(dict(enumerate(ends)), position, step)
 
     def write(self, latents: Tensor, frames: Tensor | None) -> Tensor:
         """Overwrite the goal's frames of ``latents`` in place."""

@@ -34,6 +34,14 @@ def level_at(progress: float) -> float:
     return float(torch.lerp(levels[below], levels[below + 1], place - below))
 
 
+def level_between(before: float, after: float, share: float) -> float:
+    """The noise level a share of the way from one to another, in steps of Stable Diffusion's schedule."""
+    if not share:
+        return before
+    start, end = progress_at(before), progress_at(after)
+    return level_at(start + share * (end - start))
+
+
 def progress_at(level: float) -> float:
     """The share of Stable Diffusion's steps that are done at a noise level; 0 at levels above its noisiest."""
     levels = reference_levels()

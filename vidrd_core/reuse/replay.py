@@ -12,6 +12,7 @@ A clip that was not recorded (an encoded video) is followed along the straight l
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -19,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .levels import level_at, progress_at
+from .levels import level_at, level_between, progress_at
 from .settings import ReuseSettings
 from .trajectory import num_steered_frames
 
@@ -59,7 +60,7 @@ class StepPace:
     """By shares of a schedule's steps, as VidRD defines beta and the cleaner overlap.
 
     Args:
-        sigmas: the schedule ``[S + 1]``, descending.
+        sigmas: the schedule ``[S + 1]``, descending, of a model that adds ``sigma * noise``.
     """
 
     sigmas: Sequence[float]
@@ -77,8 +78,14 @@ class StepPace:
 
     def shown(self, settings: ReuseSettings, sigma: float) -> float:
         step = self.step(sigma)
-        shown = settings.shown_step(step, self.num_steps)
-        return sigma if shown == step else self.sigmas[shown]
+        position = settings.shown_at(step, self.num_steps)
+        if position == step:
+            return sigma
+        below, above = (self.sigmas[n] for n in (math.floor(position), math.ceil(position)))
+        if below == above:
+            return below
+        level = level_between(below / (1 + below), above / (1 + above), position % 1)
+        return level / (1 - level)
 
 
 @dataclass(frozen=True)

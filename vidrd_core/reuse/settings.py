@@ -29,7 +29,8 @@ class ReuseSettings:
             the new frames least, which suits the reversed order. "uniform": every overlap frame for ``s < b * S``; in
             forward order the frame next to the new ones is the very one that they continue.
         cleaner_overlap: how much cleaner than the new frames the overlap is, 0 to 1: at step s it is the last
-            clip's state before step ``s + cleaner_overlap * (S - s)``, so that noise levels differ by frame as in
+            clip's state after ``s + cleaner_overlap * (S - s)`` steps, between two of them on the way from one to the
+            other (:mod:`vidrd_core.reuse.states`), so that noise levels differ by frame as in
             Diffusion Forcing (arXiv 2407.01392). 0, as in the paper, shows equally noisy frames, from which the new
             ones cannot yet tell where things are; from 0.8 they continue without a jump (docs/evaluation.md), most of
             all with a model trained on frames of different noise levels (``cleaner_frame_share`` in training).
@@ -98,9 +99,9 @@ class ReuseSettings:
         shares = [(overlap - j) / overlap if self.stages == "linear" else 1.0 for j in range(overlap)]
         return [self.guidance_beta * share for share in shares]
 
-    def shown_step(self, step: int, num_steps: int) -> int:
-        """DSG: the step of the predecessor whose state the overlap shows at ``step``."""
-        return min(num_steps - 1, step + round(self.cleaner_overlap * (num_steps - step)))
+    def shown_at(self, step: int, num_steps: int) -> float:
+        """DSG: how many of its steps the predecessor had done where it was what the overlap shows at ``step``."""
+        return round(step + self.cleaner_overlap * (num_steps - step), 9)
 
     def num_joined_frames(self, num_clips: int, num_frames: int) -> int:
         """Frames of a joined video: N + (clips - 1) * (N - trimmed)."""

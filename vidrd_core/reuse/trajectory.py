@@ -6,6 +6,7 @@ Notation: N frames per clip, M overlap frames, S denoising steps, ``z[s]`` the l
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .noise import source_frames
 from .settings import ReuseSettings
+from .states import SamplerStates
 
 
 def num_steered_frames(settings: ReuseSettings, step: int, num_steps: int) -> int:
@@ -34,9 +36,9 @@ class Trajectory:
 
     Args:
         noise: ``z[0]`` of all frames, ``[B, C, N, H, W]``, of unit variance.
-        states: ``z[s]`` before the steps s = 0, 1, ... that the next overlap is steered by, each with the last frames
-            that may be needed, ``[B, C, m, H, W]``, the clip's own order; m is at most the overlap and shrinks with s
-            in "reverse" order with an equally noisy overlap.
+        states: ``z[s]`` before the steps s = 0, 1, ... that the next overlap is steered by, and for a cleaner overlap
+            ``z[S]``, each with the last frames that may be needed, ``[B, C, m, H, W]``, the clip's own order; m is at
+            most the overlap and shrinks with s in "reverse" order with an equally noisy overlap.
         settings: of the continuation that the states were kept for.
         num_steps: S.
         context: what must not change between clips, for example the sampler, the sigmas or the model; compared as text.
@@ -58,40 +60,65 @@ class Trajectory:
         return self.noise.shape[2]
 
     def overlap_at(
-        self, step: int, settings: ReuseSettings | None = None, scales: Sequence[float] | None = None
+        self, step: int, settings: ReuseSettings | None = None, sampler: SamplerStates | None = None
     ) -> Tensor | None:
         """What overwrites the next clip's first frames at ``step``, ``[B, C, m, H, W]`` in its order; None: nothing.
 
         Args:
-            scales: of the sampler's states before each step: the model sees ``z[s] / scales[s]``. A state of a later
-                step (a cleaner overlap) is brought to the scale of this one. None: all 1, as in DDIM.
+            sampler: whose states they are; an equally noisy overlap does without.
 
         Raises:
             ValueError: ``settings`` need frames or steps that were not kept.
         """
         settings = self.settings if settings is None else settings
-        count = num_steered_frames(settings, step, self.num_steps)
-        if count == 0:
+        position, states = self._shown_at(step, settings)
+        if not states:
             return None
-        wanted = source_frames(settings, self.num_frames)[:count]
-        shown = settings.shown_step(step, self.num_steps)
-        kept = self.states[shown].shape[2] if shown < len(self.states) else 0
-        index = wanted - (self.num_frames - kept)  # states hold the clip's last frames
-        if int(index.min()) < 0:
-            raise ValueError(
-                f"step {step} needs frames {wanted.tolist()} of the last clip; only the last {kept} were kept: "
-                f"its trajectory was recorded for overlap {self.settings.overlap_frames}, guidance beta "
-                f"{self.settings.guidance_beta}, order {self.settings.order}, stages {self.settings.stages}, "
-                f"cleaner overlap {self.settings.cleaner_overlap}; use at most those, or make the clip again"
-            )
-        state = self.states[shown][:, :, index]
-        return state if scales is None or shown == step else state * (scales[step] / scales[shown])
+        if position == step:
+            return states[step]
+        if sampler is None:
+            raise ValueError("a cleaner overlap is between a sampler's states: say how they are made")
+        return sampler.between(states, position, step)
+
+    def held_at(self, step: int, settings: ReuseSettings) -> Tensor | None:
+        """The overlap's own state before ``step``, which a cleaner one hides; S: the denoised frames; None: nothing."""
+        if step >= len(self.states):
+            return None
+        count = num_steered_frames(settings, min(step, self.num_steps - 1), self.num_steps)
+        return self._states(step, settings, count, (step,)).get(step)
 
     def check(self, settings: ReuseSettings) -> None:
         """Raise ``ValueError`` where a clip with these settings would need what was not kept."""
         settings.check(self.num_frames)
         for step in range(self.num_steps):
-            self.overlap_at(step, settings)
+            self._shown_at(step, settings)
+
+    def _shown_at(self, step: int, settings: ReuseSettings) -> tuple[float, dict[int, Tensor]]:
+        """The position of what the overlap shows, and the states around it, of its frames in its order."""
+        count = num_steered_frames(settings, step, self.num_steps)
+        position = settings.shown_at(step, self.num_steps)
+        if len(self.states) == self.num_steps:  # of an earlier version, or of a k-diffusion sampler: without the end
+            position = min(position, self.num_steps - 1)
+        return position, self._states(step, settings, count, (math.floor(position), math.ceil(position)))
+
+    def _states(self, step: int, settings: ReuseSettings, count: int, positions: Sequence[int]) -> dict[int, Tensor]:
+        """``z`` at these positions of the overlap's first ``count`` frames, in its order; empty where that is 0."""
+        if count == 0:
+            return {}
+        wanted = source_frames(settings, self.num_frames)[:count]
+        found = {}
+        for position in positions:
+            kept = self.states[position].shape[2] if position < len(self.states) else 0
+            index = wanted - (self.num_frames - kept)  # states hold the clip's last frames
+            if int(index.min()) < 0:
+                raise ValueError(
+                    f"step {step} needs frames {wanted.tolist()} of the last clip; only the last {kept} were kept: "
+                    f"its trajectory was recorded for overlap {self.settings.overlap_frames}, guidance beta "
+                    f"{self.settings.guidance_beta}, order {self.settings.order}, stages {self.settings.stages}, "
+                    f"cleaner overlap {self.settings.cleaner_overlap}; use at most those, or make the clip again"
+                )
+            found[position] = self.states[position][:, :, index]
+        return found
 
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
@@ -144,10 +171,12 @@ class TrajectoryRecorder:
         self.num_steps = num_steps
         self.states: list[Tensor] = []
         steered = max(settings.steered_steps(num_steps), default=0)
-        self._last = settings.shown_step(steered - 1, num_steps) if steered else -1
+        self._last = math.ceil(settings.shown_at(steered - 1, num_steps)) if steered else -1
 
     def record(self, step: int, latents: Tensor) -> None:
-        """Keep what is needed of ``z[step]`` (after steering, before the step). Call with s = 0, 1, 2, ... in order.
+        """Keep what is needed of ``z[step]``, its overlap on the way of the clip before, not as clean as it is shown.
+
+        Call with s = 0, 1, 2, ..., S in order.
 
         Keeps the last m frames, where m covers what the next clip's steered frames at this step read: the steered count
         itself in "reverse" order with an equally noisy overlap, else the whole overlap.

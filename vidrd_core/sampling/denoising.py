@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..reuse.goal import Goal
 from ..reuse.settings import ReuseSettings
+from ..reuse.states import SamplerStates
 from ..reuse.trajectory import Trajectory, TrajectoryRecorder, steer
-from .schedulers import state_coefficients, state_scales
+from .schedulers import sampler_states
 
 Denoiser = Callable[[Tensor, Tensor, float], Tensor]  # latents, timestep, share of the steps done -> prediction
 
@@ -38,19 +40,16 @@ def denoise_clip(
         The latents ``[B, C, N, h, w]`` and the trajectory for the next clip.
     """
     timesteps = scheduler.timesteps
-    scales = state_scales(scheduler) if goals or (past is not None and settings.cleaner_overlap) else None
-    coefficients = state_coefficients(scheduler) if goals else []
     for goal in goals:
         goal.check(noise.shape[2], 0 if past is None else settings.overlap_frames)
         noise = goal.start(noise)
+    steering = _Steering(settings, past, goals, noise, len(timesteps), sampler_states(scheduler))
     recorder = TrajectoryRecorder(noise, settings, len(timesteps))
     latents = noise * scheduler.init_noise_sigma
     for step, timestep in enumerate(timesteps):
         # DSG, and what the next clip will be steered by.
-        latents = steer(latents, None if past is None else past.overlap_at(step, settings, scales))
-        for goal in goals:
-            latents = goal.write(latents, goal.at(step, len(timesteps), noise, coefficients, scales or []))
-        recorder.record(step, latents)
+        latents = steering.shown(latents, step)
+        recorder.record(step, steering.held(latents, step))
 
         # Some schedulers return the prediction's precision; the latents stay in theirs.
         predicted = denoiser(scheduler.scale_model_input(latents, timestep), timestep, step / len(timesteps))
@@ -60,4 +59,33 @@ def denoise_clip(
             latents = latents if changed is None else changed
     for goal in goals:
         latents = goal.finish(latents, len(timesteps))
+    recorder.record(len(timesteps), steering.held(latents, len(timesteps)))
     return latents, recorder.finish()
+
+
+@dataclass(frozen=True)
+class _Steering:
+    """What overwrites frames of a clip: its overlap with the one before, and its goals."""
+
+    settings: ReuseSettings
+    past: Trajectory | None
+    goals: Sequence[Goal]
+    noise: Tensor
+    num_steps: int
+    sampler: SamplerStates
+
+    def shown(self, latents: Tensor, step: int) -> Tensor:
+        """What the model sees before a step; overwrites ``latents`` in place."""
+        if self.past is not None:
+            latents = steer(latents, self.past.overlap_at(step, self.settings, self.sampler))
+        for goal in self.goals:
+            latents = goal.write(latents, goal.at(step, self.num_steps, self.noise, self.sampler))
+        return latents
+
+    def held(self, latents: Tensor, step: int) -> Tensor:
+        """``z[step]`` as the next clip is steered by it: what is shown cleaner stays on its own way all the same."""
+        if self.past is not None and self.settings.cleaner_overlap:
+            latents = steer(latents.clone(), self.past.held_at(step, self.settings))
+        for goal in self.goals:
+            latents = goal.write(latents.clone(), goal.held_at(step, self.num_steps, self.noise, self.sampler))
+        return latents

@@ -18,7 +18,7 @@ import diffusers
 from ..reuse.presets import PRESETS
 from ..reuse.settings import ReuseSettings
 from ..reuse.trajectory import Trajectory
-from .schedulers import prepare_scheduler, state_scales
+from .schedulers import prepare_scheduler, sampler_states
 from .seeds import clip_seed
 from .settings import SamplingSettings
 
@@ -59,7 +59,7 @@ def for_sampler(
     else:
         kept = [float(scheduler.alphas_cumprod[int(timestep)]) for timestep in scheduler.timesteps]
         sigmas = [math.sqrt((1 - alpha) / alpha) for alpha in kept]
-    scales = state_scales(scheduler)
+    scales = sampler_states(scheduler).scales
     factors = [math.sqrt(1 + sigma**2) / scale for sigma, scale in zip(sigmas, scales, strict=True)]
     context = {
         "model": model,

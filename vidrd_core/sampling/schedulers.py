@@ -10,6 +10,7 @@ import diffusers
 import torch
 
 from ..reuse.presets import SCHEDULERS
+from ..reuse.states import SamplerStates
 from .settings import SamplingSettings
 
 # DSG replaces the sample before a step. These continue from a copy of their own instead.
@@ -81,32 +82,21 @@ def prepare_scheduler(scheduler: Any, sampling: SamplingSettings, device: torch.
     return scheduler
 
 
-def state_scales(scheduler: Any) -> list[float]:
-    """The scale of a scheduler's states before each step: what ``scale_model_input`` divides them by; 1 in DDIM.
+def sampler_states(scheduler: Any) -> SamplerStates:
+    """How a scheduler's states before each step are made, and what ``scale_model_input`` divides them by.
 
     Args:
         scheduler: with its timesteps set; it is left as it is.
     """
     probe = copy.deepcopy(scheduler)
-    scales = []
-    for timestep in probe.timesteps:
-        probe._step_index = None  # finds its step by the timestep
-        scales.append(1 / float(probe.scale_model_input(torch.ones(1, device=timestep.device), timestep)))
-    return scales
-
-
-def state_coefficients(scheduler: Any) -> list[tuple[float, float]]:
-    """What noise and data are multiplied by in a scheduler's states before each step, on the straight line.
-
-    Args:
-        scheduler: with its timesteps set; it is left as it is.
-    """
-    probe = copy.deepcopy(scheduler)
-    found = []
+    noise, data, scales = [], [], []
     for timestep in probe.timesteps:
         one, zero, at = *(make(1, device=timestep.device) for make in (torch.ones, torch.zeros)), timestep.reshape(1)
-        found.append((float(probe.add_noise(zero, one, at)), float(probe.add_noise(one, zero, at))))
-    return found
+        noise.append(float(probe.add_noise(zero, one, at)))
+        data.append(float(probe.add_noise(one, zero, at)))
+        probe._step_index = None  # finds its step by the timestep
+        scales.append(1 / float(probe.scale_model_input(one, timestep)))
+    return SamplerStates(noise, data, scales)
 
 
 def make_scheduler(name: str, config: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:

@@ -24,7 +24,7 @@ from ..reuse.goal import Goal, GoalSettings
 from ..reuse.settings import ReuseSettings
 from ..sampling.denoising import denoise_clip
 from ..sampling.guidance import GuidedDenoiser
-from ..sampling.schedulers import make_scheduler, state_coefficients, state_scales
+from ..sampling.schedulers import make_scheduler, sampler_states
 from ..shapes.latents import LatentClips
 from .lora import save_lora
 from .micro_batches import MicroBatch
@@ -100,10 +100,10 @@ def teacher_states(
 
     denoiser = GuidedDenoiser(unet, text, negative, settings.guidance_scale)
     denoise_clip(denoiser, teacher, noise, ReuseSettings(overlap_frames=0), on_step=keep, goals=goals)
-    coefficients, scales = state_coefficients(student), state_scales(student)
+    sampler = sampler_states(student)
     for goal in goals:
         for step, state in enumerate(states[:-1]):
-            goal.write(state, goal.at(step, settings.steps, noise, coefficients, scales))
+            goal.write(state, goal.at(step, settings.steps, noise, sampler))
     return torch.stack(states, 1)
 
 
