@@ -76,7 +76,7 @@ def hold_to_aim(options: argparse.Namespace) -> None:
     total = torch.cuda.get_device_properties(options.device).total_memory
     share = (aim - CONTEXT) * 2**30 / total
     if share < 1:
-        torch.cuda.set_per_process_memory_fraction(share, options.device)
+        torch.cuda.set_per_process_memory_fraction(share, torch.device(options.device).index or 0)
 
 
 def estimate() -> str:

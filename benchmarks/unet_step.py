@@ -2,7 +2,8 @@
 
     python benchmarks/unet_step.py --rounds 5
     python benchmarks/unet_step.py --released CHECKOUT --released-packages FOLDER
-    python benchmarks/unet_step.py --device cuda --contenders ours-bf16 compiled-bf16 released-bf16 unet3d-bf16
+    python benchmarks/unet_step.py --device cuda --contenders ours-bf16 graphs-bf16 compiled-bf16 \\
+        released-bf16 unet3d-bf16
     python benchmarks/unet_step.py --size small          # a minute on any machine
 
 CHECKOUT is a clone of the authors' repository. It needs einops and diffusers 0.14; FOLDER is where they were installed:
@@ -106,12 +107,17 @@ def contender(arguments: argparse.Namespace, name: str) -> None:
     makers: dict[str, Callable[[], torch.nn.Module]] = {
         "ours": lambda: make_ours(config, dtype, device),
         "compiled": lambda: make_ours(config, dtype, device),
+        "graphs": lambda: make_ours(config, dtype, device),
         "unet3d": lambda: make_unet3d(config, dtype, device),
         "released": lambda: make_released(config, dtype, device, arguments.released),
     }
     model = makers[kind]()
     if kind == "compiled":
-        model.compile(mode="max-autotune-no-cudagraphs" if device == "cpu" else "max-autotune")
+        model.compile(mode="max-autotune-no-cudagraphs" if device == "cpu" else "reduce-overhead")
+    elif kind == "graphs":
+        from vidrd_core.runtime.compiling import GRAPHS, compile_unet
+
+        compile_unet(types.SimpleNamespace(unet=model), GRAPHS)
     shape = _shape(arguments)
     x = torch.randn(shape, device=device).to(dtype)
     text = torch.randn(shape[0], 77, config["cross_attention_dim"], device=device).to(dtype)
@@ -161,7 +167,7 @@ def table(arguments: argparse.Namespace, found: dict[str, Contender]) -> str:
 
 def pays_off(compiled: Contender, plain: Contender | None) -> str:
     """After how many steps, the first included, a compiled U-Net has taken no longer than ours in its precision."""
-    if plain is None or not compiled.name.startswith("compiled"):
+    if plain is None or not compiled.name.startswith(("compiled", "graphs")):
         return "-"
     saved = plain.median - compiled.median
     lost = compiled.facts["first"] - plain.facts["first"]
@@ -182,7 +188,7 @@ def main() -> None:
         nargs="+",
         default=["ours-fp32", "ours-bf16"],
         metavar="KIND-PRECISION",
-        help="ours, compiled, unet3d, released; fp32, bf16, fp16 (default: %(default)s)",
+        help="ours, compiled, graphs, unet3d, released; fp32, bf16, fp16 (default: %(default)s)",
     )
     parser.add_argument("--released", type=Path, metavar="CHECKOUT", help="adds released-fp32 to the contenders")
     parser.add_argument("--released-packages", type=Path, metavar="FOLDER")

@@ -54,6 +54,8 @@ def test_an_output_of_a_compiled_unet_is_not_overwritten_by_the_next_call() -> N
 def test_compiling_is_refused_where_it_cannot_work(own: VidRDPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="mode of compiling is 'fast'; expected one of default"):
         compile_unet(own, "fast")
+    with pytest.raises(ValueError, match="graphs is for NVIDIA's and AMD's cards, but the U-Net is on cpu"):
+        compile_unet(own, "graphs")
     monkeypatch.setattr(torch._dynamo, "is_dynamo_supported", lambda: False)
     with pytest.raises(ValueError, match="not supported by torch.compile"):
         compile_unet(own)

@@ -11,6 +11,7 @@ from components import relative_error, tiny_unet, tiny_vae
 from vidrd_core import VidRDPipeline
 from vidrd_core.checkpoints import load_pipeline_parts
 from vidrd_core.cli.models import BUNDLED
+from vidrd_core.models.fast_paths import SUMMED_ELEMENTS, group_norm
 from vidrd_core.reuse.presets import PRESETS
 from vidrd_core.runtime.compiling import compile_unet
 from vidrd_core.sampling.settings import SamplingSettings
@@ -93,15 +94,41 @@ def test_a_longer_video_takes_no_more_memory() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.slow
-def test_a_compiled_unet_with_cuda_graphs_gives_the_same_and_every_call_its_own_output() -> None:
+@pytest.mark.parametrize("mode", ["graphs", pytest.param("reduce-overhead", marks=pytest.mark.slow)])
+def test_with_cuda_graphs_the_unet_gives_the_same_and_every_call_its_own_output(mode: str) -> None:
     plain, pipe = bundled("cuda"), bundled("cuda")
-    compile_unet(pipe, "reduce-overhead")
+    compile_unet(pipe, mode)
     text = torch.randn(2, 77, pipe.unet.config.cross_attention_dim, device="cuda")
-    inputs = [torch.randn(2, 4, 8, 8, 8, device="cuda") for _ in range(4)]
-    found = [pipe.unet(x, 500, text).sample for x in inputs]
-    for x, one in zip(inputs, found, strict=True):
-        assert relative_error(one, plain.unet(x, 500, text).sample) < 1e-3
+    inputs = [torch.randn(batch, 4, 8, 8, 8, device="cuda") for batch in (2, 2, 1, 2, 1)]
+    times = [999, 500.5, torch.tensor(20, device="cuda"), 1, 300]
+    found = [pipe.unet(x, time, text[: len(x)]).sample for x, time in zip(inputs, times, strict=True)]
+    for x, time, one in zip(inputs, times, found, strict=True):
+        assert relative_error(one, plain.unet(x, time, text[: len(x)]).sample) < 1e-3
+
+
+def test_with_cuda_graphs_a_video_is_the_same_also_decoded_in_the_background() -> None:
+    plain, pipe = bundled("cuda"), bundled("cuda")
+    compile_unet(pipe, "graphs")
+    pipe.background_decoding = True
+    found, expected = (
+        torch.cat(list(one.decode_clips(one.stream(PROMPT, sampling(), 3), sampling())), 2) for one in (pipe, plain)
+    )
+    assert relative_error(found.cpu(), expected.cpu()) < 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 128, 8, 96, 96), (16, 64, 96, 96)])
+def test_a_large_norm_is_torchs(shape: tuple[int, ...]) -> None:
+    layer = torch.nn.GroupNorm(32, shape[1], device="cuda", dtype=torch.bfloat16)
+    layer.weight.normal_()
+    layer.bias.normal_()
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    x = (torch.randn(shape, device="cuda") * 3 + 2).bfloat16().contiguous(memory_format=layout)
+    assert x.numel() >= SUMMED_ELEMENTS
+    expected = torch.nn.functional.group_norm(x.double(), 32, layer.weight.double(), layer.bias.double(), layer.eps)
+    assert relative_error(group_norm(layer, x), expected) < 3e-3
+    assert group_norm(layer, x).is_contiguous(memory_format=layout)
+    assert group_norm(layer, x, may_overwrite=True).data_ptr() == x.data_ptr()
 
 
 def test_fewer_steps_by_the_lora_run_there_too() -> None:

@@ -438,3 +438,20 @@ def test_a_sum_in_place_keeps_the_wider_type_of_the_two() -> None:
     assert torch.equal(fast_paths.add(narrow, wide), torch.full((2,), 1 + 2.0**-12))
     own = torch.ones(2)
     assert fast_paths.add(own, wide) is own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 32, 3, 5, 4), (6, 32, 5, 4)])
+@torch.no_grad()
+def test_a_norm_by_sums_gives_what_torchs_own_gives(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    layer = nn.GroupNorm(8, 32, dtype=dtype)
+    layer.weight.normal_()
+    layer.bias.normal_()
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    x = (3 * torch.randn(shape) + 2).to(dtype, memory_format=layout)
+    expected = layer.double()(x.double())
+    layer.to(dtype)
+    out = fast_paths.norm_by_sums(layer, x)
+    assert relative_error(out, expected) < (1e-5 if dtype == torch.float32 else 3e-3)
+    assert out.dtype == dtype and out.is_contiguous(memory_format=layout)
+    assert fast_paths.norm_by_sums(layer, x, may_overwrite=True).data_ptr() == x.data_ptr()
