@@ -40,7 +40,8 @@ def compile_unet(pipe: VidRDPipeline, mode: str = "default", backend: str = "ind
     if mode == GRAPHS:
         if unet.device.type != "cuda":
             raise ValueError(f"the mode graphs is for NVIDIA's and AMD's cards, but the U-Net is on {unet.device}")
-        nn.Module.to(unet, memory_format=torch.channels_last)  # what its convolutions take, else converted in every call
+        # Else its convolutions convert them in every call.
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         unet._compiled_call_impl = RecordedUNet(unet)
         return pipe
     if not torch._dynamo.is_dynamo_supported():
