@@ -136,12 +136,16 @@ def best_time(work: Callable[[], Any], device: str, repeats: int = 7) -> float:
 
 
 def fill(model: torch.nn.Module) -> torch.nn.Module:
-    """Random weights in a model made on the meta device and then emptied onto a real one."""
-    generator = None
+    """Random weights, the same block over and over, in a model made on the meta device and then emptied onto one."""
+    blocks: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
         if parameter.ndim > 1:
-            parameter.normal_(0, 0.02, generator=generator)
+            kind = (parameter.device, parameter.dtype)
+            if kind not in blocks:
+                blocks[kind] = (0.02 * torch.randn(2**20 + 1, device=parameter.device)).to(parameter.dtype)
+            for part in parameter.view(-1).split(len(blocks[kind])):
+                part.copy_(blocks[kind][: len(part)])
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     return model.eval()

@@ -121,15 +121,19 @@ def _random_pipeline(size: str, dtype: torch.dtype, device: str) -> Any:
 
     tokenizer = CLIPTokenizer.from_pretrained(BUNDLED / "tokenizer")
     last = SIZES[size].text["vocab_size"] - 1
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            **SIZES[size].text,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=last - 1,
-            eos_token_id=last,
-            pad_token_id=last,
-        )
+    config = CLIPTextConfig(
+        **SIZES[size].text,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=last - 1,
+        eos_token_id=last,
+        pad_token_id=last,
     )
+    with torch.device("meta"):
+        text_encoder = CLIPTextModel(config)
+    text_encoder = fill(text_encoder.to_empty(device="cpu"))
+    for name, buffer in text_encoder.named_buffers():
+        assert name.endswith("position_ids")  # the only one
+        buffer.copy_(torch.arange(buffer.shape[-1]))
     pipe = VidRDPipeline(
         unet=make_unet(size, dtype, device),
         vae=make_vae(size, dtype, device),

@@ -20,6 +20,8 @@ from .folding import merge_heads, split_heads
 CONVOLUTION_TOKENS = 256  # from here on a convolution is the faster way to apply a Linear layer
 CHUNK_TOKENS = 4096  # of a feed-forward on the CPU at a time
 CHUNK_ELEMENTS = 2**26  # of the input of a layer that works frame by frame, at a time
+# Asked once: torch.compile cannot trace the question.
+PRODUCTS_ARE_MKL = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 SUMMED_ELEMENTS = 2**23  # from here on a GPU takes a GroupNorm's statistics faster as sums over positions
 
 
@@ -67,7 +69,7 @@ def linear(layer: Any, x: Tensor) -> Tensor:
         or x.device.type != "cpu"
         or x.numel() < CONVOLUTION_TOKENS * x.shape[-1]
         or torch.is_grad_enabled()
-        or not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available())
+        or not PRODUCTS_ARE_MKL
         or not uses_own_weights(layer, nn.Linear)
     ):
         return layer(x)

@@ -40,8 +40,9 @@ def compile_unet(pipe: VidRDPipeline, mode: str = "default", backend: str = "ind
     if mode == GRAPHS:
         if unet.device.type != "cuda":
             raise ValueError(f"the mode graphs is for NVIDIA's and AMD's cards, but the U-Net is on {unet.device}")
-        # Else its convolutions convert them in every call.
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        for weight in unet.parameters():
+            if weight.ndim == 4:  # of a 2-D convolution, which would convert it in every call
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         unet._compiled_call_impl = RecordedUNet(unet)
         return pipe
     if not torch._dynamo.is_dynamo_supported():
