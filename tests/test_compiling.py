@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +39,20 @@ def test_a_compiled_unet_makes_the_same_video(pipe: VidRDPipeline, own: VidRDPip
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):  # one graph serves all steps
         assert relative_error(latents(own), latents(pipe)) < 1e-5
     assert own.unet.state_dict().keys() == pipe.unet.state_dict().keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_unet_is_traced_as_one_graph(own: VidRDPipeline, dtype: torch.dtype) -> None:
+    """Breaks would leave most of it uncompiled, beyond torch's limit of recompilations."""
+    torch._dynamo.reset()
+    unet = own.unet.to(dtype)
+    x, text = (
+        torch.randn(2, 4, 3, 16, 16, dtype=dtype),
+        torch.randn(2, 300, unet.config.cross_attention_dim, dtype=dtype),
+    )
+    with torch.no_grad():
+        found = torch._dynamo.explain(unet)(x, torch.full((2,), 500), text)
+    assert found.graph_break_count == 0, found.break_reasons
 
 
 def test_an_output_of_a_compiled_unet_is_not_overwritten_by_the_next_call() -> None:
@@ -94,3 +110,32 @@ def test_the_command_line_compiles_and_refuses_what_cannot_be(
     monkeypatch.setattr(compiling, "compile_unet", lambda pipe, mode: modes.append(mode))
     assert all(main([*call, mode]) == 0 for mode in compiling.MODES)
     assert tuple(modes) == compiling.MODES
+
+
+def test_a_recorded_unet_copies_inputs_in_and_outputs_out_and_records_each_shape_once(
+    own: VidRDPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a graph that runs the U-Net again on the recorded inputs, as CUDA's runs its kernels."""
+    recordings = []
+
+    def record(self: compiling.RecordedUNet, inputs: list[torch.Tensor]) -> tuple:
+        recorded = [tensor.clone() for tensor in inputs]
+        out = self.unet._call_impl(*recorded, return_dict=False)[0]
+        replay = lambda: out.copy_(self.unet._call_impl(*recorded, return_dict=False)[0])  # noqa: E731
+        recordings.append(recorded)
+        return SimpleNamespace(replay=replay), recorded, out
+
+    monkeypatch.setattr(compiling.RecordedUNet, "_record", record)
+    unet, plain = own.unet, copy.deepcopy(own.unet)
+    unet._compiled_call_impl = compiling.RecordedUNet(unet)
+    inputs = [torch.randn(batch, 4, 3, 4, 4) for batch in (2, 2, 1, 2)]
+    text = torch.randn(2, 5, unet.config.cross_attention_dim)
+    with torch.no_grad():
+        found = [unet(x, time, text[: len(x)]).sample for x, time in zip(inputs, (999, 500.5, 20, 1), strict=True)]
+        for x, time, one in zip(inputs, (999, 500.5, 20, 1), found, strict=True):
+            assert torch.equal(one, plain(x, time, text[: len(x)]).sample)
+        assert torch.equal(unet(inputs[0], 5, text, return_dict=False)[0], plain(inputs[0], 5, text).sample)
+    assert len(recordings) == 2
+    x = inputs[0].requires_grad_()
+    unet(x, 5, text).sample.sum().backward()  # training is not recorded
+    assert x.grad is not None and len(recordings) == 2
