@@ -254,7 +254,7 @@ def test_a_cleaner_overlap_shows_the_states_of_later_steps():
 
 
 def test_states_without_the_end_are_shown_to_the_last_of_them():
-    """As earlier versions and k-diffusion's samplers keep them."""
+    """As earlier versions kept them."""
     settings = ReuseSettings(2, order="forward", guidance_beta=1.0, stages="uniform", cleaner_overlap=0.5)
     clip = torch.arange(5.0)[None, None, :, None, None]
     past = Trajectory(clip, [clip + 10 * step for step in range(10)], settings, 10)

@@ -97,7 +97,7 @@ class Trajectory:
         """The position of what the overlap shows, and the states around it, of its frames in its order."""
         count = num_steered_frames(settings, step, self.num_steps)
         position = settings.shown_at(step, self.num_steps)
-        if len(self.states) == self.num_steps:  # of an earlier version, or of a k-diffusion sampler: without the end
+        if len(self.states) == self.num_steps:  # those of an earlier version lack the end
             position = min(position, self.num_steps - 1)
         return position, self._states(step, settings, count, (math.floor(position), math.ceil(position)))
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import diffusers
+from torch import Tensor
 
 from ..reuse.presets import PRESETS
 from ..reuse.settings import ReuseSettings
@@ -75,11 +76,11 @@ def for_sampler(
     return replace(trajectory, states=states, context=context)
 
 
-def for_scheduler(trajectory: Trajectory, height: int, width: int) -> tuple[Trajectory, SamplingSettings]:
+def for_scheduler(trajectory: Trajectory, latents: Tensor) -> tuple[Trajectory, SamplingSettings]:
     """The trajectory of a clip that a k-diffusion sampler made, for diffusers' EulerDiscreteScheduler.
 
     Args:
-        height, width: of its latents.
+        latents: of the video ``[B, C, T, h, w]`` in the sampler's space, whose last frames the clip ends with.
 
     Returns:
         The trajectory, and settings that sample the next clip at the same noise levels.
@@ -107,15 +108,17 @@ def for_scheduler(trajectory: Trajectory, height: int, width: int) -> tuple[Traj
     reuse = PRESETS["smooth"].reuse.fitted(num_frames) if known is None else ReuseSettings.from_json(known)
     sampling = SamplingSettings(
         num_frames,
-        height * FACTOR,
-        width * FACTOR,
+        latents.shape[3] * FACTOR,
+        latents.shape[4] * FACTOR,
         trajectory.num_steps,
         context["cfg"],
         reuse,
         negative_prompt=None,
         sigmas=tuple(context["sigmas"]),
     )
-    return replace(trajectory, context={}, predictions=[], calls=[]), sampling
+    end = latents[:, :, latents.shape[2] - trajectory.states[-1].shape[2] :]
+    states = [*trajectory.states, end.to(trajectory.states[-1])]
+    return replace(trajectory, states=states, context={}, predictions=[], calls=[]), sampling
 
 
 def _value(text: Any) -> Any:

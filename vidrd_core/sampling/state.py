@@ -187,8 +187,8 @@ class VideoState:
     def _from_comfyui(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> VideoState:
         """The state of a file that Save VidRD State wrote, whose "samples" are the video so far, unscaled."""
         samples, recorded = tensors["samples"], Trajectory.from_file(tensors, values["trajectory"])
-        trajectory, sampling = for_scheduler(recorded, *samples.shape[3:])
         factor, total = values["scaling_factor"], samples.shape[2]
+        trajectory, sampling = for_scheduler(recorded, samples * factor)
         tail = samples[:, :, last_window_start(total, sampling.num_frames) :] * factor
         texts = numbered(tensors, "positive")
         seeds = [recorded.context["seeds"][0] + video for video in range(len(samples))]
