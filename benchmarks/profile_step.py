@@ -23,9 +23,10 @@ from models import DTYPES, SIZES, make_unet, make_vae
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-KINDS = (  # the first whose word is in an operation's name
-    ("convolution", ("conv", "mkldnn_convolution", "im2col")),
-    ("attention", ("attention", "attn", "softmax", "bmm")),
+KINDS = (  # the first whose word is in the name of an operation, or of a card's kernel
+    ("copies and layout", ("nchwtonhwc", "nhwctonchw")),
+    ("convolution", ("conv", "mkldnn_convolution", "im2col", "fprop_implicit")),
+    ("attention", ("attention", "attn", "softmax", "bmm", "sdpa", "fmha")),
     ("matrix product", ("addmm", "aten::mm", "gemm", "matmul", "linear", "cutlass", "nvjet")),
     ("normalisation", ("norm", "moments")),
     (
