@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..vidrd_core.files import write_json
+from ..vidrd_core.reuse.settings import ReuseSettings
 from . import states
 from .files import output_path, temporary_folder
 from .identity import json_hash
@@ -40,6 +41,11 @@ class KeptClip:
     @property
     def samples(self) -> Tensor:
         return self.latent.samples
+
+    def overlap(self, asked: ReuseSettings) -> int:
+        """M, the latents that it was made to repeat; of a clip that does not say it, as many as were ``asked``."""
+        made_by: Mapping[str, Any] = self.latent.context.get("reuse") or {}
+        return int(made_by.get("overlap_frames", asked.overlap_frames))
 
     def content(self) -> str:
         return tail_hash(self.samples, self.samples.shape[2])

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vidrd_core.reuse.goal import GoalSettings, choices, close
+from ..vidrd_core.reuse.goal import GoalSettings, choices, close, closing
 from ..vidrd_core.reuse.replay import Pace, PastClip, Recording, Replay
+from ..vidrd_core.reuse.settings import ReuseSettings
 from .any_model.families import Family
 from .any_model.noise import ModelNoise
 from .latents import VideoLatent
@@ -89,6 +90,18 @@ def loop_start(family: Family, video: VideoLatent, samples: Tensor) -> Tensor:
     return goal_latents(family, VideoLatent(samples, layout=family.layout), len(samples), "the video's beginning")
 
 
+def closing_reuse(family: Family, prior: VideoLatent, clip_frames: int, reuse: ReuseSettings) -> ReuseSettings:
+    """How the last clip of a loop reuses the one before, in a video whose clips are chained by ``reuse``.
+
+    Args:
+        prior: what it follows, or the empty latent that the video begins with.
+        clip_frames: N, as it was asked for; 0: the prior's.
+    """
+    if not family.is_vidrd:
+        return reuse
+    return closing(reuse, prior.samples.shape[2] if prior.is_empty else prior.clip_length(clip_frames))
+
+
 def close_loop(
     family: Family,
     prior: VideoLatent,
@@ -105,7 +118,7 @@ def close_loop(
     Args:
         prior: what it follows.
         clip_frames: N, as it was asked for; 0: the prior's.
-        overlap: M, the latents that repeat the prior's.
+        overlap: M, the latents that repeat the prior's, of :func:`closing_reuse`.
         beginning: of :func:`loop_start`.
         make: the clip that arrives at a goal.
     """

@@ -20,7 +20,7 @@ from ..vidrd_core.sampling.seeds import MAX_SEED, clip_seed
 from .any_model.families import Family, family_of
 from .clip_store import ClipStore, KeptClip
 from .clips import first_clip, next_clip
-from .goals import close_loop, cut_loop, loop_start
+from .goals import close_loop, closing_reuse, cut_loop, loop_start
 from .identity import as_json, conditioning_hash, json_hash, model_identity, old_model_identity
 from .latents import VideoLatent, tail_hash
 from .planning import lead_in
@@ -49,6 +49,11 @@ class Run:
     switch_at_step: int = 0
     preset: str = AUTO
     loop: bool = False
+
+    def closing(self, family: Family, prior: VideoLatent, number: int) -> Run:
+        """The same for clip ``number``, which is the last of a loop."""
+        clip_frames = 0 if number else self.overrides.clip_frames
+        return replace(self, reuse=closing_reuse(family, prior, clip_frames, self.reuse))
 
     def signature(self, number: int, begins: bool, before: str, model: str, conditionings: str, goal: str = "") -> str:
         """Of everything that makes clip ``number``; equal ones are the same clip.
@@ -158,7 +163,8 @@ def make_clips(
         goal = loop_start(family, before, pieces[0]) if run.loop and number + 1 == len(encoded) and pieces else None
         aim = "" if goal is None else tail_hash(goal, goal.shape[2])
         named = zip(chains, identities, strict=True)
-        signatures = [run.signature(number, begins, *names, texts, aim) for names in named]
+        own = run if goal is None else run.closing(family, before, number)
+        signatures = [own.signature(number, begins, *names, texts, aim) for names in named]
         clip = None
         if number + 1 < run.regenerate_from:
             clip = store.kept(number, run.regenerate_from, len(run.seeds), signatures)
@@ -168,7 +174,7 @@ def make_clips(
         if clip is None:
             made += 1
             with making(number + 1, len(encoded)):
-                new, repeated = _make(models, positive, negative, before, run, number, begins, of_prior, goal)
+                new, repeated = _make(models, positive, negative, before, own, number, begins, of_prior, goal)
             clip = KeptClip(new, run.seeds[number], prompt, (signatures[0],), repeated=repeated)
             store.save(number, clip)
         else:
@@ -177,9 +183,10 @@ def make_clips(
             store.adopt(clip, signatures[0])
         did = "made" if made else "reused"
         lines.append(f"clip {number + 1}: {did}, seed {clip.seed}, {clip.prompt or 'positive conditioning'}")
-        trim = 0 if begins else lead_in(family, before) + run.reuse.trim_frames
+        reuse = run.reuse if goal is None else run.reuse.shortened(clip.overlap(own.reuse))
+        trim = 0 if begins else lead_in(family, before) + reuse.trim_frames
         if not begins:
-            run.reuse.check(clip.samples.shape[2])
+            reuse.check(clip.samples.shape[2])
         pieces.append(clip.samples[:, :, trim:])
         repeated = clip.repeated or GoalSettings.frames  # earlier versions' loops always repeated as many
         if clip.latent.sound is not None:

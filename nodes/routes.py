@@ -17,7 +17,7 @@ ROUTE = "/vidrd/settings"
 
 
 def settings() -> dict[str, Any]:
-    """The presets' values, and by the id of a loader node and the name it is set to, what suits that model.
+    """The presets' values, how loops close, and by the id of a loader node and its setting, what suits that model.
 
     A folder with a ``transformer`` is of Wan's kind: its latents come from ComfyUI's own nodes, and its clips are
     chained as its family's.
@@ -25,7 +25,18 @@ def settings() -> dict[str, Any]:
     folders = {name: files.model_folder(name) for name in files.model_folders()}
     unets = {name: files.weights_path("diffusion_models", name) for name in files.weights("diffusion_models")}
     of_loaders = {"VidRDLoadModel": known(folders), "VidRDLoadUNet": known(unets)}
-    return {"presets": presets(), "models": of_loaders, "released": ModelDefaults().to_json()}
+    return {"presets": presets(), "models": of_loaders, "released": ModelDefaults().to_json(), "loop": loop()}
+
+
+def loop() -> dict[str, int]:
+    """How a loop closes: what :mod:`vidrd_core.reuse.goal` chooses from, and what other families' loops repeat."""
+    from ..vidrd_core.reuse.goal import MOST_REPEATED, GoalSettings
+
+    return {
+        "most_repeated": MOST_REPEATED,
+        "least_overlap": GoalSettings.start_frames,
+        "latents": GoalSettings.frames,
+    }
 
 
 def known(paths: dict[str, Path]) -> dict[str, Any]:

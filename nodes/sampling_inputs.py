@@ -293,8 +293,8 @@ def loop_input() -> Any:
         optional=True,
         tooltip=(
             "The last clip arrives at the video's beginning and is cut there, so that the video repeats without a "
-            "seam. A VidRD model makes that clip up to 4 times and keeps the one whose motion is most even, 1 to 4 "
-            "frames shorter than without; other families make it once, 2 latents shorter. The outputs cannot be "
-            "continued."
+            "seam. A VidRD model makes that clip up to 4 times, with an overlap that leaves room for it, and keeps the "
+            "one whose motion is most even, without the 1 to 4 frames of the beginning that it ends with; other "
+            "families make it once, 2 latents shorter. The outputs cannot be continued."
         ),
     )

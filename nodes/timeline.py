@@ -21,7 +21,7 @@ from .any_model.families import family_of
 from .clips import first_clip, next_clip
 from .files import output_path
 from .frames import decoded
-from .goals import close_loop, cut_loop, loop_start
+from .goals import close_loop, closing_reuse, cut_loop, loop_start
 from .identity import as_json, conditioning_hash, json_hash, model_identity
 from .latents import VideoLatent
 from .many import encode, start_of
@@ -179,17 +179,20 @@ class Maker:
             self.fresh,
             {preset: self.chained(preset) for preset in (AUTO, *REUSE_PRESETS)},
             "" if added == [None, AUTO, 0] else json_hash(added),
+            {preset: self.chained(preset, closes=True) for preset in (AUTO, *REUSE_PRESETS)},
         )
 
-    def chained(self, preset: str) -> dict[str, Any] | None:
+    def chained(self, preset: str, closes: bool = False) -> dict[str, Any] | None:
         """What a preset says for this model; None where it does not suit it."""
         try:
-            return asdict(self.reuse(preset, self.start, 0))
+            return asdict(self.reuse(preset, self.start, 0, closes))
         except ValueError:
             return None
 
-    def reuse(self, preset: str, before: VideoLatent, clip_frames: int) -> ReuseSettings:
-        return reuse_settings(preset, ReuseSettings(), self.family, before, clip_frames, self.model)
+    def reuse(self, preset: str, before: VideoLatent, clip_frames: int, closes: bool = False) -> ReuseSettings:
+        """How a clip reuses the one before; ``closes``: as the last of a loop."""
+        settings = reuse_settings(preset, ReuseSettings(), self.family, before, clip_frames, self.model)
+        return closing_reuse(self.family, before, clip_frames, settings) if closes else settings
 
     def check(self, planned: list[Planned]) -> None:
         """Raise ``ValueError`` where a clip cannot be made as asked, before any is."""
@@ -242,11 +245,12 @@ class Maker:
             latent, trim, repeated = self.following(prior, positive, one, before is None, goal)
         sound_trim = latent.context.get("sound_trim", 0)
         states.save(latent, self.takes.file(one.take, ".safetensors"), {"prompt": clip.prompt, "seed": clip.seed})
-        new_frames = self.family.layout.num_added(latent.samples.shape[2], trim)
-        frames = self.decoded(latent)
-        write_take_video(frames[len(frames) - new_frames :], self.takes, one.take, request.fps)
+        layout, frames = self.family.layout, self.decoded(latent)
+        frames = frames[len(frames) - layout.num_added(latent.samples.shape[2], trim) :]
+        frames = frames[: len(frames) - repeated * layout.frames_per_latent]  # which the video's beginning shows
+        write_take_video(frames, self.takes, one.take, request.fps)
         values = {"clip": clip.id, "prompt": clip.prompt, "seed": clip.seed, "frames": clip.frames, "follows": before}
-        values |= {"new_frames": new_frames, "trim": trim, "sound_trim": sound_trim, "number": number}
+        values |= {"new_frames": len(frames), "trim": trim, "sound_trim": sound_trim, "number": number}
         values |= {"closes": one.closes, "repeated": repeated}
         values |= {"settings": asdict(request.settings), "seconds": round(time.monotonic() - begun, 1)}
         self.takes.finish(one.take, values)
@@ -270,7 +274,7 @@ class Maker:
         """
         request, settings, clip = self.request, self.request.settings, one.clip
         clip_frames = self.frames_of_clip(prior, clip.frames)
-        reuse = self.reuse(settings.preset, prior, clip_frames)
+        reuse = self.reuse(settings.preset, prior, clip_frames, goal is not None)
         overrides = replace(self.overrides() if is_first else NO_OVERRIDES, clip_frames=clip_frames)
         asked = (overrides, None, request.sigmas, request.tell_levels, settings.preset)
         given = (request.models, positive, self.negative, prior, clip.seed, settings.cfg, reuse, *asked)

@@ -21,10 +21,10 @@ def video(tmp_path: Path) -> Path:
     return tmp_path / "out.mp4"
 
 
-def made_by_vidrd(folder: Path, first_clip: dict[str, int] | None = None, **settings: object) -> Path:
+def made_by_vidrd(folder: Path, more: dict[str, object] | None = None, **settings: object) -> Path:
     path = folder / "made.mp4"
     frames = np.zeros((15, 32, 32, 3), np.uint8)
-    write_video(path, frames, fps=4, metadata={"settings": settings, **(first_clip or {})})
+    write_video(path, frames, fps=4, metadata={"settings": settings, **(more or {})})
     return path
 
 
@@ -64,6 +64,12 @@ def test_a_video_that_continues_a_state_says_how_long_its_first_clip_is(tmp_path
     assert seams_of(str(path), into=tmp_path) == [5, 10]
     assert seams_of(str(path), "--clip-length", "8", into=tmp_path) == [5, 10]
     assert seams_of(str(path), "--clip-length", "6", into=tmp_path) == [6, 12]
+
+
+def test_a_last_clip_that_is_longer_than_the_others_as_a_loop_s_has_no_seam_within(tmp_path: Path) -> None:
+    path = made_by_vidrd(tmp_path, {"clips": [{"prompt": "a dot"}] * 4}, num_frames=4, reuse={"trim_frames": 1})
+    assert seams_of(str(path), into=tmp_path) == [4, 7, 10]
+    assert seams_of(str(path), "--clip-length", "3", into=tmp_path) == [3, 6, 9, 12]
 
 
 def test_pngs_of_another_tool_need_no_frame_rate(tmp_path: Path) -> None:

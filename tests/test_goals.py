@@ -15,7 +15,8 @@ from PIL import Image
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.jobs.folder import JobError, JobFolder
 from vidrd_core.jobs.job import JobResult, Plan, check_job, open_job, run_job
-from vidrd_core.reuse.goal import Goal, Goals, GoalSettings, choices, close
+from vidrd_core.reuse.goal import Goal, Goals, GoalSettings, choices, close, closing
+from vidrd_core.reuse.noise import initial_noise
 from vidrd_core.reuse.presets import SCHEDULERS
 from vidrd_core.sampling.denoising import denoise_clip
 from vidrd_core.sampling.images import pixels_of
@@ -28,6 +29,7 @@ from vidrd_core.video import read_metadata, read_video
 REUSE = ReuseSettings(2, 0.0, 1.0, "forward", 2, "uniform", 0.8)
 SAMPLING = SamplingSettings(6, 16, 16, 4, 3.0, REUSE)
 PROMPTS = ["a red dot", "a blue dot", "a box"]
+LONG = replace(SAMPLING, num_frames=8, reuse=ReuseSettings(5, 0.0, 1.0, "forward", 5, "uniform", 0.8))
 
 
 def image(seed: int = 0) -> Image.Image:
@@ -237,6 +239,51 @@ def test_the_last_clip_of_a_loop_is_the_most_even_of_those_that_were_tried(pipe:
     assert torch.equal(out.clips[-1], tried[repeated - 1])
 
 
+@pytest.mark.parametrize(
+    ("num_frames", "overlap", "trim", "expected"),
+    [(8, 5, 5, (3, 3)), (8, 3, 3, (3, 3)), (8, 2, 2, (2, 2)), (8, 5, 0, (3, 0)), (8, 5, 2, (3, 2)), (8, 0, 0, (0, 0)),
+     (16, 10, 10, (10, 10)), (16, 13, 13, (11, 11)), (6, 4, 4, (3, 3)), (6, 2, 2, (2, 2))],
+)  # fmt: skip
+def test_the_overlap_of_a_loop_s_last_clip_leaves_new_frames_for_every_choice_but_tells_the_motion(
+    num_frames: int, overlap: int, trim: int, expected: tuple[int, int]
+) -> None:
+    reuse = ReuseSettings(overlap, 0.0, 1.0, "forward", trim, "uniform", 0.8)
+    own = closing(reuse, num_frames)
+    assert (own.overlap_frames, own.trim_frames) == expected
+    assert replace(own, overlap_frames=overlap, trim_frames=trim) == reuse
+    if num_frames >= 8:
+        assert list(choices(num_frames, own.overlap_frames)) == [1, 2, 3, 4]
+
+
+def test_a_video_s_length_is_that_of_its_clips_without_what_repeats() -> None:
+    forward = ReuseSettings(3, 0.0, 1.0, "forward", 3)
+    assert Goals().num_added(4, 8, forward) == 8 + 3 * 5 and Goals().num_added(4, 8, forward, False) == 4 * 5
+    assert Goals().num_added(4, 8, ReuseSettings()) == 32 and Goals().num_added(1, 8, forward) == 8
+    assert Goals(loop=True).num_added(4, 8, forward) == 8 + 3 * 5 - 1
+    assert Goals(loop=True, repeated=4).num_added(4, 8, LONG.reuse) == 8 + 3 + 3 + 5 - 4
+    ends = Goals(torch.zeros(1, 4, 3, 2, 2), torch.zeros(1, 4, 2, 2, 2), joins=True)
+    assert ends.num_added(2, 8, forward) == 8 + 5 - 3 - 2
+
+
+def test_the_last_clip_of_a_loop_has_a_shorter_overlap_and_trim(pipe: VidRDPipeline) -> None:
+    given = {"num_frames": 8, "reuse": LONG.reuse, "num_clips": 3}
+    plain, out = call(pipe, **given), call(pipe, **given, loop=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain.clips[:2], out.clips[:2]))
+    first, middle, last = out.clips
+    repeated = 8 + 3 + 5 - out.frames.shape[2]
+    assert repeated in choices(8, 3) and torch.equal(last[:, :, -repeated:], first[:, :, :repeated])
+    joined = torch.cat([first, middle[:, :, 5:], last[:, :, 3 : 8 - repeated]], dim=2)
+    assert torch.equal(out.frames, joined) and out.state.is_closed
+    assert torch.equal(out.state.tail, joined[:, :, joined.shape[2] - out.state.tail.shape[2] :])
+    before = list(pipe.stream("a red dot", LONG, 2))[-1].state
+    assert before is not None
+    noise = out.state.trajectory.noise
+    assert torch.equal(noise[:, :, :3], before.trajectory.noise[:, :, -3:])
+    assert torch.equal(noise, initial_noise(before.trajectory.noise, noise, closing(LONG.reuse, 8)))
+    frames = call(pipe, **given, loop=True, output_type="np").frames
+    assert frames.shape[1] == 16 - repeated
+
+
 def test_the_frames_of_a_cut_video_are_decoded_with_what_follows_them(pipe: VidRDPipeline) -> None:
     out = call(pipe, loop=True, output_type="np")
     whole = torch.cat([out.clips[0], out.clips[1][:, :, 2:], out.clips[2][:, :, 2:]], dim=2)
@@ -347,6 +394,45 @@ def test_a_loop_says_how_long_it_is_however_many_frames_it_repeats(
         assert result.sheet is not None
         sheets.append(np.asarray(result.sheet))
     assert np.array_equal(sheets[0], sheets[1]) and np.array_equal(sheets[0], sheets[2])
+
+
+@pytest.mark.parametrize("repeated", [1, 4])
+@pytest.mark.parametrize("steps", [7, 12])
+def test_a_loop_whose_last_clip_has_a_trim_of_its_own_is_continued_after_a_stop_and_read_again(
+    pipe: VidRDPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: int, steps: int
+) -> None:
+    monkeypatch.setattr("vidrd_core.reuse.goal.choices", lambda *_: range(repeated, repeated + 1))
+    made = Plan(PROMPTS, LONG, 3, goals=pipe.make_goals(LONG, loop=True))
+    assert made.num_frames == 8 + 3 + 5 - 1
+    options: dict[str, Any] = {"with_sheet": True, "metadata": lambda one: {"clips": len(one.prompts)}}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    once = make(pipe, whole, made, **options)
+    assert not make(pipe, stopped, made, should_stop=stop_after(steps), **options).is_complete
+    later, again = make(pipe, stopped, made, **options), make(pipe, stopped, made, **options)
+    for result in (once, later, again):
+        assert result.is_complete and result.frames == 16 - repeated and result.sheet is not None
+        assert np.array_equal(np.asarray(result.sheet), np.asarray(once.sheet))
+    assert np.array_equal(read_video(stopped / "out").frames, read_video(whole / "out").frames)
+    job = JobFolder(stopped / "state")
+    assert [job.load(number).trim for number in range(3)] == [None, None, 3]
+    assert made.as_made(job).num_frames == 16 - repeated
+
+
+def test_a_loop_of_an_earlier_version_whose_last_clip_had_the_usual_overlap_is_made_again(
+    pipe: VidRDPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Plan(PROMPTS, LONG, 3, goals=pipe.make_goals(LONG, loop=True))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("vidrd_core.reuse.goal.closing", lambda reuse, _: reuse)
+        make(pipe, tmp_path, made)
+    job = JobFolder(tmp_path / "state")
+    before = job.load(1).latents
+    with pytest.raises(JobError, match="clip 2 was made with a loop, not a loop by an overlap of 3"):
+        make(pipe, tmp_path, made)
+    assert make(pipe, tmp_path, made, redo=True).is_complete
+    assert torch.equal(job.load(1).latents, before) and job.load(2).trim == 3
 
 
 def test_another_goal_makes_exactly_the_clips_again_that_it_is_for(pipe: VidRDPipeline, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,17 @@ def test_a_loop_s_last_clip_is_another_take_and_depends_on_the_beginning() -> No
     continued = replace(AROUND, prior="a video", begins=False)
     assert plan(timeline(PLAIN[0]), loop, continued, {})[0].closes == "a video"
     assert plan(timeline(PLAIN[0]), loop, AROUND, {})[0].closes == ""
+
+
+def test_a_loop_s_last_clip_is_known_by_how_it_is_chained_itself() -> None:
+    one, loop = timeline(*PLAIN), replace(SETTINGS, loop=True)
+    around = replace(AROUND, closing={"auto": {"overlap_frames": 3}, "smooth": {"overlap_frames": 3}})
+    same = replace(AROUND, closing=AROUND.reuse)
+    before, shorter, equal = (plan(one, loop, known, {}) for known in (AROUND, around, same))
+    assert [entry.take for entry in before] == [entry.take for entry in equal]  # also where closing is not known
+    assert [a.take == b.take for a, b in zip(before, shorter, strict=True)] == [True, True, False]
+    assert [a.take for a in plan(one, SETTINGS, AROUND, {})] == [a.take for a in plan(one, SETTINGS, around, {})]
+    assert Surroundings.of(json.loads(json.dumps(asdict(around)))) == around
 
 
 def test_a_locked_last_clip_closes_a_loop_only_where_it_was_made_for_that() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from node_schemas import PAGES, ROOT, Node, read_nodes
 
+from vidrd_core.reuse.goal import MOST_REPEATED, GoalSettings, choices, closing
 from vidrd_core.reuse.presets import PRESETS
 from vidrd_core.reuse.settings import ReuseSettings
 
@@ -143,6 +144,24 @@ def test_the_browser_fits_a_preset_to_a_clip_as_the_server_does(preset: str, cli
     code = f"{function}\nconsole.log(JSON.stringify(fitted({json.dumps(asdict(settings))}, {clip})))"
     ran = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == asdict(settings.fitted(clip))
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node, which runs the script")
+def test_the_browser_knows_how_a_loop_closes_as_the_server_does() -> None:
+    script = (ROOT / "web" / "js" / "clip_lengths.js").read_text(encoding="utf-8")
+    (function,) = re.findall(r"^export (function closing\(.*?^})$", script, re.MULTILINE | re.DOTALL)
+    rules = {"most_repeated": MOST_REPEATED, "least_overlap": GoalSettings.start_frames}
+    cases = [(clip, overlap) for clip in (2, 4, 6, 8, 16) for overlap in range(clip)]
+    expected = []
+    for clip, overlap in cases:
+        own = closing(ReuseSettings(overlap, trim_frames=overlap), clip)
+        most = choices(clip, own.overlap_frames)[-1]
+        expected.append({"overlap_frames": own.overlap_frames, "trim_frames": own.trim_frames, "repeated": most})
+    given = "{ overlap_frames: overlap, trim_frames: overlap }"
+    found = f"{json.dumps(cases)}.map(([clip, overlap]) => closing({given}, clip, {json.dumps(rules)}))"
+    code = f"{function}\nconsole.log(JSON.stringify({found}))"
+    ran = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == expected
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node, which runs the script")

@@ -168,7 +168,8 @@ class VidRDPipeline(DiffusionPipeline):
             end_image: what the video ends with: an image, or a clip, at whose first frames it arrives.
             loop: the last clip arrives at the first one's beginning and is cut there, so that the frame after the last
                 is the first. It is sampled up to 4 times, to arrive where the motion is most even
-                (:func:`vidrd_core.reuse.goal.close`); the video is 1 to 4 frames shorter.
+                (:func:`vidrd_core.reuse.goal.close`), without the 1 to 4 frames of the beginning that it ends with, and
+                with an overlap that leaves room for them (:func:`vidrd_core.reuse.goal.closing`).
 
         Raises:
             ValueError: an argument does not fit; the message says what came and what was expected.
@@ -288,7 +289,7 @@ class VidRDPipeline(DiffusionPipeline):
         first = 0 if state is None else state.clip_index + 1
         seeds = _batch_seeds(seed if state is None else state.seeds, batch)
         shape = self._latent_shape(batch, sampling)
-        model, overlap = self.fingerprint_of("unet"), sampling.reuse.overlap_frames
+        model = self.fingerprint_of("unet")
         clips = self.progress_bar(range(num_clips))
         clips.set_description("clips")
         for number in clips:
@@ -296,18 +297,23 @@ class VidRDPipeline(DiffusionPipeline):
             chosen = clip_seeds[number] if clip_seeds is not None and number < len(clip_seeds) else None
             drawn = [clip_seed(s, index) if chosen is None else chosen + b for b, s in enumerate(seeds)]
             fresh = clip_noise(drawn, shape) if noise is None else _checked_noise(noise(index, shape), shape)
-            start = fresh if past is None else initial_noise(past.noise, fresh, sampling.reuse)
             ends = index == 0, number + 1 == num_clips
+            reuse = goals.reuse_of(sampling.reuse, ends[1], sampling.num_frames)
+            start = fresh if past is None else initial_noise(past.noise, fresh, reuse)
             denoiser = self._guided(texts[number], negative, sampling)
-            run = partial(self._denoise, denoiser, start, sampling, past, index, callback_on_step_end)
+            own = replace(sampling, reuse=reuse)
+            run = partial(self._denoise, denoiser, start, own, past, index, callback_on_step_end)
+            length = sampling.num_frames
             try:
-                (latents, trajectory), goals = goals.make_clip(run, *ends, sampling.num_frames, overlap, beginning)
+                (latents, trajectory), goals = goals.make_clip(run, *ends, length, reuse.overlap_frames, beginning)
             except _Interrupted:
                 return
-            clip = Clip(latents.cpu(), index, prompts[number], drawn, None, goals.describe(*ends), goals.skipped(*ends))
+            described = goals.describe(*ends, sampling.reuse, length)
+            left_out = goals.skipped(*ends), reuse.trim_frames
+            clip = Clip(latents.cpu(), index, prompts[number], drawn, None, described, *left_out)
             beginning = clip.latents if index == 0 else beginning
             text, factor = texts[number].cpu(), float(self.vae.config["scaling_factor"])
-            clip.state = VideoState.after(clip, trajectory, sampling, seeds, text, model, state, given_negative, factor)
+            clip.state = VideoState.after(clip, trajectory, own, seeds, text, model, state, given_negative, factor)
             state, past = clip.state, trajectory
             yield clip
 
@@ -338,7 +344,7 @@ class VidRDPipeline(DiffusionPipeline):
         if goals:
             begins = state is None if begins is None else begins
             clips = num_clips + (0 if state is None or not begins else state.clip_index + 1)
-            goals.check(clips, sampling.num_frames, sampling.reuse.overlap_frames, begins)
+            goals.check(clips, sampling.num_frames, sampling.reuse, begins)
         if state is not None:
             state.check_open()
             state.check_model(self.fingerprint_of("unet"))
@@ -413,7 +419,7 @@ class VidRDPipeline(DiffusionPipeline):
         def latents() -> Iterator[Tensor]:
             for clip in clips:
                 skipped[0], skipped[1] = skipped[0] + clip.skipped[0], clip.skipped[1]
-                yield clip.latents[:, :, sampling.reuse.trim_frames if clip.index else 0 :]
+                yield clip.trimmed(sampling.reuse)
 
         device = self._execution_device if self.background_decoding else None
         tail = None if state is None else state.tail
@@ -490,10 +496,7 @@ class VidRDPipeline(DiffusionPipeline):
                 last = clip.state
                 yield clip
 
-        total = sampling.reuse.num_joined_frames(num_clips, sampling.num_frames)
-        if state is not None:
-            total -= sampling.reuse.trim_frames
-        total -= sum((goals or Goals()).skipped(state is None, True))
+        total = (goals or Goals()).num_added(num_clips, sampling.num_frames, sampling.reuse, state is None)
         pieces: Iterator[Any]
         if output_type == "latent":
             pieces = (clip.joined(sampling.reuse) for clip in collected())

@@ -1,6 +1,7 @@
 // Builds an example workflow on the page: window.vidrdBuild(name, uuid, rows, sizes, properties) -> its JSON as text.
 (() => {
   const GAP = 40, PADDING = 20, TITLE = 30, GROUP_TITLE = 50;
+  const ROOM = 60; // below a node, which gets a few lines higher once it tells what a run took
 
   function makeNode(spec, sizes, properties) {
     const node = LiteGraph.createNode(spec.type);
@@ -36,11 +37,11 @@
       for (const spec of column) {
         const node = nodes[spec.key];
         node.pos = [x, y];
-        y += node.size[1] + TITLE + GAP;
+        y += node.size[1] + TITLE + ROOM;
         width = Math.max(width, node.size[0]);
       }
       for (const spec of column) nodes[spec.key].setSize([width, nodes[spec.key].size[1]]);
-      bottom = Math.max(bottom, y - TITLE - GAP);
+      bottom = Math.max(bottom, y - TITLE - ROOM);
       x += width + GAP;
     }
     return [left, top, x - GAP + PADDING - left, bottom + PADDING - top];

@@ -53,7 +53,7 @@ def open_page(playwright: Any, chromium: str, url: str) -> Iterator[Any]:
     browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
     try:
         page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()  # may open tabs
-        page.set_default_timeout(300_000)
+        page.set_default_timeout(120_000)  # so that what never comes does not take a whole run's time
         page.lines = []
         page.on("console", lambda message: page.lines.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: page.lines.append(f"pageerror: {error} {error.stack}"))

@@ -10,9 +10,8 @@ from comfy_server import PATIENCE
 
 HELPERS = (Path(__file__).parent / "graph.js").read_text(encoding="utf-8")
 TITLE = 30  # pixels of a node above its position
-# A key that comes while the state before is being put back would be lost.
-UNDONE = """count => app.canvas.graph.nodes.length === count
-    && !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState"""
+RESTORING = "app.extensionManager.workflow.activeWorkflow?.changeTracker?._restoringState"
+NODES = "app.canvas.graph.nodes.length"
 
 
 class Graph:
@@ -31,6 +30,28 @@ class Graph:
 
     def run(self, script: str, argument: Any = None) -> Any:
         return self.page.evaluate(script, argument)
+
+    def comes(self, test: str, seconds: float) -> bool:
+        """Whether an expression of the page becomes true in that time."""
+        for _ in range(round(10 * seconds)):
+            if self.run(f"() => {test}"):
+                return True
+            self.page.wait_for_timeout(100)
+        return False
+
+    def go_to(self, key: str, state: str, wanted: Any) -> None:
+        """Press undo or redo, which leads to this state, the value of an expression of the page.
+
+        On a busy machine the old frontend loses such a key, and one that comes while the state before is put back.
+        """
+        before = self.run(f"() => {state}")
+        for _ in range(5):
+            self.page.keyboard.press(key)
+            if self.comes(f"{state} !== {json.dumps(before)}", seconds=5):
+                self.page.wait_for_function(f"(wanted) => {state} === wanted && !{RESTORING}", arg=wanted)
+                self.page.wait_for_timeout(400)
+                return
+        raise AssertionError(f"{key} does nothing")
 
     def describe(self, node: str) -> dict[str, Any]:
         return self.call("describe", node)

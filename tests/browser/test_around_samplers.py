@@ -9,7 +9,7 @@ from typing import Any
 import examples
 import pytest
 from model_examples import MODELS
-from page_graph import UNDONE, Graph, apart, own_complaints
+from page_graph import NODES, Graph, apart, own_complaints
 
 pytest_plugins = ["comfy_browser"]
 pytestmark = pytest.mark.browser
@@ -143,9 +143,7 @@ def test_one_undo_takes_the_whole_clip_back(graph: Graph) -> None:
     before = len(graph.call("ids"))
     graph.call("take", sampler)
     graph.run("() => document.activeElement?.blur()")
-    graph.page.keyboard.press("Control+z")
-    graph.page.wait_for_function(UNDONE, arg=before)
-    graph.page.wait_for_timeout(1000)
+    graph.go_to("Control+z", NODES, before)
     assert graph.describe(decode)["wires"]["samples"] == f"{sampler}:0"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import examples
 import pytest
 from node_schemas import read_nodes
-from page_graph import UNDONE, Graph, apart, own_complaints, press_run
+from page_graph import NODES, Graph, apart, own_complaints, press_run
 
 PLAYING = """count => [...document.querySelectorAll("video")]
     .filter((video) => video.currentTime > 0 && !video.paused && video.videoWidth === 64).length >= count"""
@@ -50,9 +50,7 @@ def test_one_undo_takes_one_clip_back(graph: Graph) -> None:
     graph.call("take", second)
     for wanted in (before + 1, before):
         graph.run("() => document.activeElement?.blur()")
-        graph.page.keyboard.press("Control+z")
-        graph.page.wait_for_function(UNDONE, arg=wanted)
-        graph.page.wait_for_timeout(1000)
+        graph.go_to("Control+z", NODES, wanted)
     assert graph.describe(decode)["wires"]["samples"] == f"{first}:0"
 
 
@@ -205,14 +203,24 @@ def open_template(graph: Graph, name: str) -> None:
     """Take an example from the template browser, as a person does."""
     graph.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     graph.page.get_by_text("VidRD", exact=True).first.click()
-    card = graph.page.get_by_test_id(f"template-workflow-{name}")
+    first, card = (graph.page.get_by_test_id(f"template-workflow-{one}") for one in (examples.NAMES[0], name))
+    cards = graph.page.locator("[data-testid^='template-workflow-']:visible")
+    first.wait_for()  # before it come those of another category
+    for _ in examples.NAMES:  # further ones come as one scrolls
+        if not card.count():
+            cards.last.scroll_into_view_if_needed()
+            graph.page.wait_for_timeout(500)
     card.wait_for()
     if name == examples.NAMES[0]:
         graph.page.wait_for_timeout(2000)  # for the thumbnails
         picture(graph, "comfyui_templates")
-    card.click()
     count = len(examples.workflow(name)["nodes"])
-    graph.page.wait_for_function("count => app.graph.nodes.length === count", arg=count)
+    for _ in range(3):  # a click on a list that is still being drawn is lost
+        if card.is_visible():
+            card.click()
+        if graph.comes(f"{NODES} === {count}", seconds=20):
+            break
+    assert graph.run(f"() => {NODES}") == count
     card.wait_for(state="hidden")
     graph.page.wait_for_timeout(1000)
 

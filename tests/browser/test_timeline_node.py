@@ -239,11 +239,8 @@ def test_in_a_subgraph_it_edits_and_is_queued(strip: Strip) -> None:
     strip.press("i")
     edited = strip.text()
     assert edited != text and len(strip.shown()) == 4
-    strip.press("Control+z")
-    strip.wait_text(text)
-    page.wait_for_timeout(800)
-    strip.press("Control+y")
-    strip.wait_text(edited)
+    strip.go_to("Control+z", text)
+    strip.go_to("Control+y", edited)
     sent = graph.run("async () => { const { output } = await app.graphToPrompt(); return output; }")
     [inside] = [node["inputs"] for node in sent.values() if node["class_type"] == "VidRDTimeline"]
     assert inside["timeline"] == edited and inside["run_name"] == strip.name and "strip" not in inside

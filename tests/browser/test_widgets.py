@@ -107,23 +107,45 @@ def test_a_graph_of_defaults_starts_with_what_suits_the_model(graph: Graph, buil
     assert not own_complaints(graph.page)
 
 
-def test_a_loop_says_that_its_length_is_found_when_it_is_made(graph: Graph, kind: str) -> None:
-    node = graph.run("""() => {
+def set_value(graph: Graph, node: str, widget: str, value: Any) -> None:
+    """Change a widget as the frontend does after a click."""
+    graph.run(
+        """([id, name, value]) => { const node = app.canvas.graph.nodes.find((one) => String(one.id) === id);
+        const widget = node.widgets.find((one) => one.name === name);
+        widget.value = value; widget.callback?.(value); node.onWidgetChanged?.(name, value, undefined, widget); }""",
+        [node, widget, value],
+    )
+    graph.page.wait_for_timeout(500)
+
+
+def test_a_loop_says_how_long_it_can_be_and_that_it_is_found_when_it_is_made(graph: Graph, kind: str) -> None:
+    ids = graph.run("""() => {
         const { make, wire } = vidrdCheck;
         const load = make("VidRDLoadModel", 0, 60), empty = make("VidRDEmptyLatent", 0, 300);
         const many = make("VidRDManyClips", 400, 60, { num_clips: 3 });
         wire(empty, 0, many, "prior"); wire(load, 0, many, "model");
-        return String(many.id); }""")
+        return { load: String(load.id), empty: String(empty.id), many: String(many.id) }; }""")
     graph.page.wait_for_timeout(1000)
+    node = ids["many"]
     assert told(graph, node)[0] == "14 frames, 1.8 s" and not any("loop" in line for line in told(graph, node))
-    graph.run(
-        """(id) => { const node = app.canvas.graph.nodes.find((one) => String(one.id) === id);
-        const loop = node.widgets.find((one) => one.name === "loop");
-        loop.value = true; loop.callback?.(true); node.onWidgetChanged?.("loop", true, false, loop); }""",
-        node,
-    )
+    set_value(graph, node, "loop", True)
+    even = "where the motion is most even"
+    assert told(graph, node)[:2] == ["16 frames, 2.0 s", f"loop: 1 to 4 frames fewer, {even}"]  # the last clip adds 5
+    for frames, lines in (
+        (6, ["12 frames, 1.5 s", f"loop: 1 to 2 frames fewer, {even}"]),
+        (5, ["9 frames, 1.1 s", f"loop: 1 frame fewer, {even}"]),
+    ):
+        set_value(graph, ids["empty"], "frames", frames)
+        assert told(graph, node)[:2] == lines
+    set_value(graph, ids["empty"], "frames", 8)
+    set_value(graph, node, "preset", "custom")
+    set_value(graph, node, "overlap_frames", 2)
+    set_value(graph, node, "trim_frames", 2)
+    assert told(graph, node)[:2] == ["20 frames, 2.5 s", f"loop: 1 to 4 frames fewer, {even}"]
+    set_value(graph, ids["load"], "model_name", "bundled flow model")
     graph.page.wait_for_timeout(1000)
-    assert told(graph, node)[1] == "loop: 1 to 4 frames fewer, where the motion is most even"
+    assert told(graph, node)[0] == "loop: 2 latents fewer"
+    assert not own_complaints(graph.page)
 
 
 def test_what_was_chosen_before_the_model_came_stays(graph: Graph, kind: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from page_graph import Graph
+from page_graph import RESTORING, Graph
 from PIL import Image
 
 from vidrd_core.jobs.takes import TakeFolder
@@ -22,6 +22,7 @@ SETTINGS = {"negative_prompt": "watermark", "width": 64, "height": 64, "cfg": 4,
 PROMPTS = ("a red circle moves right over a dark blue background", "it stops and turns green", "it bounces away")
 COLOURS = ((200, 60, 50), (60, 160, 80), (70, 90, 200), (210, 160, 50))
 CARDS = "[...vidrdCheck.strip().querySelectorAll('.vidrd-card')].map"
+TEXT = "vidrdCheck.timeline()?.widgets.find((one) => one.name === 'timeline').value"
 STATES = f"() => {CARDS}((card) => card.querySelector('.vidrd-state').dataset.state)"
 
 
@@ -92,7 +93,7 @@ class Strip:
         self.page.wait_for_timeout(100)
 
     def text(self) -> str:
-        return self.graph.run("() => vidrdCheck.timeline().widgets.find((one) => one.name === 'timeline').value")
+        return self.graph.run(f"() => {TEXT}")
 
     def data(self) -> Timeline:
         return Timeline.parse(self.text())
@@ -106,23 +107,12 @@ class Strip:
         self.page.wait_for_function(f"(wanted) => JSON.stringify(({STATES})()) === wanted", arg=wanted)
 
     def wait_text(self, text: str) -> None:
-        """Until the node holds this text, and a key would not be lost while the state before is being put back."""
-        held = "vidrdCheck.timeline()?.widgets.find((one) => one.name === 'timeline').value"
-        busy = "app.extensionManager.workflow.activeWorkflow?.changeTracker?._restoringState"
-        self.page.wait_for_function(f"(text) => {held} === text && !{busy}", arg=text)
+        """Until the node holds this text, and nothing is being put back."""
+        self.page.wait_for_function(f"(text) => {TEXT} === text && !{RESTORING}", arg=text)
 
     def go_to(self, key: str, wanted: str) -> None:
-        """Press undo or redo, which leads to this text. On a busy machine the old frontend loses such a key."""
-        before = self.text()
-        for _ in range(5):
-            self.page.keyboard.press(key)
-            for _ in range(50):
-                self.page.wait_for_timeout(100)
-                if self.text() != before:
-                    self.wait_text(wanted)
-                    self.page.wait_for_timeout(400)
-                    return
-        raise AssertionError(f"{key} does nothing")
+        """Press undo or redo, which leads to this text."""
+        self.graph.go_to(key, TEXT, wanted)
 
     def chosen(self) -> str:
         return self.graph.run("() => vidrdCheck.strip().querySelector('.vidrd-card[aria-selected=true]').dataset.clip")

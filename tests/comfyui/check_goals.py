@@ -88,8 +88,35 @@ def test_a_loop_of_many_clips_is_cut_where_it_begins_again(many: Any) -> None:
     assert "0 made, 3 reused" in report and torch.equal(back["samples"], plain["samples"])
     with pytest.raises(ValueError, match="set num_clips to at least 2"):
         many(num_clips=1, loop=True)
-    with pytest.raises(ValueError, match="of which 7 repeat the prior and 1 are the goal's"):
-        many(loop=True, **{**SMOOTH, "overlap_frames": 7, "trim_frames": 7})
+
+
+@pytest.mark.parametrize(("overlap", "trim"), [(5, 5), (7, 7), (6, 0)])
+def test_the_last_clip_of_a_loop_has_an_overlap_that_leaves_room_for_its_end(
+    many: Any, part: Any, monkeypatch: pytest.MonkeyPatch, overlap: int, trim: int
+) -> None:
+    choice = {**SMOOTH, "overlap_frames": overlap, "trim_frames": trim, "run_name": f"room {overlap}"}
+    plain, looped = many(**choice)[0]["samples"], many(**choice, loop=True)
+    before, frames, own = plain.shape[2] - (8 - trim), looped[0]["samples"].shape[2], min(trim, 3)
+    assert 1 <= 8 - own - (frames - before) <= 4 and looped[1]["samples"].shape[2] == frames - before
+    torch.testing.assert_close(looped[0]["samples"][:, :, :before], plain[:, :, :before], rtol=0, atol=0)
+    if trim:  # the clip goes on where its overlap ends
+        monkeypatch.setattr(part("nodes.many"), "closing_reuse", lambda *given: given[-1])
+        choice |= {"overlap_frames": 3, "trim_frames": 3}
+        assert "2 made, 1 reused" in many(**choice, loop=True)[2]  # by the overlap of all clips, another run
+
+
+def test_a_kept_last_clip_of_a_loop_is_joined_by_the_overlap_that_it_was_made_with(
+    many: Any, part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = {**SMOOTH, "overlap_frames": 5, "trim_frames": 5, "run_name": "kept", "loop": True}
+    with monkeypatch.context() as earlier:  # a version that gave the last clip the overlap of the others
+        earlier.setattr(part("nodes.many"), "closing_reuse", lambda *given: given[-1])
+        first = many(**choice)
+    kept = many(**choice, regenerate_from=4)
+    assert "0 made, 3 reused" in kept[2] and torch.equal(kept[0]["samples"], first[0]["samples"])
+    now = many(**{**choice, "run_name": "kept now"})
+    kept = many(**{**choice, "run_name": "kept now"}, regenerate_from=4)
+    assert "0 made, 3 reused" in kept[2] and torch.equal(kept[0]["samples"], now[0]["samples"])
 
 
 def test_the_last_clip_of_a_loop_ends_with_the_video_s_first_frames_where_that_is_most_even(

@@ -188,6 +188,32 @@ def test_a_loop_is_cut_where_it_begins_again_as_that_of_many_clips(
         timeline(THREE[0], run_name=name, loop=True)
 
 
+def test_the_last_take_of_a_loop_has_its_own_overlap_and_shows_what_it_adds(
+    timeline: Any, status: Any, nodes: Any, loaded: Any, base: Path, part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"run_name": "closing", "preset": "smooth", "loop": True}
+    images, video, report = timeline(*THREE, **asked)
+    shown = status(*THREE, **asked)
+    takes = [shown["takes"][one["take"]] for one in shown["clips"]]
+    assert [take["new_frames"] for take in takes[:2]] == [8, 3] and 1 <= takes[2]["new_frames"] <= 4
+    assert len(images) == shown["video"]["frames"] == sum(take["new_frames"] for take in takes)
+    assert f"clip 3: made, seed 3, {takes[2]['new_frames']} new frames" in report
+    read = part("vidrd_core.video.reading").read_video
+    played = folder(base, "closing") / "takes" / f"{shown['clips'][2]['take']}.mp4"
+    assert len(read(played).frames) == takes[2]["new_frames"]
+    empty = nodes["VidRDEmptyLatent"](width=64, height=64, frames=8, batch_size=1)[0]
+    encoded = loaded[1].encode_from_tokens_scheduled(loaded[1].tokenize("watermark"))
+    same = {name: SETTINGS[name] for name in ("cfg", "steps", "sampler_name", "scheduler")}
+    many = nodes["VidRDManyClips"](
+        model=loaded[0], clip=loaded[1], negative=encoded, prior=empty, num_clips=3, seed=1, clip_seeds="1, 2, 3",
+        prompts="\n".join(one["prompt"] for one in THREE), loop=True, preset="smooth", **same,
+    )  # fmt: skip
+    torch.testing.assert_close(video["samples"], many[0]["samples"], rtol=0, atol=0)
+    # An earlier version's take, of the overlap of the others, is another one.
+    monkeypatch.setattr(part("nodes.timeline"), "closing_reuse", lambda *given: given[-1])
+    assert made(timeline(*THREE, **asked)) == "1 made, 2 kept"
+
+
 def test_it_says_which_clip_and_step_it_is_at(timeline: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(part("nodes.progress"), "say", said.append)

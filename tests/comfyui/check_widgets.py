@@ -133,6 +133,7 @@ def test_a_running_node_says_which_clip_and_step_it_is_at(
     assert bars == sorted(bars) and bars[-1] == 1
 
 
+@pytest.mark.usefixtures("nodes")  # with which the pack tells ComfyUI where its models are
 def test_the_browser_is_told_what_suits_every_model_folder(folder: Path, part: Any) -> None:
     settings = part("nodes.routes").settings()
     bundled = settings["models"]["VidRDLoadModel"]["bundled demo model"]
@@ -146,4 +147,7 @@ def test_the_browser_is_told_what_suits_every_model_folder(folder: Path, part: A
     assert few == {**bundled, "steps": 4, "cfg": 1.0, "scheduler": "simple"} and bundled["scheduler"] == "ddim_uniform"
     flow = settings["models"]["VidRDLoadModel"]["bundled flow model"]
     assert flow == {"steps": 20, "cfg": 4.0, "fps": 16, "negative": ""}  # its latents are not this pack's own
+    goal = part("vidrd_core.reuse.goal")
+    repeated, least = goal.MOST_REPEATED, goal.GoalSettings.start_frames
+    assert settings["loop"] == {"most_repeated": repeated, "least_overlap": least, "latents": 2}
     json.dumps(settings)

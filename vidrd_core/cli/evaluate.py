@@ -48,13 +48,13 @@ def evaluate(options: argparse.Namespace) -> int:
     chart = None if options.no_chart else Path(options.chart or path.with_name(f"{path.stem}_seams.png"))
     if chart is not None and chart.suffix.lower() not in (".png", ".jpg", ".jpeg", ".svg", ".pdf"):
         raise ValueError(f"--chart {chart}: expected a name that ends in .png, .jpg, .svg or .pdf")
-    length, trimmed, first = clip_layout(path, options.clip_length, options.trim_frames)
+    length, trimmed, *layout = clip_layout(path, options.clip_length, options.trim_frames)
     clip: Any = None
     if options.clip_model:
         from ..metrics.detectors import Clip
 
         clip = Clip(Path(options.clip_model))
-    report = evaluate_video(iterate_video(path), length, trimmed, clip, options.prompt, first_clip=first)
+    report = evaluate_video(iterate_video(path), length, trimmed, clip, options.prompt, None, *layout)
     sys.stdout.write(f"{options.video}: {report.text()}")
     if options.json:
         write_json(Path(options.json), report.to_json(), indent=None)
@@ -64,11 +64,14 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def clip_layout(path: Path, clip_length: int | None, trim_frames: int | None) -> tuple[int, int, int | None]:
-    """Frames per clip, trimmed frames, and frames of the first clip where it is shorter than a whole one.
+def clip_layout(
+    path: Path, clip_length: int | None, trim_frames: int | None
+) -> tuple[int, int, int | None, int | None]:
+    """Frames per clip, trimmed frames, frames of the first clip where it is shorter than a whole one, and the clips.
 
     What the user says, else what the video's metadata says. The first clip is shorter in a video that continues a
-    state, where it is trimmed like all others; its metadata has ``first_clip_frames``.
+    state, where it is trimmed like all others; its metadata has ``first_clip_frames``. How many clips there are is None
+    where the metadata do not say it of clips of that length.
 
     Raises:
         ValueError: neither says how long a clip is.
@@ -77,13 +80,14 @@ def clip_layout(path: Path, clip_length: int | None, trim_frames: int | None) ->
 
     metadata = read_metadata(path)
     settings: dict[str, Any] = metadata.get("settings") or {}
-    first = metadata.get("first_clip_frames")
+    first, clips = metadata.get("first_clip_frames"), metadata.get("clips")
     if clip_length is None:
         clip_length = settings.get("num_frames")
     elif settings.get("num_frames") not in (None, clip_length):
-        settings, first = {}, None  # the file's own layout belongs to its own clip length
+        settings, first, clips = {}, None, None  # the file's own layout belongs to its own clip length
     if clip_length is None:
         raise ValueError(f"{path} does not say how long its clips are; give --clip-length, for example 8")
     if trim_frames is None:
         trim_frames = (settings.get("reuse") or {}).get("trim_frames", 0)
-    return int(clip_length), int(trim_frames or 0), None if first is None else int(first)
+    count = len(clips) if isinstance(clips, list) else None
+    return int(clip_length), int(trim_frames or 0), None if first is None else int(first), count

@@ -113,8 +113,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--loop",
         action="store_true",
         help="the last clip arrives at the first one's beginning, and is cut there: the frame after the last is the "
-        "first. It is sampled up to 4 times, to arrive where the motion is most even: the video has 1 to 4 frames "
-        "fewer than without it, N + (clips - 1) * (N - TRIM) - 1 at most, N frames per clip",
+        "first. It is sampled up to 4 times, to arrive where the motion is most even, and 1 to 4 frames of the "
+        "beginning are left out of its end. An overlap that leaves no room for that is shortened in that clip, and its "
+        "trim with it (to 3 of 8 frames)",
     )
     _add_sampling(parser)
     _add_model(parser, required=True)

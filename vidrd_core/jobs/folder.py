@@ -167,7 +167,7 @@ class JobFolder:
         clip.state.save(self.state_path(clip.index))
         values: dict[str, Any] = {"index": clip.index, "prompt": clip.prompt, "seeds": clip.seeds}
         if clip.goal:
-            values |= {"goal": clip.goal, "skipped": list(clip.skipped)}
+            values |= {"goal": clip.goal, "skipped": list(clip.skipped), "trim": clip.trim}
         metadata = {"format": CLIP_FORMAT, "clip": json.dumps(values, ensure_ascii=False)}
         if self.clip_path(clip.index - 1).is_file():
             metadata["after"] = latents_digest(self.load(clip.index - 1))

@@ -86,9 +86,7 @@ class Plan:
     def num_frames(self) -> int:
         """Frames of the whole video; of a loop that is not made yet, as many as they can be."""
         sampling = self.sampling
-        trimmed = 0 if self.start is None else sampling.reuse.trim_frames
-        skipped = sum(self.goals.skipped(self.start is None, True))
-        return sampling.reuse.num_joined_frames(len(self.prompts), sampling.num_frames) - trimmed - skipped
+        return self.goals.num_added(len(self.prompts), sampling.num_frames, sampling.reuse, self.start is None)
 
     def first_clips(self, number: int) -> Plan:
         """The plan of the first clips alone; the end, which is the last clip's goal, is not one of fewer."""
@@ -104,7 +102,7 @@ class Plan:
 
     def goal_of(self, index: int) -> str:
         """A text that tells the goals of a clip apart; "" where it has none."""
-        return self.goals.describe(index == 0, index == self.last)
+        return self.goals.describe(index == 0, index == self.last, self.sampling.reuse, self.sampling.num_frames)
 
     def as_made(self, folder: JobFolder) -> Plan:
         """The plan, of a loop that is finished with as many frames as it was made with."""
@@ -482,10 +480,11 @@ class _SheetRows:
         return self._sheet.render()
 
     def _row_length(self) -> int:
-        sampling = self._plan.sampling
+        sampling, goals = self._plan.sampling, self._plan.goals
         whole = self._row == 0 and self._plan.start is None
-        skipped = self._plan.goals.skipped(whole, self._row + 1 == len(self._plan.prompts))
-        return sampling.num_frames - (0 if whole else sampling.reuse.trim_frames) - sum(skipped)
+        is_last = self._row + 1 == len(self._plan.prompts)
+        trimmed = 0 if whole else goals.reuse_of(sampling.reuse, is_last, sampling.num_frames).trim_frames
+        return sampling.num_frames - trimmed - sum(goals.skipped(whole, is_last))
 
     def _finish_row(self) -> None:
         import numpy as np

@@ -238,6 +238,7 @@ class Surroundings:
         begins: whether the first clip begins a video, and reuses nothing.
         reuse: preset -> how clips are chained by it.
         added: of what else was connected; "" where nothing is.
+        closing: preset -> how the last clip of a loop is chained by it; None: as the others.
     """
 
     model: str
@@ -246,6 +247,7 @@ class Surroundings:
     begins: bool
     reuse: Mapping[str, Any]
     added: str = ""
+    closing: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Surroundings:
@@ -269,7 +271,8 @@ def take_id(clip: TimelineClip, follows: str | None, settings: Settings, around:
     else:
         values.append(follows)
     if follows is not None or not around.begins:
-        values.append(around.reuse.get(settings.preset))
+        chained = around.closing if closes and around.closing is not None else around.reuse
+        values.append(chained.get(settings.preset))
     if closes:
         values.append(f"loop {closes}")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -124,11 +124,14 @@ class VideoReport:
 _CHANNELS = ("red", "green", "blue")
 
 
-def clip_seams(frames: int, clip_length: int, trim_frames: int = 0, first_clip: int | None = None) -> list[int]:
+def clip_seams(
+    frames: int, clip_length: int, trim_frames: int = 0, first_clip: int | None = None, num_clips: int | None = None
+) -> list[int]:
     """First frame of every clip but the first, where later clips lost their first ``trim_frames``.
 
     Args:
         first_clip: frames of the first clip; None: ``clip_length``.
+        num_clips: where it is known; the last one may be longer than the others, as a loop's.
     """
     if clip_length < 1 or not 0 <= trim_frames < clip_length:
         raise ValueError(
@@ -136,7 +139,8 @@ def clip_seams(frames: int, clip_length: int, trim_frames: int = 0, first_clip: 
         )
     if first_clip is not None and not 1 <= first_clip <= clip_length:
         raise ValueError(f"the first clip has {first_clip} frames; expected 1 to {clip_length}, the clip length")
-    return list(range(first_clip or clip_length, frames, clip_length - trim_frames))
+    seams = list(range(first_clip or clip_length, frames, clip_length - trim_frames))
+    return seams if num_clips is None else seams[: max(num_clips - 1, 0)]
 
 
 @torch.no_grad()
@@ -148,6 +152,7 @@ def evaluate_video(
     prompt: str | None = None,
     on_step: Callable[[], Any] | None = None,
     first_clip: int | None = None,
+    num_clips: int | None = None,
 ) -> VideoReport:
     """Measure a video, two neighbouring frames at a time.
 
@@ -159,6 +164,7 @@ def evaluate_video(
         clip: CLIP, where its weights are at hand; ``prompt`` is compared with all frames.
         on_step: called after every step; may raise to stop.
         first_clip: frames of the first clip, where it is shorter than a whole one.
+        num_clips: as in :func:`clip_seams`.
 
     Raises:
         ValueError: another shape, fewer than 2 frames, or an impossible clip length.
@@ -187,7 +193,7 @@ def evaluate_video(
     report.frames = len(means)
     if report.frames < 2:
         raise ValueError(f"frames are {[1, *report.size, 3]}; expected [T, H, W, 3] with at least 2 frames")
-    report.seams = clip_seams(report.frames, clip_length, trim_frames, first_clip)
+    report.seams = clip_seams(report.frames, clip_length, trim_frames, first_clip, num_clips)
     first = torch.stack(means[: first_clip or clip_length]).mean(0)
     report.color_drift = [tuple(round(float(v), 4) for v in mean - first) for mean in means]  # type: ignore[misc]
     if clip is not None:

@@ -173,11 +173,12 @@ class Goals:
         """K, the frames of the last clip that are given."""
         return self.repeated if self.loop else 0 if self.end is None else self.end.shape[2]
 
-    def check(self, num_clips: int, num_frames: int, overlap: int, begins: bool = True) -> None:
+    def check(self, num_clips: int, num_frames: int, reuse: ReuseSettings, begins: bool = True) -> None:
         """Raise ``ValueError`` where a video of so many clips cannot have these goals.
 
         Args:
-            num_frames, overlap: N and M of a clip.
+            num_frames: N of a clip.
+            reuse: how its clips reuse one another.
             begins: whether its first clip follows no other.
         """
         if self.start is not None and not begins:
@@ -189,13 +190,27 @@ class Goals:
             )
         if self.loop and num_clips < 2:
             raise ValueError("a loop of one clip would be a goal of its own: make at least 2 clips")
-        before = self.num_start if num_clips == 1 and begins else overlap
+        before = self.num_start if num_clips == 1 and begins else self.reuse_of(reuse, True, num_frames).overlap_frames
         taken = max(before + self.num_end, self.num_start)
         if self and taken >= num_frames:
             raise ValueError(
                 f"a clip has {num_frames} frames, of which {taken} would be given (the overlap or the start, and "
                 f"{self.num_end} at the end): choose a smaller overlap or longer clips"
             )
+
+    def reuse_of(self, reuse: ReuseSettings, is_last: bool, num_frames: int) -> ReuseSettings:
+        """How a clip of N frames reuses its predecessor, in a video of the settings ``reuse``."""
+        return closing(reuse, num_frames) if self.loop and is_last else reuse
+
+    def num_added(self, num_clips: int, num_frames: int, reuse: ReuseSettings, begins: bool = True) -> int:
+        """Frames that so many clips of N frames add to a video; of a loop that is not made yet, the most.
+
+        Args:
+            begins: whether the first of them follows no other.
+        """
+        following = num_clips - 1 if begins else num_clips
+        trims = [self.reuse_of(reuse, place == following, num_frames).trim_frames for place in range(1, following + 1)]
+        return num_clips * num_frames - sum(trims) - sum(self.skipped(begins, True))
 
     def of_clip(self, is_first: bool, is_last: bool, num_frames: int, beginning: Tensor | None = None) -> list[Goal]:
         """The goals of one clip.
@@ -227,7 +242,7 @@ class Goals:
 
         Args:
             make: the clip's latents ``[B, C, N, h, w]`` and more, for the goals of :meth:`of_clip`.
-            num_frames, overlap: N and M of the clip.
+            num_frames, overlap: N and M of the clip, M as of :meth:`reuse_of`.
             beginning: as of :meth:`of_clip`.
 
         Returns:
@@ -250,15 +265,20 @@ class Goals:
             self.num_end if is_last and (self.joins or self.loop) else 0,
         )
 
-    def describe(self, is_first: bool, is_last: bool) -> str:
-        """A text that is equal for equal goals of a clip; "" where it has none."""
+    def describe(self, is_first: bool, is_last: bool, reuse: ReuseSettings, num_frames: int) -> str:
+        """A text that is equal for equal goals of a clip of N frames; "" where it has none.
+
+        Args:
+            reuse: how the video's clips reuse one another.
+        """
         parts = []
         if is_first and self.start is not None:
             parts.append(f"the start {self.names[0] or frames_hash(self.start)[:SHORT]}")
         if is_last and self.end is not None:
             parts.append(f"the end {self.names[1] or frames_hash(self.end)[:SHORT]}")
         if is_last and self.loop:
-            parts.append("a loop")
+            own = self.reuse_of(reuse, is_last, num_frames)
+            parts.append("a loop" if own == reuse else f"a loop by an overlap of {own.overlap_frames}")
         if parts and self.joins:
             parts.append("left out")
         if parts and (self.settings.beta, self.settings.cleaner) != (GoalSettings.beta, GoalSettings.cleaner):
@@ -270,9 +290,19 @@ class Goals:
         return replace(self, end=None, loop=False)
 
 
+def closing(reuse: ReuseSettings, num_frames: int) -> ReuseSettings:
+    """How the last clip of a loop reuses its predecessor, in a video of the settings ``reuse``.
+
+    The clip has to turn its overlap into the video's beginning, and the more new frames lie between, the more evenly it
+    can. Its overlap is shortened until each of the :func:`choices` leaves a new frame, but not below what tells the
+    motion (``GoalSettings.start_frames``); so is the trim, which the overlap is left out by.
+    """
+    return reuse.shortened(max(num_frames - 1 - MOST_REPEATED, GoalSettings.start_frames))
+
+
 def choices(num_frames: int, overlap: int) -> range:
     """How many frames of its beginning a loop's last clip may end with, so that some of its ``num_frames`` are new."""
-    return range(1, max(1, min(MOST_REPEATED, num_frames - overlap - 1)) + 1)
+    return range(1, max(1, min(num_frames - 1 - overlap, MOST_REPEATED)) + 1)
 
 
 def close(

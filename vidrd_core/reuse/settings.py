@@ -84,8 +84,11 @@ class ReuseSettings:
         The overlap is shortened to the clip, in trimmed clips to 5 of 8 frames, so that some are new; the trim to the
         overlap.
         """
-        room = num_frames * 5 // 8 if self.trim_frames else num_frames
-        overlap = min(self.overlap_frames, room)
+        return self.shortened(num_frames * 5 // 8 if self.trim_frames else num_frames)
+
+    def shortened(self, most: int) -> ReuseSettings:
+        """These settings with an overlap of at most ``most`` frames, of which no more are trimmed than it has."""
+        overlap = min(self.overlap_frames, most)
         return replace(self, overlap_frames=overlap, trim_frames=min(self.trim_frames, overlap))
 
     def steered_steps(self, num_steps: int) -> list[int]:
@@ -102,10 +105,6 @@ class ReuseSettings:
     def shown_at(self, step: int, num_steps: int) -> float:
         """DSG: how many of its steps the predecessor had done where it was what the overlap shows at ``step``."""
         return round(step + self.cleaner_overlap * (num_steps - step), 9)
-
-    def num_joined_frames(self, num_clips: int, num_frames: int) -> int:
-        """Frames of a joined video: N + (clips - 1) * (N - trimmed)."""
-        return num_frames + (num_clips - 1) * (num_frames - self.trim_frames)
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Clip:
         state: what the next clip continues from.
         goal: :meth:`vidrd_core.reuse.goal.Goals.describe` of it.
         skipped: frames at its start and at its end that are left out of the video, beside the trimmed ones.
+        trim: frames at its start that repeat the clip before and are left out; None: as the video's settings say.
     """
 
     latents: Tensor
@@ -44,11 +45,17 @@ class Clip:
     state: VideoState | None = None
     goal: str = ""
     skipped: Sequence[int] = (0, 0)
+    trim: int | None = None
+
+    def trimmed(self, settings: ReuseSettings) -> Tensor:
+        """The latents without the trimmed frames; a first clip has none."""
+        trim = settings.trim_frames if self.trim is None else self.trim
+        return self.latents[:, :, trim if self.index else 0 :]
 
     def joined(self, settings: ReuseSettings) -> Tensor:
-        """The latents that go into the video: all of a first clip, without the trimmed frames of the others."""
-        first = self.skipped[0] if self.index == 0 else settings.trim_frames
-        return self.latents[:, :, first : self.latents.shape[2] - self.skipped[1]]
+        """The latents that go into the video."""
+        kept = self.trimmed(settings)
+        return kept[:, :, self.skipped[0] : kept.shape[2] - self.skipped[1]]
 
 
 def join_clips(clips: Iterable[Clip], sampling: SamplingSettings) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..files import write_json
 from ..metrics.identity import changes, model_identity
 from ..pipeline import VidRDPipeline
-from ..reuse.goal import Goal, Goals, GoalSettings, choices, close
+from ..reuse.goal import Goal, Goals, GoalSettings, choices, close, closing
 from ..reuse.noise import initial_noise
 from ..reuse.settings import ReuseSettings
 from ..reuse.trajectory import Trajectory
@@ -49,6 +49,8 @@ class Case:
         too_far: frames by which the end comes too early, so that the shape would have to hurry.
         clips: 1: a clip between true frames. More: a loop of clips with ``start`` frames of overlap.
         returns: whether the last clip of a loop is steered to its beginning.
+        shortens: whether the overlap of a last clip that chooses where it arrives is shortened for that
+            (:func:`vidrd_core.reuse.goal.closing`).
     """
 
     start: int
@@ -58,6 +60,7 @@ class Case:
     too_far: int = 0
     clips: int = 1
     returns: bool = True
+    shortens: bool = True
 
     @property
     def name(self) -> str:
@@ -72,6 +75,11 @@ class Case:
         return ReuseSettings(self.start, 0.0, 1.0, "forward", self.start, "uniform", 0.8)
 
     @property
+    def last_reuse(self) -> ReuseSettings:
+        """How its last clip does."""
+        return closing(self.reuse, N) if self.shortens and not self.end else self.reuse
+
+    @property
     def settings(self) -> GoalSettings:
         return GoalSettings(max(self.end, 1), max(self.start, 1), self.beta, self.cleaner)
 
@@ -81,9 +89,12 @@ LOOPS = (  # before the last clip are 23 frames, or 48, which is nearly one peri
     Case(3, 2, clips=5),
     Case(3, 2, clips=5, returns=False),
     Case(5, 0, clips=7),
+    Case(5, 0, clips=7, shortens=False),
     Case(5, 2, clips=7),
     Case(3, 0, clips=10),
     Case(3, 2, clips=10),
+    Case(5, 0, clips=15),
+    Case(5, 0, clips=15, shortens=False),
 )
 BETWEEN = (  # what matters most comes first, for those who measure only a part
     Case(3, 2),
@@ -167,11 +178,12 @@ class GoalsComparison:
         return self._decoded(latents)
 
     def _loop(self, batch: VideoBatch, case: Case) -> list[Tensor]:
-        key = replace(case, returns=False, end=0)
+        key = replace(case, returns=False, end=0, shortens=False)
         if key not in self._chains:  # all clips but the last, which loops share with chains that do not return
             self._chains[key] = self._chain(batch, case)
         parts, past = self._chains[key]
-        settings, beginning = case.reuse, parts[0]
+        settings, beginning = case.last_reuse, parts[0]
+        overlap = settings.overlap_frames
         noise = initial_noise(past.noise, batch.noise(case.clips - 1), settings).to(self.pipe.device)
 
         @cache
@@ -187,9 +199,9 @@ class GoalsComparison:
             def made(repeated: int, one: slice = one) -> Tensor:
                 return last(repeated)[one]
 
-            counts = range(case.end, case.end + 1) if case.end else choices(N, case.start)
-            repeated, clip = close(made, lambda clip: clip, beginning[one], case.start, counts)
-            joined = torch.cat([*(part[one] for part in parts), clip[:, :, case.start :]], dim=2)
+            counts = range(case.end, case.end + 1) if case.end else choices(N, overlap)
+            repeated, clip = close(made, lambda clip: clip, beginning[one], overlap, counts)
+            joined = torch.cat([*(part[one] for part in parts), clip[:, :, overlap:]], dim=2)
             videos.append(self._decoded(joined)[0, :, :-repeated])
         return videos
 
@@ -309,7 +321,9 @@ def document_part(folder: Path) -> str:
         returns = f"{case.end} frames before its end" if case.end else "where the motion is most even"
         of = f"{case.clips} clips, {' to '.join(map(str, lengths))} frames"
         even = [all(0.8 <= one[name] / SPEED <= 1.2 for name in ("in", "out")) for one in found[case]["records"]]
-        row = f"| {of} | {case.start} | {returns if case.returns else 'no'} {_row(found[case])}"
+        last = case.last_reuse.overlap_frames
+        overlap = f"{case.start}" if last == case.start else f"{case.start}, {last} of the last clip"
+        row = f"| {of} | {overlap} | {returns if case.returns else 'no'} {_row(found[case])}"
         lines.append(f"{row} {sum(even)} of {len(even)} |")
     return "\n".join(lines)
 

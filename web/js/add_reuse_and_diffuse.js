@@ -3,10 +3,10 @@
 // that the node lies in, so inside subgraphs too. Nothing runs before the menu is opened.
 
 import { app } from "../../../scripts/app.js";
-import { JOIN, STOCK_SAMPLERS, addAroundSamplers, clipAt, samplesVidRD } from "./around_samplers.js";
+import { JOIN, addAroundSamplers, clipAt, samplesVidRD } from "./around_samplers.js";
 import {
-  GAP, avoidOthers, consumers, create, downstream, isContinued, makeRoom, moveWires, seedAfter, shareWire, slotOf,
-  widgetOf, wireInto,
+  GAP, STOCK_SAMPLERS, avoidOthers, chain, consumers, create, downstream, isContinued, makeRoom, moveWires, seedAfter,
+  shareWire, slotOf, widgetOf, wireInto,
 } from "./graph.js";
 import { keepValues } from "./model_settings.js";
 
@@ -117,11 +117,8 @@ app.registerExtension({
   // Frontends before getNodeMenuItems, such as the 1.27 that ComfyUI 0.3.64 brings.
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (app.collectNodeMenuItems || ![...OWN_SAMPLERS, ...STOCK_SAMPLERS, JOIN].includes(nodeData.name)) return;
-    const original = nodeType.prototype.getExtraMenuOptions;
-    nodeType.prototype.getExtraMenuOptions = function (canvas, options) {
-      const more = original?.apply(this, arguments);
+    chain(nodeType.prototype, "getExtraMenuOptions", function (canvas, options) {
       options.push(...menuItems(this));
-      return more;
-    };
+    });
   },
 });

@@ -1,17 +1,16 @@
 // The next clip around samplers that are not ours: Reuse: Prepare, copies of the samplers in a row, Reuse: Join.
 
 import {
-  GAP, avoidOthers, cloneNode, create, downstream, isContinued, makeRoom, moveWires, origin, seedAfter, shareWire,
-  slotOf, stack, upstream, widgetOf, wireInto,
+  GAP, STOCK_SAMPLERS, avoidOthers, cloneNode, create, downstream, isContinued, makeRoom, moveWires, origin, seedAfter,
+  shareWire, slotOf, stack, upstream, widgetOf, wireInto,
 } from "./graph.js";
+import { isLoader } from "./model_settings.js";
 
 export const JOIN = "VidRDReuseJoin";
-export const STOCK_SAMPLERS = ["KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"];
 const PREPARE = "VidRDReusePrepare";
 const MODEL_OUTPUTS = 2; // of Reuse: Prepare, its first
 const LATENT_OUTPUT = 2;
 const SESSION_OUTPUT = 3;
-const LOADERS = ["VidRDLoadModel", "VidRDLoadUNet"];
 const MOTION_MODULES = /^ADE_/; // nodes of AnimateDiff-Evolved, with which a model of images samples videos
 const IMAGES = ["EmptyLatentImage", "EmptySD3LatentImage", "EmptyFlux2LatentImage"]; // latents that images begin with
 const SEEDS = ["seed", "noise_seed"];
@@ -65,7 +64,7 @@ function samplersInARow(sampler) {
 
 // Whether a sampler's model comes from one of our loaders, through LoRA loaders, guiders and the like.
 export function samplesVidRD(sampler) {
-  return [...upstream(sampler, ["MODEL", "GUIDER"])].some((node) => LOADERS.includes(node.comfyClass));
+  return [...upstream(sampler, ["MODEL", "GUIDER"])].some(isLoader);
 }
 
 // Whether what is sampled there may be a video: all but what begins with the latents of images.

@@ -1,10 +1,9 @@
 // How clips are chained and how long the video gets, from the widgets of the nodes that it comes from. Frames are
 // counted for VidRD's own models; of other families' the nodes tell after the run.
 
-import { widgetOf, wireInto } from "./graph.js";
-import { modelOf, presetValues } from "./model_settings.js";
+import { STOCK_SAMPLERS, widgetOf, wireInto } from "./graph.js";
+import { loopRules, modelOf, presetValues } from "./model_settings.js";
 
-const STOCK_SAMPLERS = ["KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"];
 const VIDEO = 0; // the output of our samplers that holds the whole video, before that of the new clip
 
 // As ReuseSettings.fitted in vidrd_core/reuse/settings.py: as far as clips of so many frames have room.
@@ -12,6 +11,15 @@ export function fitted(settings, numFrames) {
   const room = settings.trim_frames ? Math.floor((numFrames * 5) / 8) : numFrames;
   const overlap = Math.min(settings.overlap_frames, room);
   return { ...settings, overlap_frames: overlap, trim_frames: Math.min(settings.trim_frames, overlap) };
+}
+
+// As closing and choices in vidrd_core/reuse/goal.py: how the last clip of a loop, of so many frames, is chained, and
+// the most frames of the beginning that it ends with.
+export function closing(settings, numFrames, rules) {
+  const room = Math.max(numFrames - 1 - rules.most_repeated, rules.least_overlap);
+  const overlap = Math.min(settings.overlap_frames, room);
+  const repeated = Math.max(1, Math.min(numFrames - 1 - overlap, rules.most_repeated));
+  return { overlap_frames: overlap, trim_frames: Math.min(settings.trim_frames, overlap), repeated };
 }
 
 function valueOf(node, name) {
@@ -60,6 +68,11 @@ function clipLength(node, prior, model) {
   return valueOf(node, "clip_frames") || prior?.clip || model.frames;
 }
 
+// Whether a node closes a loop, where it is known how.
+export function loops(node) {
+  return !!valueOf(node, "loop") && !!loopRules();
+}
+
 // The settings that a node's preset comes to with the video that comes in; undefined for custom, and where that is
 // known only after the run.
 function settled(node, prior) {
@@ -75,7 +88,8 @@ export function chaining(node) {
   return settled(node, videoInto(node, "prior", new Set([node])));
 }
 
-// What a node makes: { added, frames, clip }; frames is undefined where the video that comes in is of unknown length.
+// What a node makes: { added, frames, clip, repeated }; frames is undefined where the video that comes in is of unknown
+// length. A loop gets shorter by 1 to `repeated` frames; 0 of no loop.
 export function plan(node, seen = new Set()) {
   seen = new Set([...seen, node]);
   if (node.comfyClass === "VidRDReuseJoin") {
@@ -91,9 +105,12 @@ export function plan(node, seen = new Set()) {
   if (!widgetOf(node, "preset")) return undefined;
   const prior = videoInto(node, "prior", seen);
   const clip = clipLength(node, prior, model);
-  const trimmed = settled(node, prior)?.trim_frames ?? valueOf(node, "trim_frames");
+  const custom = { overlap_frames: valueOf(node, "overlap_frames"), trim_frames: valueOf(node, "trim_frames") };
+  const settings = settled(node, prior) ?? custom;
+  const last = loops(node) ? closing(settings, clip, loopRules()) : { ...settings, repeated: 0 };
   const clips = valueOf(node, "num_clips") ?? 1;
-  const begins = prior?.frames === 0;
-  const added = clips * (clip - trimmed) + (begins ? trimmed : 0); // a first clip is not trimmed
-  return { added, frames: prior?.frames === undefined ? undefined : prior.frames + added, clip };
+  const first = prior?.frames === 0 ? settings.trim_frames : 0; // a first clip is not trimmed
+  const added = clips * (clip - settings.trim_frames) + first + settings.trim_frames - last.trim_frames;
+  const frames = prior?.frames === undefined ? undefined : prior.frames + added;
+  return { added, frames, clip, repeated: last.repeated };
 }

@@ -1,6 +1,7 @@
-// Reading and changing the graph that a node lies in, so inside subgraphs too: wires, copies, places.
+// Reading, listening to and changing the graph that a node lies in, so inside subgraphs too: wires, copies, places.
 
 export const GAP = 60; // pixels between nodes
+export const STOCK_SAMPLERS = ["KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"];
 
 /* Reading */
 
@@ -11,6 +12,11 @@ export function slotOf(node, name) {
 export function wireInto(node, name) {
   const slot = slotOf(node, name);
   return slot < 0 ? null : node.getInputLink(slot);
+}
+
+// Whether an input has a wire; also of a copy that is in no graph.
+export function isWired(node, name) {
+  return (node.inputs?.[slotOf(node, name)]?.link ?? null) !== null;
 }
 
 // The node at the other end of the wire into an input, past reroutes; undefined at the edge of a subgraph.
@@ -76,6 +82,18 @@ export function upstream(node, types, found = new Set()) {
 // Another clip already follows, so that what is added becomes a branch.
 export function isContinued(node) {
   return [...downstream(node, true)].some((next) => isSampler(next) || slotOf(next, "guider") >= 0);
+}
+
+/* Listening */
+
+// Do something more when one of the object's methods is called; gives what the method gave.
+export function chain(object, name, work) {
+  const own = object[name];
+  object[name] = function (...given) {
+    const result = own?.apply(this, given);
+    work.apply(this, given);
+    return result;
+  };
 }
 
 /* Changing */

@@ -9,7 +9,7 @@ const LOADERS = { VidRDLoadModel: "model_name", VidRDLoadUNet: "unet_name" }; //
 
 export const begun = new WeakMap(); // of a new node: what its widgets began with, or were given of the model since
 
-let settings = { presets: {}, models: {} };
+let settings = { presets: {}, models: {}, loop: undefined };
 
 // A node of a workflow, a copy or one with settings of its own keeps its values.
 export function keepValues(node) {
@@ -30,11 +30,16 @@ export function presetValues(name) {
   return settings.presets[name];
 }
 
+// How a loop closes; undefined where the server did not answer.
+export function loopRules() {
+  return settings.loop;
+}
+
 function ofLoader(loader) {
   return settings.models[loader.comfyClass]?.[widgetOf(loader, LOADERS[loader.comfyClass])?.value];
 }
 
-function isLoader(node) {
+export function isLoader(node) {
   return node.comfyClass in LOADERS;
 }
 

@@ -1,6 +1,7 @@
 // Lets a finished clip play at once, over and over, inside "Preview VidRD Clip"; the frontend would wait for a click.
 
 import { app } from "../../../scripts/app.js";
+import { chain, widgetOf } from "./graph.js";
 
 const PREVIEW = "VidRDPreviewClip";
 const WIDGET = "video-preview"; // in which frontends with drawn nodes show a video
@@ -11,8 +12,7 @@ const started = new WeakSet();
 
 // The node's videos, in a widget or, where nodes are elements of the page, among those.
 function videosOf(node) {
-  const widget = node.widgets?.find((entry) => entry.name === WIDGET);
-  const inWidget = widget?.element?.querySelectorAll?.("video") ?? [];
+  const inWidget = widgetOf(node, WIDGET)?.element?.querySelectorAll?.("video") ?? [];
   const inPage = document.querySelectorAll(`[data-node-id="${CSS.escape(String(node.id))}"] video`);
   return [...inWidget, ...inPage];
 }
@@ -33,10 +33,8 @@ app.registerExtension({
 
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.name !== PREVIEW) return;
-    const original = nodeType.prototype.onExecuted;
-    nodeType.prototype.onExecuted = function (output) {
-      original?.apply(this, arguments);
+    chain(nodeType.prototype, "onExecuted", function () {
       playWhenThere(this);
-    };
+    });
   },
 });

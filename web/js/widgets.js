@@ -4,13 +4,14 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { chaining, countAnew, plan } from "./clip_lengths.js";
-import { consumers, slotOf, widgetOf, wireInto } from "./graph.js";
-import { begun, keepValues, loadSettings, modelAhead, modelBehind, modelOf } from "./model_settings.js";
+import { chaining, countAnew, loops, plan } from "./clip_lengths.js";
+import { chain, consumers, isWired, widgetOf } from "./graph.js";
+import {
+  begun, isLoader, keepValues, loadSettings, loopRules, modelAhead, modelBehind, modelOf,
+} from "./model_settings.js";
 
 const CHAINED = ["VidRDReuseAndDiffuse", "VidRDManyClips", "VidRDReusePrepare"];
 const TELLING = [...CHAINED, "VidRDSampleFirstClip", "VidRDReuseJoin"]; // that say how long the video gets
-const LOADERS = ["VidRDLoadModel", "VidRDLoadUNet"];
 // A setting of the reuse and the widget that shows it.
 const SETTINGS = {
   overlap_frames: "overlap_frames", noise_alpha: "noise_alpha", guidance_beta: "guidance_beta", order: "order",
@@ -54,10 +55,6 @@ function modelOfNegative(node) {
   return fed.map((next) => modelOf(next.node)).find((model) => model?.cfg);
 }
 
-function isLinked(node, name) {
-  return slotOf(node, name) >= 0 && !!wireInto(node, name);
-}
-
 // Widgets that hold what they began with, or what they were given here, take what suits the model.
 function takeFromModel(node) {
   const known = begun.get(node);
@@ -67,7 +64,7 @@ function takeFromModel(node) {
   for (const [name, widgetName] of Object.entries(widgets)) {
     const widget = widgetOf(node, widgetName);
     if (!widget || model[name] === undefined || widget.value !== known[widgetName]) continue;
-    if (isLinked(node, widgetName)) continue;
+    if (isWired(node, widgetName)) continue;
     known[widgetName] = widget.value = model[name];
   }
 }
@@ -91,13 +88,7 @@ function showPreset(node) {
 // Calls `changed` after a person, but no script, has changed a widget.
 function onEdit(node, name, changed) {
   const widget = widgetOf(node, name);
-  if (!widget) return;
-  const original = widget.callback;
-  widget.callback = function () {
-    const result = original?.apply(this, arguments);
-    changed(node, widget);
-    return result;
-  };
+  if (widget) chain(widget, "callback", () => changed(node, widget));
 }
 
 function chooseCustom(node) {
@@ -121,12 +112,17 @@ function length({ added, frames }, verb, fps) {
   return `${verb} ${count(added)}, video so far ${count(frames)}${seconds(frames, fps)}`;
 }
 
+function fewer(most) {
+  return `${most > 1 ? "1 to " : ""}${count(most)} fewer`;
+}
+
 function planned(node) {
   const model = modelOf(node);
   const lines = [];
   const making = plan(node);
   if (making) lines.push(length(making, "adds", model?.fps));
-  if (making && widgetOf(node, "loop")?.value) lines.push("loop: 1 to 4 frames fewer, where the motion is most even");
+  if (making?.repeated) lines.push(`loop: ${fewer(making.repeated)}, where the motion is most even`);
+  else if (loops(node) && model && !model.reuse) lines.push(`loop: ${loopRules().latents} latents fewer`);
   const preset = widgetOf(node, "preset")?.value;
   if (["auto", "smooth"].includes(preset) && model && !model.reuse) {
     lines.push(`${preset}: what suits the model's family, told here after the run`);
@@ -271,20 +267,17 @@ async function readAgain(node) {
 
 function prepare(node) {
   remember(node);
-  const configured = node.onConfigure;
-  node.onConfigure = function () {
-    const result = configured?.apply(this, arguments);
-    keepValues(this);
-    shrinkOnce(this, arguments[0]);
-    refreshSoon(this.graph ?? app.canvas?.graph);
-    return result;
-  };
+  chain(node, "onConfigure", (saved) => {
+    keepValues(node);
+    shrinkOnce(node, saved);
+    refreshSoon(node.graph ?? app.canvas?.graph);
+  });
   if (!ours(node)) return;
   fold(node);
   if (TELLING.includes(node.comfyClass)) addTold(node);
   for (const name of CHAINED.includes(node.comfyClass) ? Object.values(SETTINGS) : []) onEdit(node, name, chooseCustom);
   for (const widget of node.widgets ?? []) if (widget.name !== TOGGLE && widget.name !== TOLD) onEdit(node, widget.name, look);
-  if (LOADERS.includes(node.comfyClass)) for (const widget of node.widgets ?? []) onEdit(node, widget.name, readAgain);
+  if (isLoader(node)) for (const widget of node.widgets ?? []) onEdit(node, widget.name, readAgain);
   if (widgetOf(node, TOGGLE) || widgetOf(node, TOLD)) node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
 }
 
@@ -321,21 +314,18 @@ app.registerExtension({
 
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!nodeData.name.startsWith("VidRD")) return;
-    const { onConnectionsChange, onExecuted } = nodeType.prototype;
-    nodeType.prototype.onConnectionsChange = function () {
-      onConnectionsChange?.apply(this, arguments);
+    chain(nodeType.prototype, "onConnectionsChange", function () {
       refreshSoon(this.graph);
-    };
+    });
     if (!TELLING.includes(nodeData.name)) return;
-    nodeType.prototype.onExecuted = function (output) {
-      onExecuted?.apply(this, arguments);
+    chain(nodeType.prototype, "onExecuted", function (output) {
       if (!output?.vidrd?.[0]) return;
       countAnew();
       runs.set(this, { told: JSON.parse(output.vidrd[0]), plan: planned(this).join("\n") });
       const progress = widgetOf(this, PROGRESS);
       if (progress) this.removeWidget?.(progress);
       tell(this);
-    };
+    });
   },
 
   nodeCreated(node) {

@@ -2,6 +2,7 @@
 
 import { app } from "../../../../scripts/app.js";
 import { api } from "../../../../scripts/api.js";
+import { chain, isWired, widgetOf } from "../graph.js";
 import { TimelineView } from "./view.js";
 
 const NODE = "VidRDTimeline";
@@ -13,15 +14,6 @@ const SETTINGS = ["negative_prompt", "width", "height", "cfg", "steps", "sampler
 
 const views = new Map(); // node -> its view
 const former = new Map(); // id of a node that was removed -> its view
-
-function widgetOf(node, name) {
-  return node.widgets?.find((widget) => widget.name === name);
-}
-
-function isWired(node, name) {
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  return slot >= 0 && node.inputs[slot].link !== null && node.inputs[slot].link !== undefined;
-}
 
 function valueOf(node, name) {
   return isWired(node, name) ? undefined : widgetOf(node, name)?.value;
@@ -35,16 +27,6 @@ function hideText(widget) {
   widget.computeSize = () => [0, -4];
   widget.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 });
   if (widget.element) widget.element.style.display = "none";
-}
-
-// Do something more when the graph calls one of the node's methods; gives what the method gave.
-function chain(node, name, work) {
-  const own = node[name];
-  node[name] = function () {
-    const result = own?.apply(this, arguments);
-    work.call(this);
-    return result;
-  };
 }
 
 function hostOf(node) {
