@@ -140,6 +140,8 @@ def group_norm(layer: Any, x: Tensor, may_overwrite: bool = False) -> Tensor:
     """
     if is_tiny(x):
         return layer(x.contiguous())
+    if x.ndim == 5 and x.shape[2] == 1:  # torch would take some of their memory for plain and return it so
+        return group_norm(layer, x.squeeze(2), may_overwrite).unsqueeze(2)
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
         some = rearrange(x, "b c ... -> b (...) c")[:, ::8].mean(1)
         shift = reduce(some, "b (g c) -> b g", "mean", g=layer.num_groups)
