@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.allocations import tensor_peak
 from vidrd_core import VidRDAutoencoderKL, VidRDUNet
-from vidrd_core.models import fast_paths
+from vidrd_core.models import autoencoder, fast_paths, layers
 from vidrd_core.models.layers import TransformerBlock
 
 IMAGE_UNET = {
@@ -455,3 +455,28 @@ def test_a_norm_by_sums_gives_what_torchs_own_gives(dtype: torch.dtype, shape: t
     assert relative_error(out, expected) < (1e-5 if dtype == torch.float32 else 3e-3)
     assert out.dtype == dtype and out.is_contiguous(memory_format=layout)
     assert fast_paths.norm_by_sums(layer, x, may_overwrite=True).data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_large_clips_keep_their_channels_last_through_the_models(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every convolution would convert them. Frames one by one have an axis of length 1, which torch may misread."""
+    seen = []
+
+    def norm(layer: nn.Module, x: torch.Tensor, may_overwrite: bool = False) -> torch.Tensor:
+        out = plain(layer, x, may_overwrite)
+        for tensor in (x, out):
+            per_frame = tensor.transpose(1, 2).flatten(0, 1) if tensor.ndim == 5 else tensor
+            if not fast_paths.is_tiny(tensor):
+                seen.append((tuple(tensor.shape), per_frame.is_contiguous(memory_format=torch.channels_last)))
+        return out
+
+    plain = fast_paths.group_norm
+    for module in (layers, autoencoder):
+        monkeypatch.setattr(module, "group_norm", norm)
+    vae = tiny_vae().to(dtype)
+    vae.decode(torch.randn(1, 4, 3, 40, 40, dtype=dtype))
+    vae.encode(torch.randn(1, 3, 3, 128, 128, dtype=dtype))
+    assert len(seen) > 20 and [shape for shape, kept in seen if not kept] == []
