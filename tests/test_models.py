@@ -462,7 +462,7 @@ def test_a_norm_by_sums_gives_what_torchs_own_gives(dtype: torch.dtype, shape: t
 def test_large_clips_keep_their_channels_last_through_the_models(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else every convolution would convert them. Frames one by one have an axis of length 1, which torch may misread."""
+    """Else every convolution would convert them; torch may misread the layout of frames one by one."""
     seen = []
 
     def norm(layer: nn.Module, x: torch.Tensor, may_overwrite: bool = False) -> torch.Tensor:
