@@ -140,7 +140,9 @@ def group_norm(layer: Any, x: Tensor, may_overwrite: bool = False) -> Tensor:
     """
     if is_tiny(x):
         return layer(x.contiguous())
-    if x.ndim == 5 and x.shape[2] == 1:  # torch would take some of their memory for plain and return it so
+    if x.ndim == 5 and x.shape[2] == 1 and not torch.is_grad_enabled():
+        # torch takes some of their memory for plain, and returns it so. (The backward pass of its kernel for
+        # channels-last images has ended in a segmentation fault, torch 2.13.)
         return group_norm(layer, x.squeeze(2), may_overwrite).unsqueeze(2)
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
         some = rearrange(x, "b c ... -> b (...) c")[:, ::8].mean(1)
