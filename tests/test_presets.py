@@ -88,6 +88,8 @@ def test_the_preset_smooth_repeats_the_end_nearly_clean_and_joins_only_what_is_n
     shown_noise = [relative_error(shown[:, overlap], end) for shown in seen.clips[1]]
     prior_noise = [relative_error(shown[:, tail], end) for shown in seen.clips[0]]
     assert shown_noise[0] < 0.1 * prior_noise[0]
+    for step, later in ((0, 8), (5, 9)):  # 0.8 of the way to the end is here a whole number of steps
+        assert torch.equal(seen.clips[1][step][:, overlap], seen.clips[0][later][:, tail]), step
     assert shown_noise == sorted(shown_noise, reverse=True) and shown_noise[-1] > 0
     for step in range(9):  # in every step cleaner than the prior's end was one step later
         assert shown_noise[step] < prior_noise[step + 1], step

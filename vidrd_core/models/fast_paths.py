@@ -140,18 +140,18 @@ def group_norm(layer: Any, x: Tensor, may_overwrite: bool = False) -> Tensor:
     """
     if is_tiny(x):
         return layer(x.contiguous())
-    if x.ndim == 5 and x.shape[2] == 1 and not torch.is_grad_enabled():
-        # torch takes some of their memory for plain, and returns it so. (The backward pass of its kernel for
-        # channels-last images has ended in a segmentation fault, torch 2.13.)
+    if torch.is_grad_enabled():  # frames one by one too: torch 2.13 has crashed in the backward pass for them as images
+        return layer(x)
+    if x.ndim == 5 and x.shape[2] == 1:  # torch may take the memory of such clips for plain and return it so
         return group_norm(layer, x.squeeze(2), may_overwrite).unsqueeze(2)
-    if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
+    if x.device.type == "cpu" and x.dtype == torch.float32:
         some = rearrange(x, "b c ... -> b (...) c")[:, ::8].mean(1)
         shift = reduce(some, "b (g c) -> b g", "mean", g=layer.num_groups)
         shift = repeat(shift, "b g -> b (g c)", c=x.shape[1] // layer.num_groups)
         shift = shift.unflatten(1, (-1,) + (1,) * (x.ndim - 2))
         x = x.sub_(shift) if may_overwrite else x - shift
     is_large = x.device.type == "cuda" and x.numel() >= SUMMED_ELEMENTS
-    if is_large and not torch.is_grad_enabled() and uses_own_weights(layer, nn.GroupNorm):
+    if is_large and uses_own_weights(layer, nn.GroupNorm):
         return norm_by_sums(layer, x, may_overwrite)
     return layer(x)
 
