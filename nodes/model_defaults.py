@@ -13,11 +13,10 @@ from typing import Any
 
 from ..vidrd_core.reuse.presets import PRESETS
 from ..vidrd_core.reuse.settings import ReuseSettings, with_current_names
-from .words import REUSE_PRESETS
+from .words import RELEASED_SCHEDULER, REUSE_PRESETS
 
 PIXELS = 8  # of a latent, in each direction
-SCHEDULERS = {"trailing": "simple"}  # diffusers' spacing of timesteps -> ComfyUI's scheduler with the same; else:
-USUAL_SCHEDULER = "ddim_uniform"
+SCHEDULERS = {"trailing": "simple"}  # diffusers' spacing of timesteps -> ComfyUI's scheduler with the same
 FAR = 1.5  # a size or a guidance scale that many times the model's, or as small a part of it, is far from it
 
 
@@ -43,7 +42,7 @@ class ModelDefaults:
     negative: str = "watermark"
     reuse: ReuseSettings = ReuseSettings()
     chains: bool = False
-    scheduler: str = USUAL_SCHEDULER
+    scheduler: str = RELEASED_SCHEDULER
 
     def far_off(self, width: int, height: int, frames: int, steps: int, cfg: float) -> list[str]:
         """Sentences on settings that are far from what the model was trained for or is used with; 0: is not known."""
@@ -87,7 +86,7 @@ def defaults_of(path: Path) -> ModelDefaults:
         reuse or released.reuse,
         reuse is not None,
         SCHEDULERS.get(
-            str(model_file(path, "scheduler/scheduler_config.json").get("timestep_spacing")), USUAL_SCHEDULER
+            str(model_file(path, "scheduler/scheduler_config.json").get("timestep_spacing")), RELEASED_SCHEDULER
         ),
     )
 

@@ -28,7 +28,7 @@ from .sampling_inputs import (
     seed_input,
     tell_input,
 )
-from .words import AUTO, CATEGORY
+from .words import AUTO, CATEGORY, RELEASED_SAMPLER, RELEASED_SCHEDULER
 
 
 class SampleFirstClip(io.ComfyNode):
@@ -59,9 +59,12 @@ class SampleFirstClip(io.ComfyNode):
                     tooltip=("Denoising steps; time grows with them. The release used 50, 20 to 30 often do."),
                 ),
                 cfg_input(),
-                io.Combo.Input("sampler_name", options=sampler_names(), default="ddim", tooltip=SAMPLER_TIP),
+                io.Combo.Input("sampler_name", options=sampler_names(), default=RELEASED_SAMPLER, tooltip=SAMPLER_TIP),
                 io.Combo.Input(
-                    "scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="ddim_uniform", tooltip=SCHEDULER_TIP
+                    "scheduler",
+                    options=comfy.samplers.SCHEDULER_NAMES,
+                    default=RELEASED_SCHEDULER,
+                    tooltip=SCHEDULER_TIP,
                 ),
                 *advanced(
                     [

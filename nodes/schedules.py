@@ -16,7 +16,7 @@ from .any_model.families import Family, latent_format_of
 from .any_model.noise import ModelNoise
 from .native.model import VidRDModel
 from .samplers import noise_levels
-from .words import AUTO, FROM_PRIOR
+from .words import AUTO, FROM_PRIOR, RELEASED_SAMPLER, RELEASED_SCHEDULER
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Schedule:
         }
 
 
-RELEASED_SCHEDULE = Schedule(50, "ddim", "ddim_uniform")
+RELEASED_SCHEDULE = Schedule(50, RELEASED_SAMPLER, RELEASED_SCHEDULER)
 USUAL_SCHEDULE = Schedule(20, "euler", "simple")  # of other families, where nothing says more
 
 
