@@ -1,6 +1,7 @@
 """Time of one denoising step by kind of operation, and the floor: its operations at the machine's peak rate.
 
     python benchmarks/profile_step.py                                  # tiny
+    python benchmarks/profile_step.py --size bundled --dtype bf16      # the bundled model
     python benchmarks/profile_step.py --size released --dtype bf16 --output profile.json
     python benchmarks/profile_step.py --decoder                        # decoding a clip instead
 
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from contenders import best_time, convolution_rate, machine, matrix_rate
-from models import DTYPES, SIZES, make_unet, make_vae
+from models import DTYPES, SIZES, make_pipeline, make_unet, make_vae
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,16 +45,20 @@ def kind_of(name: str) -> str:
 
 def make_work(options: argparse.Namespace) -> tuple[Callable[[], Any], list[int]]:
     """One guidance step, or decoding one clip, and the shape of its latents."""
-    size, dtype, device = SIZES[options.size], DTYPES[options.dtype], options.device
-    pixels = options.pixels or size.pixels
+    dtype, device = DTYPES[options.dtype], options.device
+    if options.size == "bundled":
+        pipe = make_pipeline(options.size, dtype, device)
+        model, usual = pipe.vae if options.decoder else pipe.unet, pipe.default_size
+    else:
+        make = make_vae if options.decoder else make_unet
+        model, usual = make(options.size, dtype, device), SIZES[options.size].pixels
+    pixels = options.pixels or usual
     shape = [1 if options.decoder else 2, 4, options.frames, pixels // 8, pixels // 8]
     x = torch.randn(shape, device=device).to(dtype)
     if options.decoder:
-        vae = make_vae(options.size, dtype, device)
-        return lambda: vae.decode(x), shape
-    unet = make_unet(options.size, dtype, device)
-    text = torch.randn(2, 77, size.width, device=device).to(dtype)
-    return lambda: unet(x, 500, text), shape
+        return lambda: model.decode(x), shape
+    text = torch.randn(2, 77, model.config.cross_attention_dim, device=device).to(dtype)
+    return lambda: model(x, 500, text), shape
 
 
 def times_by_kind(work: Callable[[], Any], device: str, output: Path | None) -> dict[str, tuple[float, int]]:
@@ -91,7 +96,7 @@ def floor(work: Callable[[], Any], dtype: torch.dtype, device: str) -> tuple[flo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(SIZES), default="tiny")
+    parser.add_argument("--size", choices=("bundled", *SIZES), default="tiny")
     parser.add_argument("--decoder", action="store_true")
     parser.add_argument("--pixels", type=int, help="height and width (the size's own)")
     parser.add_argument("--frames", type=int, default=8)
