@@ -108,8 +108,7 @@ def main() -> int:
     )  # fmt: skip
     options = parser.parse_args()
     options.timestep = 500
-    flags = ["--cpu"] if options.device == "cpu" else []
-    load_pack(*flags, *ATTENTION[options.attention])
+    load_pack(*ATTENTION[options.attention], device=options.device)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
     pixels = options.pixels or SIZES[options.size].pixels
     torch.manual_seed(0)

@@ -47,12 +47,16 @@ known, else by the negative prompt, which is unconditional where it is empty.
 """
 
 
-def load_pack(*flags: str) -> dict[str, Any]:
-    """The nodes by their ids, loaded as ComfyUI loads them; ``flags`` are ComfyUI's own, ``--cpu`` unless given."""
+def load_pack(*flags: str, device: str = "cpu") -> dict[str, Any]:
+    """The nodes by their ids, loaded as ComfyUI loads them; ``flags`` are ComfyUI's own.
+
+    Args:
+        device: "cpu", or "cuda" for the one that ComfyUI takes by itself.
+    """
     tree = TREE.expanduser().resolve()
     sys.path.insert(0, str(tree))
     os.chdir(tree)
-    given, sys.argv = sys.argv, ["main.py", *(flags or ["--cpu"])]
+    given, sys.argv = sys.argv, ["main.py", *(["--cpu"] if device == "cpu" else []), *flags]
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -13,6 +13,7 @@ from components import make_pipeline, relative_error
 
 from vidrd_core import ReuseSettings, VidRDPipeline
 from vidrd_core.cli import main
+from vidrd_core.models.fast_paths import norm_by_sums
 from vidrd_core.models.unet import VidRDUNetOutput
 from vidrd_core.runtime import compiling
 from vidrd_core.runtime.compiling import compile_unet
@@ -53,6 +54,20 @@ def test_the_unet_is_traced_as_one_graph(own: VidRDPipeline, dtype: torch.dtype)
     with torch.no_grad():
         found = torch._dynamo.explain(unet)(x, torch.full((2,), 500), text)
     assert found.graph_break_count == 0, found.break_reasons
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 6), (2, 8, 3, 6, 6)])
+def test_a_norm_by_sums_is_traced_as_one_graph_and_gives_the_same(shape: tuple[int, ...]) -> None:
+    """A GPU's, for large clips: it writes in place, which dynamo does not trace for channels-last memory."""
+    torch._dynamo.reset()
+    layer = torch.nn.GroupNorm(4, 8, dtype=torch.bfloat16)
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    x = torch.randn(shape, dtype=torch.bfloat16).contiguous(memory_format=layout)
+    with torch.no_grad():
+        compiled = torch.compile(norm_by_sums, backend="aot_eager", fullgraph=True)(layer, x.clone(), True)
+        expected = norm_by_sums(layer, x)
+    assert compiled.dtype == x.dtype and compiled.is_contiguous(memory_format=layout)
+    assert relative_error(compiled, expected) < 1e-2
 
 
 def test_an_output_of_a_compiled_unet_is_not_overwritten_by_the_next_call() -> None:

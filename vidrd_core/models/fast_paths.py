@@ -171,6 +171,8 @@ def norm_by_sums(layer: Any, x: Tensor, may_overwrite: bool = False) -> Tensor:
     scale = deviation * weight
     shift = bias - mean * scale
     scale, shift = (s.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)) for s in (scale, shift))
+    if torch.compiler.is_compiling():  # which cannot trace writing to channels-last memory
+        return torch.addcmul(shift, x, scale).to(x.dtype)
     return torch.addcmul(shift, x, scale, out=x if may_overwrite else torch.empty_like(x))
 
 
