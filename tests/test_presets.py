@@ -189,9 +189,9 @@ def test_a_pipeline_goes_by_its_preset_where_a_call_says_nothing(tmp_path: Path)
     assert made.frames.shape[2] == 4 + 2
     first, second = made.clips
     assert torch.allclose(second[:, :, :2], first[:, :, 2:], atol=0.2)  # steered to the last step but one
-    pipe.scheduler = make_scheduler("euler", pipe.scheduler.config)
-    pipe.use_preset("fast")
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
+    pipe.use_preset("fast")
+    assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
     assert pipe(**call).state.sampling.num_inference_steps == PRESETS["fast"].num_inference_steps
     chosen = pipe(**call, num_inference_steps=2, reuse=ReuseSettings(1), guidance_rescale=0.5).state.sampling
     assert chosen.reuse == ReuseSettings(1) and chosen.guidance_rescale == 0.5
