@@ -57,6 +57,7 @@ def start(options: argparse.Namespace) -> dict[str, float]:
     import diffusers  # noqa: F401  (imports are counted by themselves)
     import transformers  # noqa: F401
 
+    from vidrd_core import VidRDPipeline  # noqa: F401  (and what of diffusers it takes)
     from vidrd_core.cli.models import load_pipeline
 
     imported = time.perf_counter()

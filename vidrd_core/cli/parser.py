@@ -286,7 +286,9 @@ def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
         "--split-guidance", action="store_true", help="guidance one half after the other: half a step's memory"
     )
     group.add_argument(
-        "--background-decoding", action="store_true", help="decode a clip while the next one is sampled; same result"
+        "--background-decoding",
+        action="store_true",
+        help="decode a clip while the next one is sampled; same result; for a GPU, on a CPU it takes longer",
     )
     group.add_argument(
         "--compile",

@@ -72,8 +72,8 @@ FEW_STEPS = "few_steps"  # within a model folder: a LoRA that samples in few ste
 PRESETS: dict[str, Preset] = {
     "paper": Preset("the released values: 50 steps of DDIM, overlap 4, alpha 4, beta 0.4, reversed order"),
     "smooth": SMOOTH,
-    # Of a model folder with a folder FEW_STEPS: the LoRA and the settings there. Of another one 10 steps of Euler, which
-    # lose nothing measurable against 50 of DDIM: "Fewer steps" in benchmarks/README.md.
+    # Of a model folder with a folder FEW_STEPS: the LoRA and the settings there. Of another one 10 steps of Euler,
+    # which lose nothing measurable against 50 of DDIM: "Fewer steps" in benchmarks/README.md.
     FAST: replace(
         SMOOTH,
         summary="smooth in few steps: by the model's own LoRA for that where there is one, else in 10 of Euler",
